@@ -1,0 +1,85 @@
+"""README.md is executable: its Python blocks run, section by section; so do its `fxapprox ... --help` lines.
+
+A `##` heading starts a fresh namespace. A Python block whose first line contains `# not run` is skipped.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+INSTALL = "pip install -c constraints.txt -e '.[test]'"
+SHELLS = {"console", "bash", "sh", "shell"}
+
+
+@dataclass(frozen=True)
+class Block:
+    section: str
+    language: str
+    line: int  # of the first line of code, counted from 1
+    lines: list[str] = field(default_factory=list)
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """The fenced blocks of a Markdown text; a heading inside a fence is code, not a heading."""
+    section, fence, block = "(top)", "", None
+    for number, line in enumerate(text.splitlines(), start=1):
+        opening = re.match(r"(`{3,}|~{3,})\s*(\w*)", line)
+        if block is None and opening:
+            fence, block = opening[1], Block(section, opening[2].lower(), number + 1)
+        elif block is None and line.startswith("## "):
+            section = line.removeprefix("## ").strip()
+        elif block is not None and line.rstrip() == fence:
+            yield block
+            block = None
+        elif block is not None:
+            block.lines.append(line)
+    assert block is None, f"the fence opened before line {block.line} is never closed"
+
+
+def runnable(block: Block) -> bool:
+    return block.language == "python" and "# not run" not in "".join(block.lines[:1])
+
+
+BLOCKS = list(blocks(README.read_text(encoding="utf-8"))) if README.is_file() else []
+SECTIONS = list(dict.fromkeys(b.section for b in BLOCKS if runnable(b)))
+SHELL_LINES = [line.strip().removeprefix("$ ") for b in BLOCKS if b.language in SHELLS for line in b.lines]
+HELP_LINES = [line for line in SHELL_LINES if re.match(r"fxapprox\b.*\s--help\b", line)]
+
+
+def test_there_is_a_readme_with_python_to_run() -> None:
+    assert README.is_file(), f"{README} is missing"
+    assert SECTIONS, "README.md has no ```python block that runs"
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("section", SECTIONS)
+def test_python_blocks(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)  # dataclasses, pickle and Dynamo look it up by name
+    monkeypatch.chdir(tmp_path)
+    for block in BLOCKS:
+        if block.section == section and runnable(block):
+            source = "\n" * (block.line - 1) + "\n".join(block.lines)  # tracebacks show README's lines
+            exec(compile(source, str(README), "exec"), module.__dict__)
+
+
+def test_help_lines(tmp_path: Path) -> None:
+    cli = [sys.executable, "-c", "import sys; from fxapprox.cli import main; sys.exit(main())"]
+    for line in HELP_LINES:
+        arguments = shlex.split(line, comments=True)[1:]
+        done = subprocess.run([*cli, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_ci_runs_the_install_command_that_readme_gives() -> None:
+    assert INSTALL in SHELL_LINES
+    assert INSTALL in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
