@@ -1,0 +1,216 @@
+"""What the passes hand each other: frozen records about values, and the plan for storing them.
+
+``classify`` describes every forward value that backward could ask for as an ``Activation``; ``plan`` reads nothing
+else, and answers with a ``Plan``: which of them are stored, and each in which codec. Everything that a report
+shows comes from the same records.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from fxapprox.codecs import Codec
+
+
+class Use(enum.IntEnum):
+    """How an operator's result depends on one of its operands, ordered: a chain of uses is as strict as its strictest."""
+
+    LINEAR = 0
+    SMOOTH = 1
+    ATTENTION = 2
+    SOFTMAX = 3
+    SENSITIVE = 4
+    DECISION = 5
+
+
+class Class(enum.Enum):
+    """What a value needs when it is stored (the table in docs/design.md); the text is what reports print."""
+
+    FREE = "free"
+    DISCRETE = "discrete"
+    STATISTIC = "statistic"
+    LINEAR = "linear"
+    SMOOTH = "smooth"
+    ATTENTION = "attention"
+    SOFTMAX = "softmax"
+    SENSITIVE = "sensitive"
+
+
+class Reach(enum.Enum):
+    """Where an error in a stored value ends: in one parameter's gradient, or in earlier layers' as well."""
+
+    TERMINAL = "terminal"
+    CHAIN = "chain"
+
+
+CLASS_OF_USE = {
+    Use.LINEAR: Class.LINEAR,
+    Use.SMOOTH: Class.SMOOTH,
+    Use.ATTENTION: Class.ATTENTION,
+    Use.SOFTMAX: Class.SOFTMAX,
+    Use.SENSITIVE: Class.SENSITIVE,
+    Use.DECISION: Class.SENSITIVE,
+}
+LEAST_BITS = {Class.LINEAR: 2, Class.SMOOTH: 4, Class.ATTENTION: 8, Class.SOFTMAX: 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One operand of a forward operator: what recomputing the operator asks of it."""
+
+    name: str
+    use: Use
+
+    @property
+    def exact(self) -> bool:
+        """Whether an approximate operand will not do."""
+        return self.use >= Use.SENSITIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A predicate's operand as a per-channel affine function of a stored value: z = (...((x op c1) op c2)...).
+
+    Attributes:
+        root: the value x that one code can store together with the predicate.
+        steps: (operator, coefficient) from x to z; a coefficient is a node name or a number.
+        threshold: the predicate compares z with this number.
+        upper_is_true: whether the predicate is true where z lies above the threshold.
+        mean, rstd: names of the exact statistics that standardize x, if its normalization has them; else None.
+    """
+
+    root: str
+    steps: tuple[tuple[Literal["add", "sub", "rsub", "mul", "div", "neg"], str | float], ...]
+    threshold: float
+    upper_is_true: bool
+    mean: str | None = None
+    rstd: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """One forward value of the joint graph.
+
+    Attributes:
+        name: node name in the joint graph.
+        op: the operator that makes it, e.g. "aten.convolution".
+        shape, dtype, device: of the tensor; sizes that are symbolic stand here as their hints.
+        nbytes: bytes of the value itself, at the hints.
+        kind: its ``Class``, from every way in which backward can read it.
+        reach: see ``Reach``; None if nothing in backward reads it directly.
+        reason: why it has that class, in words.
+        predicates: names of the predicates computed from it that backward needs.
+        module, source: path of the module that made it, and the user's source line.
+        demand: what backward's own operators ask of it: None (nothing), or the strictest ``Use``.
+        operands: what recomputing it would read.
+        recomputable: whether backward may recompute it; ``pinned`` says why not.
+        storable: False for values that cannot be saved (tuples).
+        free: alive during backward anyway.
+        approximable: whether an approximate copy is of any use and safe; else it is exact or recomputed.
+        span: the range (low, high) that an integer is known to lie in, or None.
+        nonnegative: whether no element can be below zero.
+        dense: whether its elements fill their memory without gaps.
+        embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    device: str
+    nbytes: int
+    kind: Class
+    reach: Reach | None
+    reason: str
+    predicates: tuple[str, ...]
+    module: str
+    source: str
+    demand: Use | None
+    operands: tuple[Operand, ...]
+    recomputable: bool
+    pinned: str
+    storable: bool
+    free: bool
+    approximable: bool
+    span: tuple[int, int] | None = None
+    nonnegative: bool = False
+    dense: bool = True
+    embedded: Affine | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its elements are floating point numbers."""
+        return self.dtype is not None and self.dtype.is_floating_point
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One entry of the plan: a value (and the predicates its code carries), stored in a codec.
+
+    Attributes:
+        name: the value.
+        codec: how it is stored.
+        affine: for a code that carries a predicate: where the predicate's threshold lies.
+        carried: names of the decisions that the code carries: predicates, and rectifiers run again from it.
+        predicates: those of them that are masks, and cross to backward only inside this code.
+        kind: class of the value, given everything that is recomputed from it.
+        nbytes: bytes stored.
+        reason: why it is stored, and why so.
+    """
+
+    name: str
+    codec: Codec
+    kind: Class
+    nbytes: int
+    reason: str
+    affine: Affine | None = None
+    carried: tuple[str, ...] = ()
+    predicates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which forward values are stored for backward, and how; everything else backward reads is recomputed."""
+
+    stored: tuple[Stored, ...]
+    recomputed: tuple[str, ...]
+
+    @property
+    def saved_names(self) -> tuple[str, ...]:
+        """Every value that crosses from forward to backward, predicates in codes included."""
+        names = dict.fromkeys(name for entry in self.stored for name in (entry.name, *entry.predicates))
+        return tuple(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of a report: what happens to one value that backward reads.
+
+    Attributes:
+        value: node name in the joint graph.
+        shape, dtype: of the value.
+        kind, reach: see ``Class`` and ``Reach``.
+        storage: how it is kept, e.g. "4-bit threshold", "exact", "1-bit mask", "free".
+        bytes_before, bytes_after: of the value itself, and of what is stored for it.
+        predicates: predicates that its code carries.
+        module, source: path of the module that made it, and the user's source line.
+        reason: why.
+    """
+
+    value: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: Class
+    reach: Reach | None
+    storage: str
+    bytes_before: int
+    bytes_after: int
+    predicates: tuple[str, ...]
+    module: str
+    source: str
+    reason: str

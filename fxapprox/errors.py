@@ -1,0 +1,35 @@
+"""The errors a user can meet. Each says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class FxApproxError(Exception):
+    """Base of every error that fxapprox raises on purpose."""
+
+
+class OptionError(FxApproxError, ValueError):
+    """An option has a name or a value that fxapprox does not know."""
+
+
+class TargetError(FxApproxError):
+    """A command-line TARGET could not be loaded, or its factory returned something else than asked for."""
+
+
+class UnsupportedGraph(FxApproxError):
+    """A joint graph that cannot be rewritten safely.
+
+    Attributes:
+        step: the pass that gave up.
+        node: name of the node that it gave up on, or None.
+        source: the user's source line of that node, or None.
+    """
+
+    def __init__(self, step: str, why: str, *, node: str | None = None, source: str | None = None) -> None:
+        self.step, self.node, self.source = step, node, source
+        at = f" at node {node!r}" if node else ""
+        line = f" ({source})" if source else ""
+        super().__init__(f"{step}{at}{line}: {why}")
+
+
+class InvalidPlan(FxApproxError):
+    """A plan that does not fit the graph it is applied to."""

@@ -1,0 +1,193 @@
+"""Graphs: the joint graph with its two halves told apart, tracing a function into a graph, and the verifier."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.errors import UnsupportedGraph
+from fxapprox.operators import DISCRETE_FLOATS, op_name, table_use
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint graph as AOTAutograd traces it: forward and backward in one graph, primals and tangents its inputs.
+
+    Attributes:
+        gm: the graph.
+        num_fwd_outputs: how many of its outputs are forward's.
+        static_inputs: positions of the inputs that stay where they are (parameters, buffers).
+        backward: the nodes that need a tangent; every other node is a forward value.
+    """
+
+    gm: fx.GraphModule
+    num_fwd_outputs: int
+    static_inputs: tuple[int, ...] = ()
+    backward: frozenset[fx.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        backward: set[fx.Node] = set()
+        for node in self.gm.graph.nodes:
+            pinned = adapter.is_tangent(node) or (node.op == "call_function" and adapter.must_be_in_backward(node))
+            if pinned or any(source in backward for source in node.all_input_nodes):
+                backward.add(node)
+        object.__setattr__(self, "backward", frozenset(backward))
+
+    @property
+    def forward_values(self) -> Iterator[fx.Node]:
+        """Every node that can be computed without a tangent, in order."""
+        return (n for n in self.gm.graph.nodes if n.op != "output" and n not in self.backward)
+
+    @property
+    def outputs(self) -> tuple[list[Any], list[Any]]:
+        """Forward's outputs and backward's (the gradients); entries may be None or numbers."""
+        output = next(iter(self.gm.graph.find_nodes(op="output")))
+        flat = torch.utils._pytree.tree_leaves(output.args[0], is_leaf=lambda x: x is None)
+        return flat[: self.num_fwd_outputs], flat[self.num_fwd_outputs :]
+
+
+def operands(node: fx.Node) -> Iterator[tuple[int, fx.Node]]:
+    """(position, operand) of every operand; those in a list share the list's position, keywords have -1."""
+    for position, arg in enumerate(node.args):
+        for leaf in arg if isinstance(arg, (tuple, list)) else (arg,):
+            if isinstance(leaf, fx.Node):
+                yield position, leaf
+    for arg in node.kwargs.values():
+        for leaf in arg if isinstance(arg, (tuple, list)) else (arg,):
+            if isinstance(leaf, fx.Node):
+                yield -1, leaf
+
+
+def tensor_of(node: fx.Node) -> torch.Tensor | None:
+    """The fake tensor that stands for the node's value; None for tuples and scalars."""
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def numel(value: torch.Tensor) -> int:
+    """Number of elements, symbolic sizes by their hints."""
+    return math.prod(adapter.hint(size) for size in value.shape)
+
+
+def nbytes(value: torch.Tensor) -> int:
+    """Bytes of a dense copy, symbolic sizes by their hints."""
+    return numel(value) * value.element_size()
+
+
+def is_dense(value: torch.Tensor) -> bool:
+    """Whether every element has a place of its own and there are no gaps between them."""
+    expected = 1
+    for size, stride in sorted(
+        ((adapter.hint(n), adapter.hint(s)) for n, s in zip(value.shape, value.stride(), strict=True)),
+        key=lambda pair: (pair[1], pair[0]),
+    ):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def memory_order(value: torch.Tensor) -> tuple[int, ...]:
+    """Dimensions from the one with the largest stride to the one with the smallest."""
+    strides = [adapter.hint(stride) for stride in value.stride()]
+    sizes = [adapter.hint(size) for size in value.shape]
+    return tuple(sorted(range(value.dim()), key=lambda d: (-strides[d], sizes[d] == 1, d)))
+
+
+def source_line(node: fx.Node) -> str:
+    """The user's line that made the node, as "file.py:12 in forward: code"; "" if unknown."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = [line.strip() for line in trace.strip().splitlines()]
+    for place, code in zip(reversed(lines[:-1]), reversed(lines[1:]), strict=True):
+        if place.startswith("File "):
+            file, line, where = (place.split(", ") + ["", ""])[:3]
+            name = file.removeprefix("File ").strip('"').rsplit("/", 1)[-1]
+            return f"{name}:{line.removeprefix('line ')} {where}: {code}"
+    return ""
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that made the node, as in ``named_modules``; "" at the top."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    if not stack:
+        return ""
+    path = re.sub(r"^[LG]\['\w+'\]\.?", "", str(list(stack.values())[-1][0]))
+    return re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path.replace("_modules", "")).replace("..", ".").strip(".")
+
+
+def inline(
+    gm: fx.GraphModule, fn: Callable[..., Any], args: Sequence[fx.Node], *, before: fx.Node
+) -> tuple[fx.Node, ...]:
+    """Traces ``fn`` over the values of ``args`` and splices its nodes into the graph before a node.
+
+    The nodes get their metadata from the trace. Symbolic sizes that the graph takes as inputs are at hand in the
+    trace, so ``fn`` may use symbolic shapes that no operand has.
+
+    Returns: the nodes that hold what ``fn`` returns, a tuple of tensors.
+    """
+    mode = adapter.fake_mode_of(gm)
+    if mode is None:
+        raise UnsupportedGraph("inline", "the graph has no tensor")
+    inputs = [*args, *(n for n in adapter.size_symbols(gm) if n not in args)]
+    traced = adapter.trace(lambda *values: fn(*values[: len(args)]), [n.meta["val"] for n in inputs], mode)
+    traced.graph.eliminate_dead_code()
+    env: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    result: tuple[fx.Node, ...] = ()
+    with gm.graph.inserting_before(before):
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            if node.op == "output":
+                result = tuple(env[n] for n in node.args[0])
+            elif node.op == "get_attr":
+                env[node] = _adopt_constant(gm, traced, node)
+            else:
+                env[node] = gm.graph.node_copy(node, env.__getitem__)
+    return result
+
+
+def _adopt_constant(gm: fx.GraphModule, traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    raise UnsupportedGraph("inline", f"a codec captured the tensor constant {node.target!r}; build it with torch.full")
+
+
+def verify(backward: fx.GraphModule, approximate: set[fx.Node]) -> None:
+    """Proves that nothing in the backward graph decides on an approximate value.
+
+    Follows every decoded value forward as long as no tangent is involved, and raises where an operator that needs
+    its operand exactly (a comparison, a divisor, an unknown operator) would read one.
+
+    Raises:
+        UnsupportedGraph: such an operator exists; the message names it.
+    """
+    tainted = set(approximate)
+    gradient: set[fx.Node] = {n for n in backward.graph.nodes if adapter.is_tangent(n)}
+    for node in backward.graph.nodes:
+        if node.op in ("placeholder", "output") or node in approximate:
+            continue
+        touched = [(position, source) for position, source in operands(node) if source in tainted]
+        if any(source in gradient for source in node.all_input_nodes):
+            gradient.add(node)
+        elif touched:
+            tainted.add(node)
+        value = tensor_of(node)
+        decides = value is not None and (not value.dtype.is_floating_point or op_name(node) in DISCRETE_FLOATS)
+        if touched and node not in gradient and decides:
+            raise UnsupportedGraph(
+                "verify", f"{op_name(node)} would take a decision from an approximate value",
+                node=node.name, source=source_line(node),
+            )  # fmt: skip
+        for position, source in touched:
+            if table_use(node, position) is None:
+                raise UnsupportedGraph(
+                    "verify", f"unknown operator {op_name(node)} reads the approximate value {source.name!r}",
+                    node=node.name, source=source_line(node),
+                )  # fmt: skip

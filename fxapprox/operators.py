@@ -1,0 +1,172 @@
+"""What fxapprox knows about operators: how each result depends on each operand, and which are cheap to run twice.
+
+This table is the whole of our knowledge of ATen. An operator that is not in it is unknown: every operand has to be
+exact, and its result is never recomputed. So a gap here costs memory, never a wrong gradient.
+
+Names are those of operator packets ("aten.mul"), so that an operator a torch release lacks does no harm.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.activation import Use
+
+L, S, A, X, E, D = Use.LINEAR, Use.SMOOTH, Use.ATTENTION, Use.SOFTMAX, Use.SENSITIVE, Use.DECISION
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One operator.
+
+    Attributes:
+        uses: how the result depends on each positional operand; the last entry repeats.
+        cheap: pointwise, a view or a copy: backward may run it again.
+        view: the result shares memory with its first operand.
+    """
+
+    uses: tuple[Use, ...] = (E,)
+    cheap: bool = False
+    view: bool = False
+
+
+def _rules(names: str, *uses: Use, cheap: bool = False, view: bool = False) -> dict[str, Rule]:
+    return {
+        name if "." in name or name == "getitem" else f"aten.{name}": Rule(uses or (E,), cheap, view)
+        for name in names.split()
+    }
+
+
+RULES: dict[str, Rule] = {
+    # Views: the bytes are those of the operand.
+    **_rules(
+        "view reshape _unsafe_view permute transpose t expand squeeze unsqueeze slice select split"
+        " split_with_sizes unbind alias detach narrow diagonal unfold getitem",
+        L, cheap=True, view=True,
+    ),
+    # The result of as_strided depends on the memory layout, which only an exact copy is sure to keep.
+    **_rules("as_strided", E, cheap=True, view=True),
+    # Copies, casts and layout.
+    **_rules(
+        "clone contiguous _to_copy prims.convert_element_type prims.broadcast_in_dim constant_pad_nd cat stack"
+        " repeat flip roll prims.device_put lift_fresh_copy",
+        L, cheap=True,
+    ),
+    # Affine arithmetic. mul and div have rules of their own below.
+    **_rules("add sub rsub neg sum_to_size addcmul prims.fma lerp", L, cheap=True),
+    **_rules("where", D, L, L, cheap=True),
+    # Gathering rows is linear in the table and exact in the indices.
+    **_rules("embedding index _unsafe_index gather index_select", L, E, cheap=True),
+    **_rules("index_put _unsafe_index_put", L, E, L),
+    **_rules("scatter scatter_add scatter_reduce index_add slice_scatter select_scatter", L, E, E, L),
+    **_rules("embedding_dense_backward", L, E),
+    # Contractions and reductions: linear, but too expensive (or too small) to run twice.
+    **_rules("mm bmm addmm baddbmm mv dot convolution convolution_backward", L),
+    **_rules("sum mean cumsum _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d avg_pool3d", L),
+    **_rules("upsample_nearest2d upsample_bilinear2d upsample_bicubic2d triu tril", L),
+    **_rules("slice_backward select_backward _adaptive_avg_pool2d_backward embedding_backward", L),
+    # These read the shape of their second operand, not its values.
+    **_rules("avg_pool2d_backward avg_pool3d_backward", L),
+    **_rules("max_pool2d_with_indices_backward", L, L, E),
+    # Smooth functions: bounded derivative, so a small error stays small.
+    **_rules("tanh sigmoid erf erfc sin cos atan silu gelu mish", S, cheap=True),
+    **_rules("tanh_backward sigmoid_backward silu_backward gelu_backward mish_backward", L, S),
+    # Fused normalizations: affine in the input, once the statistics are exact.
+    **_rules("native_layer_norm_backward", L, S, E),
+    **_rules("native_group_norm_backward", L, S, E),
+    # Softmax by its output.
+    **_rules("_softmax_backward_data _log_softmax_backward_data", L, X),
+    # Piecewise linear functions take a branch.
+    **_rules(
+        "relu clamp clamp_min clamp_max abs sign sgn maximum minimum hardtanh relu6 leaky_relu threshold",
+        D, cheap=True,
+    ),
+    **_rules("ceil floor round trunc frac fmod remainder isinf isnan signbit heaviside", D, cheap=True),
+    **_rules("eq ne lt le gt ge logical_not logical_and logical_or logical_xor", D, cheap=True),
+    **_rules("bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __or__ __xor__", D, cheap=True),
+    **_rules("threshold_backward", L, D),
+    # Cheap, but only from exact operands: the derivative is not bounded.
+    **_rules(
+        "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow square tan asin acos sinh cosh atanh"
+        " lgamma digamma atan2 addcdiv prims._low_memory_max_pool_offsets_to_indices",
+        E, cheap=True,
+    ),
+    # Constants.
+    **_rules(
+        "full full_like zeros zeros_like ones ones_like empty empty_like new_zeros new_full scalar_tensor"
+        " arange prims.iota",
+        E, cheap=True,
+    ),
+    # The rules of these depend on what their operands are: see operand_use.
+    **_rules("mul div", L, cheap=True),
+}  # fmt: skip
+
+# q, k, v and the output of fused attention, by position in the backward operator; the rest (mask, logsumexp,
+# random state) has to be exact.
+ATTENTION_OPERANDS: dict[str, dict[int, Use]] = {
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": {0: L, 1: A, 2: A, 3: A, 4: A},
+    "aten._scaled_dot_product_flash_attention_backward": {0: L, 1: A, 2: A, 3: A, 4: A},
+    "aten._scaled_dot_product_efficient_attention_backward": {0: L, 1: A, 2: A, 3: A, 5: A},
+    "aten._scaled_dot_product_cudnn_attention_backward": {0: L, 1: A, 2: A, 3: A, 4: A},
+    "aten._scaled_dot_product_fused_attention_overrideable_backward": {0: L, 1: A, 2: A, 3: A, 5: A},
+}
+
+REDUCTIONS = frozenset(
+    "aten.var_mean aten.var aten.std aten.mean aten.sum aten.amax aten.amin aten.logsumexp aten.any aten.all"
+    " aten.linalg_vector_norm aten.norm aten.native_layer_norm aten.native_group_norm"
+    " prims.prepare_softmax_online".split()
+)
+
+# Integers whose range is known from the operator: "size of the dim reduced" or a fixed one.
+INDEX_MAKERS = frozenset(
+    "aten.argmax aten.argmin aten.max aten.min aten.topk aten.sort aten.max_pool2d_with_indices"
+    " prims._low_memory_max_pool_with_offsets aten.sign aten.sgn".split()
+)
+
+
+# Floats that are decisions: their values are labels, not quantities.
+DISCRETE_FLOATS = frozenset(
+    "aten.sign aten.sgn aten.floor aten.ceil aten.round aten.trunc aten.heaviside".split()
+)
+
+
+def op_name(node: fx.Node) -> str:
+    """Name of the operator packet, e.g. "aten.mul"; for other targets a readable name."""
+    if node.op != "call_function":
+        return node.op
+    if adapter.is_operator(node.target):
+        return str(node.target.overloadpacket)  # type: ignore[union-attr]
+    if node.target is operator.getitem:
+        return "getitem"
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def rule_of(node: fx.Node) -> Rule | None:
+    """The operator's rule; None for an operator nobody has described."""
+    return RULES.get(op_name(node))
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the result shares memory with its first operand."""
+    rule = rule_of(node)
+    return rule is not None and rule.view
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether running the operator twice gives two results."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags or "inductor_random" in op_name(node)
+
+
+def table_use(node: fx.Node, position: int) -> Use | None:
+    """How the node depends on its operand at ``position``, from the table alone; None if it is unknown."""
+    name = op_name(node)
+    if name in ATTENTION_OPERANDS:
+        return ATTENTION_OPERANDS[name].get(position, E)
+    rule = RULES.get(name)
+    return None if rule is None else rule.uses[min(position, len(rule.uses) - 1)]

@@ -1,0 +1,339 @@
+# pyright: reportPrivateImportUsage=false
+"""The only file that imports private torch modules. Known to work: torch 2.13; written for 2.11 to 2.15.
+
+Everything fxapprox needs of Dynamo, AOTAutograd and Inductor passes through here, under names of our own, so that
+a torch release that moves something breaks one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch._functorch.config as functorch_config
+import torch._inductor.config as inductor_config
+from functorch.compile import make_boxed_func
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import partitioners
+from torch._inductor import list_mode_options
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.virtualized import V
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._ordered_set import OrderedSet
+from torch.utils._sympy.numbers import int_oo
+
+log = logging.getLogger("fxapprox")
+
+Partition = tuple[fx.GraphModule, fx.GraphModule]
+Partitioner = Callable[..., Partition]
+
+
+# --- the joint graph -----------------------------------------------------------------------------
+
+
+def prepare_joint(gm: fx.GraphModule) -> None:
+    """What torch's own partitioner does to a joint graph before it chooses what to save. Mutates ``gm``."""
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    if functorch_config.cse:
+        gm.graph = partitioners.fx_graph_cse(gm.graph)
+    partitioners.force_save_collectives(gm)
+    partitioners.force_save_effectful_ops(gm)
+    partitioners.force_save_bw_mutation_src(gm)
+
+
+def is_tangent(node: fx.Node) -> bool:
+    """Whether a placeholder of the joint graph is an incoming gradient (or a seed that only backward has)."""
+    return node.op == "placeholder" and (
+        "tangents" in str(node.target) or partitioners._is_bwd_seed_offset(node)
+    )
+
+
+def must_be_in_backward(node: fx.Node) -> bool:
+    """Whether torch has pinned the node to the backward graph (mutations of backward)."""
+    return partitioners._must_be_in_backward(node)
+
+
+def has_checkpoint_tags(gm: fx.GraphModule) -> bool:
+    """Whether the user's own ``torch.utils.checkpoint`` regions are in the graph."""
+    return partitioners.has_recomputable_ops(gm)
+
+
+def must_save(node: fx.Node) -> bool:
+    """Whether torch wants the value saved, never recomputed (collectives, effects, selective checkpoints)."""
+    policy = node.meta.get("recompute")
+    return policy is not None and policy.name in ("MUST_SAVE", "PREFER_SAVE")
+
+
+def is_symbolic_scalar(node: fx.Node) -> bool:
+    """Whether the node is a SymInt, SymFloat or SymBool."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_operator(target: object) -> bool:
+    """Whether a node's target is an operator of the dispatcher."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Whether the node is a script object or another value that is not a tensor and travels as it is."""
+    check = getattr(partitioners, "is_opaque_node", None)
+    return bool(check and check(node))
+
+
+def default_saved(
+    gm: fx.GraphModule, *, num_fwd_outputs: int, static_inputs: Sequence[int] | None
+) -> list[fx.Node]:
+    """The values torch's own minimum cut would save from this (prepared) joint graph."""
+    info = partitioners.classify_nodes(gm, list(static_inputs or ()), num_fwd_outputs)
+    if not info.required_bw_nodes:
+        return []
+    for node in reversed(gm.graph.nodes):
+        if node.op == "output":
+            node.dist_from_bw = int(1e9)
+        elif not info.is_required_fw(node):
+            node.dist_from_bw = 0
+        else:
+            node.dist_from_bw = min((user.dist_from_bw + 1 for user in node.users), default=int(1e9))
+    return partitioners.choose_saved_values_set(gm.graph, info, memory_budget=1)
+
+
+def split(
+    gm: fx.GraphModule, saved: Sequence[fx.Node], *, num_fwd_outputs: int, static_inputs: Sequence[int] | None
+) -> Partition:
+    """Forward and backward graphs that save exactly ``saved`` and recompute the rest.
+
+    The forward returns the user's outputs, then the saved tensors, opaque objects and symbolic sizes; the backward
+    takes symbolic sizes, then the saved tensors, then the tangents (AOTAutograd's convention).
+    """
+    info = partitioners.classify_nodes(gm, list(static_inputs or ()), num_fwd_outputs)
+    scalars = [
+        n for n in saved if is_symbolic_scalar(n) and not partitioners._is_assert_only_symbool(n)
+    ]
+    opaque = [n for n in saved if is_opaque(n)]
+    tensors = [n for n in saved if not is_symbolic_scalar(n) and not is_opaque(n)]
+    forward, backward = partitioners._extract_fwd_bwd_modules(
+        gm,
+        tensors,
+        saved_sym_nodes=scalars,
+        saved_opaque_nodes=opaque,
+        num_fwd_outputs=num_fwd_outputs,
+        static_lifetime_input_nodes=info.static_lifetime_input_nodes,
+    )
+    return forward, backward
+
+
+def finish_split(forward: fx.GraphModule, backward: fx.GraphModule) -> Partition:
+    """Orders the two graphs as torch's own partitioner leaves them."""
+    backward = partitioners.reordering_to_mimic_autograd_engine(backward)
+    forward, backward = partitioners.raise_getitems(forward), partitioners.raise_getitems(backward)
+    forward = partitioners.thread_graphsafe_rng_from_hops(forward, is_backward=False)
+    backward = partitioners.thread_graphsafe_rng_from_hops(backward, is_backward=True)
+    return forward, backward
+
+
+def exact_partition(gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> Partition:
+    """torch's own partition: nothing is encoded."""
+    return partitioners.min_cut_rematerialization_partition(gm, joint_inputs, compiler="inductor", **kwargs)
+
+
+# --- tracing a function into a graph -------------------------------------------------------------
+
+
+def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
+    """The fake mode that the graph was traced under, or None for a graph without tensors."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return None
+
+
+def trace(fn: Callable[..., Any], values: Sequence[Any], fake_mode: FakeTensorMode) -> fx.GraphModule:
+    """``fn`` as an FX graph over ``values`` (fake tensors and symbolic sizes), in Inductor's decompositions."""
+    with fake_mode, _quiet_symbols(fake_mode):
+        return make_fx(fn, decomposition_table=select_decomp_table(), tracing_mode="real")(*values)
+
+
+@contextlib.contextmanager
+def _quiet_symbols(fake_mode: FakeTensorMode) -> Iterator[None]:
+    """Codecs make no unbacked symbols; none may be left pending in the graph's shape environment."""
+    env = fake_mode.shape_env
+    with env.ignore_fresh_unbacked_symbols() if env is not None else contextlib.nullcontext():
+        yield
+
+
+def hint(size: Any) -> int:
+    """A size as a number: symbolic sizes by their hint."""
+    if isinstance(size, int):
+        return size
+    value = size.node.hint if size.node.has_hint() else None
+    return int(value) if value not in (None, int_oo) else 1
+
+
+def size_symbols(gm: fx.GraphModule) -> list[fx.Node]:
+    """The graph's symbolic-size inputs."""
+    return [n for n in gm.graph.nodes if n.op == "placeholder" and is_symbolic_scalar(n)]
+
+
+# --- backends ------------------------------------------------------------------------------------
+
+
+class JointPartitioner(CustomPartitionerFn):
+    """A partition function with the identity that Inductor's caches ask for.
+
+    Attributes:
+        key: identifies source and options; None keeps the graph out of every cache.
+    """
+
+    def __init__(self, run: Partitioner, key: str | None) -> None:
+        self._run, self.key = run, key
+
+    def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Partition:
+        kwargs.pop("compiler", None)
+        return self._run(gm, joint_inputs, **kwargs)
+
+    def uuid(self) -> str | None:
+        return self.key
+
+
+def compile_inductor(
+    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: JointPartitioner, patches: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compiles a Dynamo graph with Inductor, its joint graph split by ``partitioner``.
+
+    AOTAutograd's cache is left out, because a hit there skips the partitioner and with it the report; Inductor's
+    own cache of compiled kernels works as always.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    with functorch_config.patch(enable_autograd_cache=False):
+        return compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
+
+
+def compile_eager(
+    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: JointPartitioner, patches: dict[str, Any]
+) -> Callable[..., Any]:
+    """Runs the same forward and backward graphs as :func:`compile_inductor`, operator by operator."""
+    from torch._inductor.compile_fx import partition_fn
+
+    def partition(joint: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Partition:
+        mode = fake_mode_of(joint)
+        with (
+            inductor_config.patch({**patches, "custom_partitioner_fn": partitioner}),
+            V.set_fake_mode(mode) if mode is not None else contextlib.nullcontext(),
+        ):
+            return partition_fn(joint, joint_inputs, **kwargs)
+
+    def run(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        return make_boxed_func(graph.forward)
+
+    with functorch_config.patch(enable_autograd_cache=False):
+        return aot_autograd(
+            fw_compiler=run, bw_compiler=run, partition_fn=partition, decompositions=select_decomp_table,
+            keep_inference_input_mutations=True,
+        )(gm, list(inputs))  # fmt: skip
+
+
+def stand_in_outputs(gm: fx.GraphModule) -> Callable[..., list[Any]]:
+    """A function that returns zeros where a Dynamo graph returns tensors, and runs nothing."""
+    output = next(iter(gm.graph.find_nodes(op="output")))
+    examples = [n.meta.get("example_value", n) if isinstance(n, fx.Node) else n for n in output.args[0]]
+
+    def run(*_: Any) -> list[Any]:
+        return [_zeros_like(e) if isinstance(e, torch.Tensor) else hint(e) if is_size(e) else e for e in examples]
+
+    return run
+
+
+def is_size(value: object) -> bool:
+    """Whether the value is a symbolic integer."""
+    return isinstance(value, torch.SymInt)
+
+
+def _zeros_like(example: torch.Tensor) -> torch.Tensor:
+    shape = [hint(size) for size in example.shape]
+    zeros = torch.zeros(shape, dtype=example.dtype, device=example.device)
+    return zeros.requires_grad_(example.requires_grad)
+
+
+def inductor_option_names() -> tuple[str, ...]:
+    """Names that torch.compile(options=...) takes for Inductor."""
+    return tuple(inductor_config.get_config_copy())
+
+
+def inductor_mode(mode: str | None) -> dict[str, Any]:
+    """Inductor's settings for a torch.compile mode."""
+    return dict(list_mode_options(mode)) if mode and mode != "default" else {}
+
+
+def calling_compiler() -> object | None:
+    """The torch.compile wrapper that is calling a backend, two frames up; it is what ties a backend to its model.
+
+    Dynamo passes a backend named by a string nothing that says for whom it compiles.
+    """
+    owner = sys._getframe(2).f_locals.get("self")
+    return owner if type(owner).__name__ == "_TorchCompileWrapper" else None
+
+
+def compiler_of(compiled: object) -> object | None:
+    """The torch.compile wrapper (or backend) inside what torch.compile returned; None for anything else."""
+    context = getattr(compiled, "dynamo_ctx", None)
+    found = getattr(context, "callback", None) or getattr(compiled, "_torchdynamo_orig_backend", None)
+    while True:
+        inner = next(
+            (
+                getattr(found, name)
+                for name in ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")
+                if getattr(found, name, None) is not None
+            ),
+            None,
+        )
+        if inner is None:
+            return found
+        found = inner
+
+
+def compiled_by(compiled: object, name: str) -> bool:
+    """Whether this came out of torch.compile(backend=name)."""
+    return getattr(compiler_of(compiled), "compiler_name", None) == name
+
+
+__all__ = [
+    "FakeTensor",
+    "JointPartitioner",
+    "OrderedSet",
+    "Partition",
+    "calling_compiler",
+    "compile_eager",
+    "compile_inductor",
+    "compiled_by",
+    "compiler_of",
+    "default_saved",
+    "exact_partition",
+    "fake_mode_of",
+    "finish_split",
+    "has_checkpoint_tags",
+    "hint",
+    "inductor_mode",
+    "inductor_option_names",
+    "is_opaque",
+    "is_operator",
+    "is_size",
+    "is_symbolic_scalar",
+    "is_tangent",
+    "must_be_in_backward",
+    "must_save",
+    "prepare_joint",
+    "size_symbols",
+    "split",
+    "stand_in_outputs",
+    "trace",
+]

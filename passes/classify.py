@@ -1,0 +1,556 @@
+"""What does backward read, and what does each value need?
+
+Every forward value of the joint graph gets a class by following it to backward along the operators that backward
+could run again: a value is as delicate as the strictest ``Use`` on the way. The rules are in ``operators.py``; what
+an operator does to an operand can also depend on the operand (``exp`` of something that is never positive is
+bounded), so a small interval analysis runs first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Class, Operand, Reach, Use
+from fxapprox.graph import Joint, is_dense, module_path, nbytes, numel, operands, source_line, tensor_of
+from fxapprox.operators import DISCRETE_FLOATS, INDEX_MAKERS, REDUCTIONS, is_random, is_view, op_name, rule_of, table_use
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
+INF = math.inf
+
+
+def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
+    """Describes every forward value of a joint graph.
+
+    Requires: a prepared joint graph (dead code removed, common subexpressions merged).
+    Ensures: one Activation per forward node, in graph order; an unknown operator makes its operands sensitive.
+    Changes numerics: no.
+    """
+    facts = _Facts.of(joint)
+    affines = {node: _embedding(node, joint, facts) for node in joint.forward_values}
+    uses = _uses_by_backward(joint, facts, affines)
+    reaches = _reaches(joint)
+    predicates = _predicates_by_operand(joint, facts)
+    return tuple(
+        _describe(node, joint, facts, uses, reaches, predicates, affines[node], min_bytes)
+        for node in joint.forward_values
+    )
+
+
+# --- facts that hold forward: ranges, dependence, where values come from -------------------------
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Per forward node: the interval of its elements, whether training moves it, and which values it is made of."""
+
+    bounds: dict[fx.Node, tuple[float, float]]
+    depends: set[fx.Node]
+    roots: dict[fx.Node, frozenset[fx.Node]]
+    free: set[fx.Node]
+
+    @classmethod
+    def of(cls, joint: Joint) -> _Facts:
+        returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
+        facts = cls({}, set(), {}, set())
+        for node in joint.forward_values:
+            value = tensor_of(node)
+            sources = node.all_input_nodes
+            if node.op in ("placeholder", "get_attr") or node in returned:
+                facts.free.add(node)
+            elif is_view(node) and sources and node.args[0] in facts.free and value is not None:
+                facts.free.add(node)
+            is_float = value is not None and value.dtype.is_floating_point
+            if (node.op == "placeholder" and is_float) or any(s in facts.depends for s in sources):
+                facts.depends.add(node)
+            facts.bounds[node] = _bounds(node, facts.bounds)
+            facts.roots[node] = _roots(node, facts, sources)
+        return facts
+
+
+def _roots(node: fx.Node, facts: _Facts, sources: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """The values, not cheap to compute, that a chain of cheap operators made this from; at most three."""
+    if node in facts.free or node not in facts.depends:
+        return frozenset()
+    rule = rule_of(node)
+    if rule is None or not rule.cheap:
+        return frozenset((node,))
+    value = tensor_of(node)
+    size = 0 if value is None else numel(value)
+    merged: set[fx.Node] = set()
+    for source in sources:
+        inner = tensor_of(source)
+        if inner is None or (size and numel(inner) * 4 <= size):
+            continue  # statistics and parameters ride along
+        merged |= facts.roots[source]
+    return frozenset(sorted(merged, key=lambda n: n.name)[:3])
+
+
+def _bounds(node: fx.Node, known: dict[fx.Node, tuple[float, float]]) -> tuple[float, float]:
+    """An interval that holds every finite element of the node's value."""
+    name = op_name(node)
+    args = [known.get(a, (-INF, INF)) if isinstance(a, fx.Node) else (a, a) if isinstance(a, (int, float)) else None
+            for a in node.args]  # fmt: skip
+    first = args[0] if args else None
+    second = args[1] if len(args) > 1 else None
+    if node.op != "call_function" or first is None:
+        return (-INF, INF)
+    low, high = first
+    if name in ("aten.sigmoid", "aten._softmax"):
+        return (0.0, 1.0)
+    if name in ("aten.tanh", "aten.erf", "aten.sin", "aten.cos", "aten.sign"):
+        return (-1.0, 1.0)
+    if name == "aten.exp":
+        return (0.0, math.exp(high) if high < 700 else INF)
+    if name in ("aten.relu", "aten.abs", "aten.sqrt", "aten.rsqrt", "aten.square"):
+        return (max(low, 0.0) if name == "aten.relu" else 0.0, max(high, 0.0) if name == "aten.relu" else INF)
+    if name == "aten.clamp_min" and second is not None:
+        return (max(low, second[0]), max(high, second[1]))
+    if name == "aten.clamp_max" and second is not None:
+        return (min(low, second[0]), min(high, second[1]))
+    if name == "aten.neg":
+        return (-high, -low)
+    if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
+        return (0.0, INF)
+    if name in ("aten.mul", "aten.div") and second is not None:
+        return _product(node, name, first, second)
+    if name in ("aten.add", "aten.sub") and second is not None and not node.kwargs.get("alpha"):
+        if name == "aten.sub" and _is_shift_by_maximum(node):
+            return (-INF, 0.0)
+        lows, highs = (second[0], second[1]) if name == "aten.add" else (-second[1], -second[0])
+        return (low + lows, high + highs)
+    if name in ("aten.mean", "aten.amax", "aten.amin") or is_view(node) or name in (
+        "aten.clone", "prims.convert_element_type", "aten._to_copy"
+    ):  # fmt: skip
+        return first
+    return (-INF, INF)
+
+
+def _product(
+    node: fx.Node, name: str, first: tuple[float, float], second: tuple[float, float]
+) -> tuple[float, float]:
+    if name == "aten.mul" and node.args[0] is node.args[1]:
+        return (0.0, INF)
+    if name == "aten.div":
+        if not (second[0] == second[1] and second[0] != 0):
+            return (0.0, INF) if first[0] >= 0 and second[0] >= 0 else (-INF, INF)
+        second = (1 / second[0], 1 / second[0])
+    ends = [a * b for a in first for b in second if not (a == 0 and math.isinf(b)) and not (b == 0 and math.isinf(a))]
+    exact_zero = any(a == 0 for a in first) or any(b == 0 for b in second)
+    ends += [0.0] if exact_zero or not ends else []
+    return (min(ends), max(ends))
+
+
+def _is_shift_by_maximum(node: fx.Node) -> bool:
+    """x - amax(x) or x - logsumexp(x): never positive."""
+    source, shift = node.args[0], node.args[1]
+    while isinstance(shift, fx.Node) and is_view(shift) and op_name(shift) != "getitem":
+        shift = shift.args[0]
+    if not isinstance(shift, fx.Node):
+        return False
+    if op_name(shift) in ("aten.amax", "aten.logsumexp"):
+        return shift.args[0] is source
+    if op_name(shift) == "aten.log" and isinstance(source, fx.Node):  # log_softmax: (x - max) - log(sum(exp(x - max)))
+        total = shift.args[0]
+        inner = total.args[0] if isinstance(total, fx.Node) and op_name(total) == "aten.sum" else None
+        return isinstance(inner, fx.Node) and op_name(inner) == "aten.exp" and inner.args[0] is source
+    return False
+
+
+# --- how backward reads each value ---------------------------------------------------------------
+
+
+def operand_use(node: fx.Node, position: int, operand: fx.Node, facts: _Facts) -> Use:
+    """How ``node`` depends on ``operand``: the table, refined by what is known of the operand."""
+    value = tensor_of(operand)
+    if value is None or not value.dtype.is_floating_point:
+        return Use.DECISION if value is not None else Use.SENSITIVE
+    use = table_use(node, position)
+    if use is None:
+        return Use.SENSITIVE
+    name = op_name(node)
+    low, high = facts.bounds.get(operand, (-INF, INF))
+    if name in ("aten.mul", "prims.fma", "aten.addcmul"):
+        return Use.SMOOTH if _multiplies_activations(node, operand, facts) else Use.LINEAR
+    if name == "aten.div" and position == 1:
+        return Use.SMOOTH if low >= 1 or high <= -1 else Use.SENSITIVE
+    if name in ("aten.log", "aten.sqrt", "aten.rsqrt", "aten.reciprocal"):
+        return Use.SMOOTH if low >= 1 else Use.SENSITIVE
+    if name == "aten.log1p":
+        return Use.SMOOTH if low >= 0 else Use.SENSITIVE
+    if name in ("aten.pow", "aten.square"):
+        power = 2 if name == "aten.square" else node.args[1]
+        return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
+    if name == "aten.exp":
+        return _exp_use(node, operand, high)
+    return use
+
+
+def _multiplies_activations(node: fx.Node, operand: fx.Node, facts: _Facts) -> bool:
+    """Whether the product has another factor that is as large and as approximate as this one."""
+    value = tensor_of(operand)
+    others = [n for n in node.all_input_nodes if n is not operand]
+    if not others:
+        return True
+    return any(
+        other in facts.depends and other not in facts.free and other in facts.roots
+        and (inner := tensor_of(other)) is not None and value is not None and numel(inner) == numel(value)
+        for other in others
+    )  # fmt: skip
+
+
+def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
+    if high <= 0:
+        return Use.SOFTMAX if op_name(operand) == "aten.sub" else Use.SMOOTH
+    # exp(x) that only ever meets the world as 1 + exp(x) below a fraction bar, or in log1p: a sigmoid or softplus.
+    for user in node.users:
+        if op_name(user) == "aten.log1p":
+            continue
+        shifted = op_name(user) == "aten.add" and any(isinstance(a, (int, float)) and a >= 1 for a in user.args)
+        if not shifted or not all(op_name(u) == "aten.div" and u.args[1] is user and u.args[0] is not user
+                                  for u in user.users):  # fmt: skip
+            return Use.SENSITIVE
+    return Use.SMOOTH
+
+
+def _is_softmax_output(node: fx.Node, facts: _Facts) -> bool:
+    name = op_name(node)
+    if name == "aten._softmax":
+        return True
+    if name == "aten.div" and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        name = op_name(node)
+    if name != "aten.exp" or not isinstance(node.args[0], fx.Node):
+        return False
+    return op_name(node.args[0]) == "aten.sub" and facts.bounds[node.args[0]][1] <= 0
+
+
+def _uses_by_backward(
+    joint: Joint, facts: _Facts, affines: dict[fx.Node, Affine | None]
+) -> dict[fx.Node, tuple[Use | None, Use | None, str]]:
+    """Per forward node: the strictest use by backward's own operators, the strictest use in all, and its reason."""
+    gradients = {n for n in joint.outputs[1] if isinstance(n, fx.Node)}
+    found: dict[fx.Node, tuple[Use | None, Use | None, str]] = {}
+    for node in reversed(list(joint.forward_values)):
+        demand: Use | None = Use.DECISION if node in gradients else None
+        every, why = demand, "it is itself a gradient" if demand is not None else ""
+        strict: tuple[Use, str] | None = None
+        for user in node.users:
+            own = user in joint.backward
+            rule = rule_of(user)
+            if user.op != "call_function" or not (own or (rule and rule.cheap and found[user][1] is not None)):
+                continue
+            use = max(operand_use(user, position, n, facts) for position, n in operands(user) if n is node)
+            if affines.get(user) is not None and _rectified(user) is node:
+                use = Use.LINEAR  # the decision can ride in a code; the plan insists on exactness where it does not
+            known = table_use(user, 0) is not None
+            text = f"{use.name.lower()} in {op_name(user)}" if known else f"unknown operator {op_name(user)}"
+            if own:
+                demand = use if demand is None else max(demand, use)
+            elif use >= Use.SENSITIVE:
+                strict = (use, text)  # only an exact copy serves this user; an approximate one may serve the others
+                continue
+            else:
+                downstream = found[user][1]
+                if downstream is not None and use < downstream < Use.SENSITIVE:
+                    use, text = downstream, found[user][2]
+            if every is None or use > every:
+                every, why = use, text
+        if every is None and strict is not None:
+            every, why = strict
+        if every is not None and every < Use.SOFTMAX and _is_softmax_output(node, facts):
+            every, why = Use.SOFTMAX, "output of a softmax"
+        found[node] = (demand, every, why)
+    return found
+
+
+def _reaches(joint: Joint) -> dict[fx.Node, Reach]:
+    """Per forward node that backward reads directly: does an error in it end in one gradient or in many?"""
+    gradients = [n for n in joint.outputs[1] if isinstance(n, fx.Node)]
+    many = -1
+    ends: dict[fx.Node, int | None] = {}
+    for node in reversed(list(joint.gm.graph.nodes)):
+        if node not in joint.backward:
+            continue
+        mine = {gradients.index(node)} if node in gradients else set()
+        mine |= {end for user in node.users if (end := ends.get(user)) is not None}
+        ends[node] = None if not mine else many if len(mine) > 1 or many in mine else mine.pop()
+    reaches = {}
+    for node in joint.forward_values:
+        mine = {end for user in node.users if (end := ends.get(user)) is not None}
+        if mine:
+            reaches[node] = Reach.CHAIN if len(mine) > 1 or many in mine else Reach.TERMINAL
+    return reaches
+
+
+# --- decisions -----------------------------------------------------------------------------------
+
+
+def _is_decision(node: fx.Node, facts: _Facts) -> bool:
+    """Whether the node is a branch taken on a float that training moves: a mask, an index, a sign."""
+    value = tensor_of(node)
+    if value is None or node.op != "call_function" or is_view(node):
+        return False
+    if value.dtype.is_floating_point:
+        return op_name(node) in DISCRETE_FLOATS
+    return any(
+        source in facts.depends and (inner := tensor_of(source)) is not None and inner.dtype.is_floating_point
+        for source in node.all_input_nodes
+    )
+
+
+def _predicates_by_operand(joint: Joint, facts: _Facts) -> dict[fx.Node, list[str]]:
+    found: dict[fx.Node, list[str]] = {}
+    for node in joint.forward_values:
+        if _is_decision(node, facts) and any(user in joint.backward for user in node.users):
+            for source in node.all_input_nodes:
+                found.setdefault(source, []).append(node.name)
+    return found
+
+
+def _rectified(node: fx.Node) -> fx.Node | None:
+    """z, if the node is max(z, 0)."""
+    if op_name(node) == "aten.relu" or (op_name(node) == "aten.clamp_min" and node.args[1] == 0):
+        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+    return None
+
+
+def _embedding(node: fx.Node, joint: Joint, facts: _Facts) -> Affine | None:
+    """How one code can carry this decision together with a value that backward needs anyway.
+
+    The decision is ``z > threshold`` (or its negation, or the rectifier itself) with z affine per channel in x.
+    """
+    if _rectified(node) is not None:
+        rectifier, threshold, upper = node, 0.0, True
+    elif op_name(node) in COMPARISONS and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], (int, float)):
+        rectifier, threshold, upper = node.args[0], float(node.args[1]), COMPARISONS[op_name(node)]
+    else:
+        return None
+    z = rectifier
+    if threshold == 0 and (inner := _rectified(rectifier)) is not None and op_name(node) not in ("aten.ge", "aten.lt"):
+        z = inner
+    chain, steps = _affine_chain(z, facts)
+    inside = {*chain, rectifier, node}
+    needed = any(_read_by_backward(user, joint) for n in chain for user in n.users if user not in inside)
+    if not needed and z is not rectifier:
+        return Affine(rectifier.name, (), 0.0, upper)  # only max(z, 0) is needed: the zero codec
+    root = chain[-1]
+    if root in facts.free or root not in facts.depends:
+        return None
+    mean, rstd = _statistics(root, steps)
+    named = ((name, c.name if isinstance(c, fx.Node) else c) for name, c in reversed(steps))
+    return Affine(root.name, tuple(named), threshold, upper, mean, rstd)
+
+
+def _affine_chain(z: fx.Node, facts: _Facts) -> tuple[list[fx.Node], list[tuple]]:
+    """z and the values it is an affine function of, with the steps from z back to the last of them."""
+    chain, steps = [z], []
+    while True:
+        step = _affine_step(chain[-1], facts)
+        if step is None:
+            return chain, steps
+        steps.append(step[1:])
+        chain.append(step[0])
+
+
+def _affine_step(node: fx.Node, facts: _Facts) -> tuple | None:
+    """(operand, operator, coefficient) if the node is operand op coefficient, the coefficient one per channel."""
+    name = op_name(node).removeprefix("aten.")
+    if node.op != "call_function" or name not in ("add", "sub", "mul", "div", "neg") or node.kwargs.get("alpha"):
+        return None
+    if node in facts.free or not facts.roots[node]:
+        return None
+    value = tensor_of(node)
+    large = [a for a in node.args if isinstance(a, fx.Node) and (t := tensor_of(a)) is not None
+             and value is not None and numel(t) == numel(value) and a not in facts.free and facts.roots[a]]  # fmt: skip
+    if len(large) != 1 or tensor_of(large[0]).dtype != value.dtype or tensor_of(large[0]).shape != value.shape:  # type: ignore[union-attr]
+        return None
+    if name == "neg":
+        return large[0], "neg", 0.0
+    position = node.args.index(large[0])
+    other = node.args[1 - position]
+    if isinstance(other, fx.Node):
+        small = tensor_of(other)
+        if small is None or small.dim() > value.dim() or numel(small) * 8 > numel(value):  # type: ignore[union-attr]
+            return None
+    if position == 1 and name == "div":
+        return None
+    return large[0], "rsub" if name == "sub" and position == 1 else name, other
+
+
+def _read_by_backward(node: fx.Node, joint: Joint) -> bool:
+    """Whether backward reads the node, itself or through cheap operators."""
+    stack, seen = [node], set()
+    while stack:
+        user = stack.pop()
+        if user in joint.backward:
+            return True
+        if user in seen:
+            continue
+        seen.add(user)
+        rule = rule_of(user)
+        if rule is not None and rule.cheap:
+            stack.extend(user.users)
+    return False
+
+
+def _statistics(root: fx.Node, steps: list[tuple]) -> tuple[str | None, str | None]:
+    """Names of mean and rstd, if the first two steps normalize the root by its own statistics."""
+    if len(steps) < 2 or steps[-1][0] != "sub" or steps[-2][0] != "mul":
+        return None, None
+    mean, rstd = steps[-1][1], steps[-2][1]
+    if not isinstance(mean, fx.Node) or not isinstance(rstd, fx.Node):
+        return None, None
+    source = _strip_views(mean)
+    if source is None or op_name(source) != "getitem":
+        return None, None
+    made = source.args[0]
+    if not isinstance(made, fx.Node) or op_name(made) != "aten.var_mean" or made.args[0] is not root:
+        return None, None
+    scale = _strip_views(rstd)
+    if scale is None or op_name(scale) != "aten.rsqrt":
+        return None, None
+    return mean.name, rstd.name
+
+
+def _strip_views(node: fx.Node | None) -> fx.Node | None:
+    while node is not None and is_view(node) and op_name(node) != "getitem":
+        node = node.args[0] if isinstance(node.args[0], fx.Node) else None
+    return node
+
+
+def _span(node: fx.Node) -> tuple[int, int] | None:
+    """The range an integer (or a sign) lies in, where its operator fixes it."""
+    maker, position = node, 0
+    if op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):
+        maker, position = node.args[0], node.args[1]
+    name = op_name(maker)
+    if name not in INDEX_MAKERS or not maker.args or not isinstance(maker.args[0], fx.Node):
+        return None
+    if name in ("aten.sign", "aten.sgn"):
+        return (-1, 1)
+    source = tensor_of(maker.args[0])
+    if source is None or (name not in ("aten.argmax", "aten.argmin") and position != 1):
+        return None
+    sizes = source.shape
+    if any(not isinstance(size, int) for size in sizes):
+        return None
+    if name == "prims._low_memory_max_pool_with_offsets":
+        kernel = maker.args[1]
+        return (0, math.prod(kernel) - 1) if isinstance(kernel, (list, tuple)) else None
+    if name == "aten.max_pool2d_with_indices":
+        return (0, max(sizes[-1] * sizes[-2] - 1, 0))
+    dim = {"aten.topk": 2}.get(name, 1)
+    axis = maker.args[dim] if len(maker.args) > dim else (None if name in ("aten.argmax", "aten.argmin") else -1)
+    count = math.prod(sizes) if axis is None else sizes[axis] if isinstance(axis, int) and sizes else 1
+    return (0, max(count - 1, 0))
+
+
+# --- one record ----------------------------------------------------------------------------------
+
+
+def _pinned(node: fx.Node, facts: _Facts) -> str:
+    """Why backward may not run this operator again; "" if it may."""
+    rule = rule_of(node)
+    if node.op != "call_function":
+        return "an input"
+    if adapter.must_save(node):
+        return "marked to be saved"
+    if adapter.is_symbolic_scalar(node):
+        return "a size"
+    if rule is None:
+        return f"unknown operator {op_name(node)}"
+    if is_random(node):
+        return "random"
+    if not rule.cheap:
+        return f"{op_name(node)} is expensive"
+    if _is_decision(node, facts):
+        return "a decision is kept, not taken again"
+    if op_name(node) in ("aten.add", "aten.sub") and len(facts.roots[node]) > 1 and all(
+        facts.roots[node] != facts.roots[source] for source in node.all_input_nodes if source in facts.roots
+    ):  # fmt: skip
+        return "joins two branches"
+    return ""
+
+
+def _describe(
+    node: fx.Node,
+    joint: Joint,
+    facts: _Facts,
+    uses: dict[fx.Node, tuple[Use | None, Use | None, str]],
+    reaches: dict[fx.Node, Reach],
+    predicates: dict[fx.Node, list[str]],
+    embedded: Affine | None,
+    min_bytes: int,
+) -> Activation:
+    value = tensor_of(node)
+    demand, every, why = uses[node]
+    kind, reason = _class_of(node, value, every, why, facts)
+    size = nbytes(value) if value is not None else 0
+    pinned = _pinned(node, facts)
+    approximable = (
+        kind in (Class.LINEAR, Class.SMOOTH, Class.ATTENTION, Class.SOFTMAX)
+        and value is not None and value.dtype in FLOATS and node in facts.depends and node not in facts.free
+    )  # fmt: skip
+    if approximable and value is not None:
+        if size < max(min_bytes, 1):
+            approximable, reason = False, f"smaller than min_bytes={min_bytes}"
+        elif not is_dense(value) or type(value) is not adapter.FakeTensor:
+            approximable, reason = False, "its elements do not lie densely in memory"
+    return Activation(
+        name=node.name,
+        op=op_name(node),
+        shape=tuple(adapter.hint(s) for s in value.shape) if value is not None else (),
+        dtype=value.dtype if value is not None else None,
+        device=str(value.device) if value is not None else "",
+        nbytes=size,
+        kind=kind,
+        reach=reaches.get(node),
+        reason=reason,
+        predicates=tuple(predicates.get(node, ())),
+        module=module_path(node),
+        source=source_line(node),
+        demand=demand,
+        operands=tuple(
+            Operand(source.name, operand_use(node, position, source, facts)) for position, source in operands(node)
+        ),
+        recomputable=not pinned,
+        pinned=pinned,
+        storable=value is not None or adapter.is_symbolic_scalar(node) or adapter.is_opaque(node),
+        free=node in facts.free,
+        approximable=approximable,
+        span=_span(node),
+        nonnegative=facts.bounds[node][0] >= 0,
+        dense=value is not None and is_dense(value),
+        embedded=embedded,
+    )
+
+
+def _class_of(
+    node: fx.Node, value: torch.Tensor | None, every: Use | None, why: str, facts: _Facts
+) -> tuple[Class, str]:
+    if node in facts.free:
+        what = "an input" if node.op == "placeholder" else "a constant" if node.op == "get_attr" else "an output or a view of an input"
+        return Class.FREE, f"{what}: alive during backward anyway"
+    if value is None:
+        return Class.SENSITIVE, "not a tensor"
+    if not value.dtype.is_floating_point:
+        return Class.DISCRETE, "integers and masks are kept without loss" if not value.dtype.is_complex else "complex"
+    if _is_decision(node, facts):
+        return Class.DISCRETE, "takes a decision"
+    if node not in facts.depends:
+        return Class.SENSITIVE, "depends on no parameter and no float input: kept, never quantized"
+    maker = node.args[0] if op_name(node) == "getitem" and isinstance(node.args[0], fx.Node) else node
+    if op_name(maker) in REDUCTIONS and isinstance(maker.args[0], fx.Node):
+        source = tensor_of(maker.args[0])
+        if source is not None and numel(value) * 4 <= numel(source):
+            return Class.STATISTIC, f"a statistic of {maker.args[0].name}"
+    if every is None:
+        return Class.SENSITIVE, "backward does not read it"
+    return CLASS_OF_USE[every], why
