@@ -1,0 +1,28 @@
+"""Codecs: how one saved activation is stored between forward and backward.
+
+A codec is two ordinary PyTorch functions. ``encode`` turns a value into the parts that are stored, ``decode`` turns
+the parts back. Both are traced into the graphs, so a codec needs no kernel of its own, and Inductor fuses it into its
+neighbours.
+"""
+
+from fxapprox.codecs.base import Carrier, Codec, Exact, Identity, Like, Predicate
+from fxapprox.codecs.cast import Cast
+from fxapprox.codecs.group import Group
+from fxapprox.codecs.mask import Integer, Mask
+from fxapprox.codecs.threshold import Threshold
+from fxapprox.codecs.zero import Zero
+
+__all__ = [
+    "Carrier",
+    "Cast",
+    "Codec",
+    "Exact",
+    "Group",
+    "Identity",
+    "Integer",
+    "Like",
+    "Mask",
+    "Predicate",
+    "Threshold",
+    "Zero",
+]

@@ -1,0 +1,135 @@
+"""What every codec offers, and the two that lose nothing and save nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxapprox.codecs.packing import pack, packed_bytes, unpack
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """What ``decode`` has to give back: everything about the value but its elements.
+
+    Attributes:
+        shape: sizes, ints or SymInts.
+        dtype: of the value.
+        order: dimensions from the largest stride to the smallest; the decoded tensor is dense in this order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, order: Sequence[int] | None = None) -> Like:
+        return cls(tuple(x.shape), x.dtype, tuple(order if order is not None else range(x.dim())))
+
+    def restride(self, x: Tensor) -> Tensor:
+        """``x`` (of this shape) as a dense tensor with the strides of the value and its dtype."""
+        x = x.to(self.dtype)
+        if self.order == tuple(range(len(self.order))):
+            return x.contiguous()
+        inverse = [self.order.index(d) for d in range(len(self.order))]
+        return x.permute(self.order).contiguous().permute(inverse)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicate:
+    """What a carrier is told of the decision it carries along with a value x.
+
+    Attributes:
+        upper: bool, shape of x: where z lies above its threshold. Computed by forward, never by us.
+        scale, shift: z - threshold = scale * w + shift, with w the standardized x; broadcastable to x's shape.
+            None where z is x itself.
+        mean, rstd: w = (x - mean) * rstd, from the statistics of x's own normalization; None: measure them.
+    """
+
+    upper: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    mean: Tensor | None = None
+    rstd: Tensor | None = None
+
+
+class Codec:
+    """Base of all codecs. Instances are frozen, hashable and compare by value.
+
+    Attributes:
+        label: how a report names it.
+        bits: bits per element, without scales; None where that depends on the value.
+    """
+
+    label: ClassVar[str] = "codec"
+    bits: int | None
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The parts to store for ``x``."""
+        raise NotImplementedError
+
+    def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        """The value back from its parts."""
+        raise NotImplementedError
+
+    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+        """Bytes of the parts for a value of this shape and dtype."""
+        raise NotImplementedError
+
+
+class Carrier(Codec):
+    """A codec whose code holds a value and one decision about it; the decision comes back bit by bit as it was."""
+
+    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
+        """The parts for ``x`` and ``predicate.upper``."""
+        raise NotImplementedError
+
+    def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
+        """(value, upper)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Exact(Codec):
+    """The value as it is."""
+
+    label: ClassVar[str] = "exact"
+    bits: int | None = None
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x,)
+
+    def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        return parts[0]
+
+    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+        return math.prod(shape) * dtype.itemsize if dtype is not None else 8
+
+
+@dataclass(frozen=True, slots=True)
+class Identity(Carrier):
+    """Stores everything exactly, but through the same rewrite as a real codec: what the tests compare with."""
+
+    label: ClassVar[str] = "identity"
+    bits: int | None = None
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x.clone(),)
+
+    def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        return like.restride(parts[0])
+
+    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
+        return x.clone(), pack(predicate.upper.to(torch.uint8), 1)
+
+    def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
+        return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)
+
+    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+        assert dtype is not None
+        return math.prod(shape) * dtype.itemsize + packed_bytes(shape, 1)

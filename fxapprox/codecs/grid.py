@@ -1,0 +1,38 @@
+"""Where the levels of a code lie: a compander, which puts them closer together where values are dense.
+
+Activations after a linear layer are nearly Gaussian, and the best levels for few bits are not equidistant (Lloyd 1982,
+Max 1960; at many bits the density of levels follows the cube root of the values' density, Panter & Dite 1951, which
+for a Gaussian of deviation 1 is a Gaussian of deviation sqrt(3)). We take the algebraic curve
+
+    u(v) = v * sqrt(1 + k) / sqrt(1 + k * v**2),    v in [-1, 1],
+
+with the inverse v(u) = u / sqrt(1 + k - k * u**2): a multiplication, an addition and a root, no exp and no table.
+k = 0 is the uniform grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def compress(v: Tensor, k: float) -> Tensor:
+    """u(v): from [-1, 1] to [-1, 1]."""
+    return v * math.sqrt(1 + k) * torch.rsqrt(1 + k * v * v) if k else v
+
+
+def expand(u: Tensor, k: float) -> Tensor:
+    """v(u), the inverse of :func:`compress`."""
+    return u * torch.rsqrt((1 + k) - k * u * u) if k else u
+
+
+def finite(x: Tensor) -> Tensor:
+    """bool: neither NaN nor infinite."""
+    return x.abs() < math.inf
+
+
+def work_dtype(x: Tensor) -> torch.dtype:
+    """The precision in which codes are computed."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

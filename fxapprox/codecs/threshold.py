@@ -1,0 +1,138 @@
+"""The threshold codec: a normalized value and the decision taken on it, in one code of K bits.
+
+Backward of conv-BN-ReLU needs the input x of the normalization, the rectified output, and the predicate z > 0 with
+z = scale * w + shift affine in the standardized w = (x - mean) * rstd. One code stores all three (Chakrabarti &
+Moseley 2019, section 3.2): codes below ``split`` are false, the others true, by construction; the grid starts at the
+threshold; and its range follows from statistics that are stored anyway, so there are no scales per group.
+
+What is different from the paper's fixed point code:
+
+- the sign comes from forward's own predicate, not from comparing again, so it is right for every scale and shift
+  (negative, zero, tiny; thresholds far outside the range);
+- the levels are shared out between the two sides by how much of the (companded) range each side has;
+- the grid is companded (see grid.py), and its range depends on the number of bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxapprox.codecs.base import Carrier, Like, Predicate
+from fxapprox.codecs.grid import compress, expand, finite, work_dtype
+from fxapprox.codecs.packing import pack, packed_bytes, unpack
+
+# (range in deviations, k of the compander) that minimize the error of a standard normal value (tools/codec_error.py).
+GRID = {8: (4.5, 3.2), 4: (3.0, 1.0), 2: (2.2, 0.4)}
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold(Carrier):
+    """``bits`` per element; per channel the threshold's place (float32), its level (uint8), and mean and rstd.
+
+    A channel with a NaN or an infinity decodes to NaN throughout; its decisions stay exact.
+
+    Attributes:
+        bits: 8, 4 or 2.
+    """
+
+    label: ClassVar[str] = "threshold"
+    bits: int = 8
+
+    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
+        x = x.to(work_dtype(x))
+        channel = _channel_shape(x, predicate)
+        mean, rstd, clean = _statistics(x, predicate, channel)
+        edge, flip = self._edge(predicate, mean, rstd)
+        edge, flip = edge.expand(channel), flip.expand(channel)
+        count = 2**self.bits
+        split = (edge * count).round().clamp(1, count - 1)
+
+        u = self._place((x - mean) * rstd * flip)
+        above = split + ((u - edge) / (1 - edge).clamp_min(1e-6) * (count - split)).floor()
+        below = (u / edge.clamp_min(1e-6) * split).floor()
+        codes = torch.where(
+            predicate.upper,
+            torch.minimum(torch.maximum(_whole(above), split), torch.full_like(split, count - 1)),
+            torch.minimum(torch.maximum(_whole(below), torch.zeros_like(split)), split - 1),
+        )
+        signed = torch.where(clean, edge.clamp_min(1e-6) * flip, math.nan)
+        return pack(codes.to(torch.uint8), self.bits), split.to(torch.uint8), signed, mean, rstd
+
+    def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
+        packed, split, signed, mean, rstd = parts
+        codes = unpack(packed, self.bits, like.shape)
+        upper = codes >= split
+        edge, level, cut = signed.abs(), codes.to(signed.dtype) + 0.5, split.to(signed.dtype)
+        u = torch.where(
+            upper,
+            edge + (level - cut) / (2**self.bits - cut) * (1 - edge),
+            level / cut * edge,
+        )
+        reach, k = GRID[self.bits]
+        w = expand(u * 2 - 1, k) * (torch.sign(signed) * reach)
+        return like.restride(w / rstd + mean), upper
+
+    def _place(self, w: Tensor) -> Tensor:
+        """Where w lies on the companded grid, from 0 to 1."""
+        reach, k = GRID[self.bits]
+        return compress((w / reach).clamp(-1, 1), k) * 0.5 + 0.5
+
+    def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        """The threshold's place on the grid, with the grid turned so that "true" is above; and which way it is turned."""
+        if predicate.scale is None or predicate.shift is None:
+            scale, shift = 1 / rstd, mean  # z is x itself
+        elif predicate.mean is None:
+            scale, shift = predicate.scale / rstd, predicate.scale * mean + predicate.shift
+        else:
+            scale, shift = predicate.scale, predicate.shift
+        scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+        flip = torch.where(scale < 0, -1.0, 1.0).to(mean.dtype)
+        at = -shift / scale.abs()
+        never = torch.where(shift > 0, -math.inf, math.inf)
+        at = torch.where((scale == 0) | (at != at), never, at)
+        return self._place(at), flip
+
+    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+        channels = math.prod(shape[d] for d in kept_dims(len(shape)))
+        return packed_bytes(shape, self.bits) + channels * 5
+
+
+def kept_dims(dims: int) -> tuple[int, ...]:
+    """The channel dimension of a value that says nothing else: (N, C, *) or (..., C)."""
+    return (1,) if dims >= 4 else (dims - 1,) if dims else ()
+
+
+def _channel_shape(x: Tensor, predicate: Predicate) -> list[int]:
+    """Shape of everything kept per channel: that of scale and shift, or one entry for each channel."""
+    if predicate.scale is None or predicate.shift is None or predicate.scale.dim() == 0:
+        keep = kept_dims(x.dim())
+        return [size if d in keep else 1 for d, size in enumerate(x.shape)]
+    shape = list(torch.broadcast_shapes(predicate.scale.shape, predicate.shift.shape))
+    return [1] * (x.dim() - len(shape)) + shape
+
+
+def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """mean, rstd, and whether the channel is free of NaN and infinity."""
+    if predicate.mean is not None and predicate.rstd is not None:
+        # the normalization's own: one bad element has already made them bad
+        clean = torch.ones(channel, dtype=torch.bool, device=x.device)
+        return predicate.mean, predicate.rstd, clean
+    dims = [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]
+    ok = finite(x)
+    var, mean = torch.var_mean(torch.where(ok, x, 0.0), dims, correction=0, keepdim=True)
+    return mean, torch.rsqrt(var + 1e-12 * (1 + mean * mean)), _all(ok, dims)
+
+
+def _all(ok: Tensor, dims: list[int]) -> Tensor:
+    return ok.to(torch.uint8).amin(dims, keepdim=True) > 0
+
+
+def _whole(x: Tensor) -> Tensor:
+    """NaN becomes 0: the decision of a NaN is kept, its value comes from the channel's mark."""
+    return torch.where(x == x, x, 0.0)

@@ -1,0 +1,66 @@
+"""The zero codec: a rectifier's output alone. Code 0 is exactly 0, and nothing positive ever becomes it.
+
+So the same code holds max(z, 0) and the predicate z > 0. All other codes lie on the positive side, where a code with
+levels on both sides would waste half of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxapprox.codecs.base import Carrier, Like, Predicate
+from fxapprox.codecs.grid import compress, expand, finite, work_dtype
+from fxapprox.codecs.group import group_shape, round_up
+from fxapprox.codecs.packing import pack, packed_bytes, unpack
+
+CURVE = {8: 0.8, 4: 0.8, 2: 0.1}
+
+
+@dataclass(frozen=True, slots=True)
+class Zero(Carrier):
+    """``bits`` per element and one radius (bfloat16) per group; the value is never negative.
+
+    In a group with NaN or infinity the two largest codes stand for them.
+
+    Attributes:
+        bits: 8, 4 or 2.
+    """
+
+    label: ClassVar[str] = "zero"
+    bits: int = 8
+
+    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
+        shape = group_shape(x.shape)
+        groups = x.reshape(shape).to(work_dtype(x))
+        upper = predicate.upper.reshape(shape)
+        ok = finite(groups)
+        radius = round_up(torch.where(ok, groups, 0.0).amax(1, keepdim=True))
+        special = ~ok.all(1, keepdim=True)
+        top = torch.where(special, float(2**self.bits - 3), float(2**self.bits - 1))  # the largest finite code
+        u = compress((torch.where(ok, groups, 0.0) / radius.to(groups.dtype)).clamp(0, 1), CURVE[self.bits])
+        codes = torch.minimum((u * top).floor().clamp_min(0) + 1, top)
+        codes = torch.where(ok, codes, torch.where(groups != groups, top + 1, top + 2))
+        codes = torch.where(upper, codes, 0.0)
+        return pack(codes.to(torch.uint8), self.bits), torch.where(special, -radius, radius)
+
+    def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
+        packed, radius = parts
+        codes = unpack(packed, self.bits, group_shape(like.shape))
+        special = radius < 0
+        top = torch.where(special, float(2**self.bits - 3), float(2**self.bits - 1))
+        place = codes.to(work_dtype(torch.empty((), dtype=like.dtype, device="meta")))
+        values = expand((place - 0.5) / top, CURVE[self.bits]) * radius.abs().to(place.dtype)
+        values = torch.where(special & (place > top), torch.where(place > top + 1, math.inf, math.nan), values)
+        upper = codes > 0
+        values = torch.where(upper, values, 0.0)
+        return like.restride(values.reshape(like.shape)), upper.reshape(like.shape)
+
+    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+        rows, size = group_shape(shape)
+        return packed_bytes((rows, size), self.bits) + rows * 2
