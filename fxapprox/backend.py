@@ -1,0 +1,121 @@
+"""The way in: ``fxapprox.compile`` and the torch.compile backend of the same name."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.errors import OptionError
+from fxapprox.options import NAMES, Options, unknown_option
+from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
+from fxapprox.report import Report, report_of
+
+COMPILERS = {"inductor": adapter.compile_inductor, "eager": adapter.compile_eager}
+
+
+@dataclass(eq=False)
+class Backend:
+    """A torch.compile backend with its options, and the reports of the graphs it has compiled.
+
+    Attributes:
+        options: ours.
+        inductor: settings that pass through to Inductor.
+        reports: one for each training graph, in the order of compilation.
+    """
+
+    options: Options
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+    reports: list[Report] = field(default_factory=list)
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        if kwargs:
+            raise OptionError(f"unexpected {sorted(kwargs)}: give options to fxapprox.compile")
+        partitioner = adapter.JointPartitioner(self._partition, cache_key(self.options))
+        return COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor))
+
+    def _partition(self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> adapter.Partition:
+        result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
+        self.reports.append(report_of(result))
+        return result.forward, result.backward
+
+
+_of_compiler: weakref.WeakKeyDictionary[Any, Backend] = weakref.WeakKeyDictionary()
+
+
+def compile(
+    model: Callable[..., Any],
+    *,
+    mode: str | None = None,
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+    options: Mapping[str, Any] | None = None,
+    **ours: Any,
+) -> Any:
+    """Compiles a model so that training it stores its activations in few bits; forward stays exact.
+
+    Args:
+        model: a module or a function, as for torch.compile.
+        mode, dynamic, fullgraph: as for torch.compile.
+        options: settings for Inductor.
+        **ours: see :class:`Options`: bits, rounding, min_bytes, policy, lowering, strict.
+
+    Returns: what torch.compile returns.
+
+    Raises:
+        OptionError: an option is unknown or its value invalid.
+    """
+    if not callable(model):
+        raise OptionError(f"expected a module or a function to compile, got {type(model).__name__}")
+    patches = {**_mode(mode), **_inductor(options or {})}
+    return torch.compile(model, backend=Backend(Options.parse(ours), patches), dynamic=dynamic, fullgraph=fullgraph)
+
+
+def backend(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend that ``torch.compile(model, backend="fxapprox", options={...})`` finds by its name.
+
+    Our options and Inductor's share one mapping there; a name that neither knows is an error.
+    """
+    given = dict(options or {})
+    ours = {name: given.pop(name) for name in list(given) if name in NAMES}
+    owner = adapter.calling_compiler()
+    found = _of_compiler.get(owner) if owner is not None else None
+    if found is None:
+        found = Backend(Options.parse(ours), {**_mode(mode), **_inductor(given)})
+        if owner is not None:
+            _of_compiler[owner] = found
+    return found(gm, inputs)
+
+
+def backend_of(compiled: object) -> Backend | None:
+    """The backend behind what torch.compile returned; None if it is not ours, or has not compiled anything yet."""
+    owner = adapter.compiler_of(compiled)
+    inner = getattr(owner, "compiler_fn", owner)
+    return inner if isinstance(inner, Backend) else _of_compiler.get(owner) if owner is not None else None
+
+
+def _mode(mode: str | None) -> dict[str, Any]:
+    try:
+        return adapter.inductor_mode(mode)
+    except RuntimeError as error:
+        raise OptionError(f"mode={mode!r}: {error}") from None
+
+
+def _inductor(options: Mapping[str, Any]) -> dict[str, Any]:
+    known = adapter.inductor_option_names()
+    patches = {name.replace("-", "_"): value for name, value in options.items()}
+    for name in patches:
+        if name not in known:
+            raise OptionError(unknown_option(name, (*NAMES, *known)))
+    return patches

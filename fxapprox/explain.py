@@ -1,0 +1,102 @@
+"""Reports without training: of a model that has not run (fake tensors only), and of one that has."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.backend import Backend, backend_of
+from fxapprox.errors import FxApproxError
+from fxapprox.options import Options
+from fxapprox.report import Report, merge
+
+_serial = itertools.count()
+
+
+class _Explainer(Backend):
+    """Traces and plans like the backend, compiles nothing, and answers with zeros."""
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        outputs = adapter.stand_in_outputs(gm)
+        adapter.compile_eager(gm, inputs, adapter.JointPartitioner(self._partition, None), {})
+        return outputs
+
+
+def explain(model: Callable[..., Any], *args: Any, **options: Any) -> Report:
+    """What fxapprox would store for backward, without running a step.
+
+    The model is traced on fake tensors: no kernel runs, and parameters, gradients, buffers and random numbers stay
+    as they are. After a graph break the rest is traced on zeros, so code that branches on values may take another
+    branch than it would in training.
+
+    Args:
+        model: the module or function, not compiled yet.
+        *args: example inputs, tensors of the sizes to plan for.
+        **options: see :class:`Options`.
+
+    Returns: one report; for a model with several graphs their sum, with the graphs in ``report.graphs``.
+
+    Raises:
+        OptionError: an option is unknown or its value invalid.
+        FxApproxError: nothing was captured, or nothing in the model needs a gradient.
+    """
+    explainer = _Explainer(Options.parse(options))
+    with _untouched(model), torch.enable_grad():
+        torch.compile(_fresh(model), backend=explainer, dynamic=False)(*args)
+    if not explainer.reports:
+        raise FxApproxError(
+            "no training graph was captured: either no parameter or input requires a gradient, or torch.compile does not"
+            " capture this model (nn.LSTM and nn.GRU, for one, run outside of it); TORCH_LOGS=graph_breaks says where"
+        )
+    return merge(explainer.reports)
+
+
+def reports(compiled: object) -> tuple[Report, ...]:
+    """One report for each training graph that a compiled model has run, in the order of compilation.
+
+    Args:
+        compiled: what ``fxapprox.compile``, or ``torch.compile(model, backend="fxapprox")``, returned.
+
+    Raises:
+        FxApproxError: it is not compiled by fxapprox.
+    """
+    found = backend_of(compiled)
+    if found is not None:
+        return tuple(found.reports)
+    if adapter.compiled_by(compiled, "fxapprox"):
+        return ()  # compiled lazily: no step has run yet
+    raise FxApproxError(
+        f"reports() wants what fxapprox.compile or torch.compile(backend='fxapprox') returned, not {type(compiled).__name__}"
+    )
+
+
+def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model behind a code object of its own, so that explaining never uses up Dynamo's cache of the model's."""
+
+    def run(*args: Any) -> Any:
+        return model(*args)
+
+    code = run.__code__.replace(co_name=f"explain_{next(_serial)}")
+    return types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
+
+
+@contextmanager
+def _untouched(model: Callable[..., Any]) -> Iterator[None]:
+    """Puts buffers and random numbers back: code between graph breaks runs for real."""
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+    kept = [b.detach().clone() for b in buffers]
+    devices = sorted({b.device.index or 0 for b in buffers if b.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(buffers, kept, strict=True):
+                    buffer.copy_(value)

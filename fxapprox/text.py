@@ -1,0 +1,90 @@
+"""Reports as text: tables for people, graphs as code."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from fxapprox.activation import Decision
+    from fxapprox.report import Report
+
+WIDTH = 132
+
+
+def size_text(nbytes: float) -> str:
+    """Bytes as B, KiB, MiB or GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(nbytes) < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} GiB"
+
+
+def summary(report: Report) -> str:
+    """One line: what is stored, against what plain torch.compile would store."""
+    if report.fallback:
+        return f"stored exactly, as plain torch.compile does ({size_text(report.baseline_bytes)}): {report.fallback}"
+    return (
+        f"stored for backward: {size_text(report.saved_bytes)}; plain torch.compile: "
+        f"{size_text(report.baseline_bytes)} ({report.ratio:.2f}x less)"
+    )
+
+
+def decisions_table(report: Report, *, limit: int | None = None) -> Table:
+    """The decisions, largest first; values that neither plan stores are left out."""
+    table = Table(title=summary(report), title_justify="left", title_style="bold", caption_justify="left")
+    for name, justify in (("value", "left"), ("module", "left"), ("shape", "left"), ("class", "left"),
+                          ("reach", "left"), ("storage", "left"), ("before", "right"), ("after", "right"),
+                          ("reason", "left")):  # fmt: skip
+        fold = "fold" if name in ("value", "module", "reason") else "ellipsis"
+        table.add_column(name, justify=justify, overflow=fold, no_wrap=name in ("before", "after"))
+    shown = report.decisions[:limit]
+    for decision in shown:
+        table.add_row(*_cells(decision))
+    if hidden := len(report.decisions) - len(shown):
+        table.caption = f"{hidden} smaller values not shown; --all shows them"
+    return table
+
+
+def _cells(decision: Decision) -> list[str]:
+    return [
+        decision.value,
+        decision.module,
+        f"{decision.dtype}[{', '.join(map(str, decision.shape))}]",
+        decision.kind.value,
+        decision.reach.value if decision.reach else "",
+        decision.storage,
+        size_text(decision.bytes_before) if decision.bytes_before else "-",
+        size_text(decision.bytes_after) if decision.bytes_after else "-",
+        decision.reason + (f" [{decision.source}]" if decision.source else ""),
+    ]
+
+
+def report_text(report: Report, *, limit: int | None = 20) -> str:
+    """The report as plain text."""
+    out = io.StringIO()
+    Console(file=out, width=WIDTH, no_color=True).print(decisions_table(report, limit=limit), markup=False)
+    return out.getvalue()
+
+
+def graph_text(gm: fx.GraphModule, title: str) -> str:
+    """A graph as readable code."""
+    return f"# {title}\n{gm.print_readable(print_output=False)}"
+
+
+def graphs_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
+    """The graphs of each report at the given stages."""
+    parts = []
+    for i, report in enumerate(reports):
+        for stage in stages:
+            gm = getattr(report, stage)
+            if gm is not None:
+                parts.append(graph_text(gm, f"graph {i}: {stage}"))
+    return "\n".join(parts)

@@ -1,0 +1,243 @@
+"""Puts the codecs into the two graphs: encode at the end of forward, decode in front of the first use in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxapprox.activation import Affine, Plan, Stored
+from fxapprox.codecs import Carrier, Exact, Like, Predicate
+from fxapprox.errors import InvalidPlan
+from fxapprox.graph import Joint, inline, is_dense, memory_order, tensor_of, verify
+from fxapprox.operators import op_name
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the forward graph really stores for one entry of the plan: the nodes, as forward returns them."""
+
+    entry: Stored
+    nodes: tuple[fx.Node, ...]
+
+
+def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int) -> tuple[Parts, ...]:
+    """Replaces each saved value by the parts of its code, and its reads in backward by the decoded value.
+
+    Requires: the two graphs that ``partition`` made from this plan.
+    Ensures: forward's own outputs are untouched; the saved values keep AOTAutograd's order; no decision in backward
+        is taken on a decoded value (verified).
+    Changes numerics: yes, of backward; not with codecs that lose nothing.
+
+    Raises:
+        UnsupportedGraph: backward would decide on an approximate value.
+    """
+    outputs = _Outputs(forward, num_fwd_outputs)
+    inputs = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
+    produced = {n.name: n for n in forward.graph.nodes}
+    approximate: set[fx.Node] = set()
+    parts = []
+    for entry in plan.stored:
+        if entry.name not in inputs and not any(p in inputs for p in entry.predicates):
+            continue  # backward turned out not to read it
+        if isinstance(entry.codec, Exact) or entry.name not in produced:
+            parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
+            continue
+        new, decoded = _encode_one(entry, forward, backward, produced, inputs, outputs)
+        parts.append(Parts(entry, new))
+        approximate |= decoded
+    outputs.write()
+    for graph in (forward, backward):
+        graph.graph.eliminate_dead_code()
+        graph.graph.lint()
+        graph.recompile()
+    verify(backward, {n for n in approximate if not n._erased})
+    return tuple(parts)
+
+
+class _Outputs:
+    """The forward graph's output list: the user's outputs first, then what is saved."""
+
+    def __init__(self, forward: fx.GraphModule, num_fwd_outputs: int) -> None:
+        self.node = next(iter(forward.graph.find_nodes(op="output")))
+        self.values = list(self.node.args[0])  # type: ignore[arg-type]
+        self.descriptions = list(self.node.meta.get("desc", [None] * len(self.values)))
+        self.start = num_fwd_outputs
+
+    def index(self, node: fx.Node) -> int | None:
+        """Where the node stands among the saved values; its place among the user's outputs does not count."""
+        for i in range(self.start, len(self.values)):
+            if self.values[i] is node:
+                return i
+        return None
+
+    def replace(self, old: fx.Node, new: Sequence[fx.Node]) -> None:
+        at = self.index(old)
+        assert at is not None
+        self.values[at : at + 1] = new
+        self.descriptions[at : at + 1] = [self.descriptions[at]] * len(new)
+
+    def write(self) -> None:
+        self.node.args = (tuple(self.values),)
+        self.node.meta["desc"] = self.descriptions
+        traces = [v.meta.get("stack_trace") if isinstance(v, fx.Node) else None for v in self.values]
+        self.node.meta["output_stack_traces"] = traces
+        self.node.meta.pop("val", None)
+
+
+def _encode_one(
+    entry: Stored,
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    produced: dict[str, fx.Node],
+    inputs: dict[str, fx.Node],
+    outputs: _Outputs,
+) -> tuple[tuple[fx.Node, ...], set[fx.Node]]:
+    """Rewrites one entry; returns the parts as forward's nodes, and the decoded approximate values."""
+    value = produced[entry.name]
+    like = _like(value)
+    predicates = [produced[name] for name in entry.predicates]
+    context = _Context.of(entry, entry.affine, produced) if entry.affine is not None else None
+    args = [value, *(context.nodes if context else ())]
+    parts = inline(forward, _encoder(entry, context), args, before=outputs.node)
+
+    read = [n for n in (value, *predicates) if n.name in inputs]
+    slots = [inputs[n.name] for n in read]
+    new_inputs = _new_placeholders(backward, entry, parts, before=slots[0])
+    # the parts take the place of the first saved value; the others' places go
+    outputs.replace(read[0], parts)
+    for node in read[1:]:
+        outputs.replace(node, ())
+    first_use = _first_use(backward, slots)
+    decoded = inline(backward, _decoder(entry, like, context), new_inputs, before=first_use)
+    results = dict(zip([entry.name, *entry.predicates], decoded, strict=True))
+    approximate = set()
+    for node, slot in zip(read, slots, strict=True):
+        result = results[node.name]
+        slot.replace_all_uses_with(result)
+        backward.graph.erase_node(slot)
+        if node is value and entry.codec.bits is not None and result.meta["val"].dtype.is_floating_point:
+            approximate.add(result)
+    return parts, approximate
+
+
+def _like(value: fx.Node) -> Like:
+    fake = tensor_of(value)
+    if fake is None or not is_dense(fake):
+        raise InvalidPlan(f"{value.name!r} cannot be encoded: it is not a dense tensor")
+    return Like.of(fake, memory_order(fake))
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What a carrier reads in forward besides the value: a predicate, the steps' coefficients, the statistics."""
+
+    affine: Affine
+    upper_is_true: tuple[bool, ...]
+    predicate: fx.Node
+    coefficients: dict[str, fx.Node]
+
+    @classmethod
+    def of(cls, entry: Stored, affine: Affine, produced: dict[str, fx.Node]) -> _Context:
+        names = [c for _, c in _own_steps(affine) if isinstance(c, str)]
+        names += [n for n in (affine.mean, affine.rstd) if n]
+        sides = tuple(_upper_is_true(produced[name]) for name in entry.predicates)
+        return cls(affine, sides, produced[entry.carried[0]], {name: produced[name] for name in names})
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        return (self.predicate, *self.coefficients.values())
+
+    def read(self, x: Tensor, values: Sequence[Tensor]) -> Predicate:
+        """The predicate as the codec wants it; runs under the trace."""
+        taken = values[0]
+        named = dict(zip(self.coefficients, values[1:], strict=True))
+        if taken.dtype.is_floating_point:  # a rectifier whose mask backward does not read
+            upper = taken > 0
+        else:
+            upper = taken if self.upper_is_true[0] else ~taken
+        if not self.affine.steps and self.affine.threshold == 0:
+            return Predicate(upper)
+        scale, shift = compose(_own_steps(self.affine), named, x)
+        return Predicate(
+            upper, scale, shift - self.affine.threshold,
+            named.get(self.affine.mean or ""), named.get(self.affine.rstd or ""),
+        )  # fmt: skip
+
+
+def _own_steps(affine: Affine) -> tuple[tuple[str, str | float], ...]:
+    """The steps after standardization, if the value's own statistics do that."""
+    return affine.steps[2:] if affine.mean else affine.steps
+
+
+def compose(
+    steps: Sequence[tuple[str, str | float]], named: dict[str, Tensor], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of z = scale * x + shift, from the steps that lead from x to z."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    scale = torch.ones((), dtype=dtype, device=x.device)
+    shift = torch.zeros((), dtype=dtype, device=x.device)
+    for step, coefficient in steps:
+        c = named[coefficient].to(dtype) if isinstance(coefficient, str) else coefficient
+        if step == "add":
+            shift = shift + c
+        elif step == "sub":
+            shift = shift - c
+        elif step == "rsub":
+            scale, shift = -scale, c - shift
+        elif step == "mul":
+            scale, shift = scale * c, shift * c
+        elif step == "div":
+            scale, shift = scale / c, shift / c
+        else:
+            scale, shift = -scale, -shift
+    return scale, shift
+
+
+def _upper_is_true(predicate: fx.Node) -> bool:
+    return op_name(predicate) in ("aten.gt", "aten.ge")
+
+
+def _encoder(entry: Stored, context: _Context | None) -> Callable[..., tuple[Tensor, ...]]:
+    codec = entry.codec
+
+    def run(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        if context is None:
+            return codec.encode(x)
+        assert isinstance(codec, Carrier)
+        return codec.encode_with(x, context.read(x, values))
+
+    return run
+
+
+def _decoder(entry: Stored, like: Like, context: _Context | None) -> Callable[..., tuple[Tensor, ...]]:
+    codec = entry.codec
+
+    def run(*parts: Tensor) -> tuple[Tensor, ...]:
+        if context is None:
+            return (codec.decode(parts, like),)
+        assert isinstance(codec, Carrier)
+        value, upper = codec.decode_with(parts, like)
+        return value, *(upper if side else ~upper for side in context.upper_is_true)
+
+    return run
+
+
+def _new_placeholders(
+    backward: fx.GraphModule, entry: Stored, parts: Sequence[fx.Node], *, before: fx.Node
+) -> list[fx.Node]:
+    made = []
+    with backward.graph.inserting_before(before):
+        for i, part in enumerate(parts):
+            node = backward.graph.placeholder(f"{entry.name}_code_{i}")
+            node.meta["val"] = part.meta["val"]
+            made.append(node)
+    return made
+
+
+def _first_use(backward: fx.GraphModule, slots: Sequence[fx.Node]) -> fx.Node:
+    users = {user for slot in slots for user in slot.users}
+    return next(n for n in backward.graph.nodes if n in users)
+

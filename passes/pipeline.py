@@ -1,0 +1,139 @@
+"""The pipeline: the steps from a joint graph to its two rewritten halves, by name and in order."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.activation import Activation, Plan
+from fxapprox.errors import UnsupportedGraph
+from fxapprox.graph import Joint
+from fxapprox.options import Options
+from fxapprox.passes.classify import classify
+from fxapprox.passes.encode import Parts, encode
+from fxapprox.passes.partition import partition
+from fxapprox.passes.plan import plan
+from fxapprox.torch_adapter import Partition
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A joint graph and what became of it.
+
+    Attributes:
+        joint: the prepared joint graph, as it was.
+        forward, backward: the rewritten graphs, as they go to Inductor.
+        activations: every forward value, classified; empty if the graph was left alone.
+        plan: what is stored; empty if the graph was left alone.
+        parts: what forward really returns for each entry of the plan.
+        baseline: names of the values that plain torch.compile would save.
+        fallback: why the graph was left alone, or "".
+        seconds: time spent in each step.
+    """
+
+    joint: Joint
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    activations: tuple[Activation, ...] = ()
+    plan: Plan = Plan((), ())
+    parts: tuple[Parts, ...] = ()
+    baseline: tuple[str, ...] = ()
+    fallback: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def rewrite(
+    gm: fx.GraphModule,
+    joint_inputs: Sequence[Any],
+    *,
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] | None = None,
+    options: Options,
+) -> Rewrite:
+    """Splits a joint graph along our plan; a graph that cannot be handled is split exactly, with a warning.
+
+    Requires: a joint graph as AOTAutograd hands it to a partition function.
+    Ensures: forward computes what it did; the two graphs follow AOTAutograd's calling convention.
+    Changes numerics: of backward, within what the plan's codecs lose.
+
+    Raises:
+        UnsupportedGraph: the graph cannot be handled, and ``options.strict`` is set.
+    """
+    static = tuple(static_lifetime_input_indices or ())
+    clock = _Clock()
+    adapter.prepare_joint(gm)
+    joint = Joint(gm, num_fwd_outputs, static)
+    clock.lap("prepare")
+    baseline = tuple(n.name for n in adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static))
+    clock.lap("baseline")
+    why = ""
+    try:
+        if adapter.has_checkpoint_tags(gm):
+            raise UnsupportedGraph("pipeline", "torch.utils.checkpoint regions keep torch's own partition")
+        activations = classify(joint, min_bytes=options.min_bytes)
+        clock.lap("classify")
+        chosen = plan(activations, options)
+        clock.lap("plan")
+        if any(a.demand is not None for a in activations):
+            forward, backward = partition(joint, chosen)
+            clock.lap("partition")
+            parts = encode(forward, backward, chosen, num_fwd_outputs=num_fwd_outputs)
+            forward, backward = adapter.finish_split(forward, backward)
+            clock.lap("encode")
+            return Rewrite(joint, forward, backward, activations, chosen, parts, baseline, "", clock.laps)
+    except UnsupportedGraph as error:
+        if options.strict:
+            raise
+        why = str(error)
+        warnings.warn(f"fxapprox stores this graph exactly: {why}", stacklevel=2)
+    forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
+    return Rewrite(joint, forward, backward, baseline=baseline, fallback=why, seconds=clock.laps)
+
+
+def _exact(gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int, static: tuple[int, ...]) -> Partition:
+    return adapter.exact_partition(
+        gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
+    )
+
+
+class _Clock:
+    """Seconds from one lap to the next."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+@cache
+def source_hash() -> str:
+    """Identifies our source: a compiled graph in a cache is stale once any file of ours changes."""
+    package = pathlib.Path(adapter.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for folder in (package, package / "codecs", ROOT):
+        for file in sorted(folder.glob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_key(options: Options) -> str | None:
+    """What steers the rewrite, for Inductor's caches; None (no caching) if a policy function has no ``uuid``."""
+    policy = "" if options.policy is None else getattr(options.policy, "uuid", None)
+    if policy is None:
+        return None
+    parts = (options.bits, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
+    return f"fxapprox-{source_hash()}-{parts!r}"

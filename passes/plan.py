@@ -1,0 +1,330 @@
+"""Which values to store, and how: a minimum cut over encoded sizes.
+
+Each forward value can be had in backward at two levels, exact or approximate; an exact copy serves as an approximate
+one. It is had by storing it (which costs the bytes of its encoded form), by recomputing it (free, if its operator is
+cheap, and then its operands are asked for), or because it is alive anyway. The stored set is the cheapest cut between
+what forward has and what backward needs; parts of the graph that share no recomputation are cut one by one.
+
+A decision (mask, index, sign) is stored without loss, unless the code of another stored value carries it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import networkx as nx
+
+from fxapprox.activation import CLASS_OF_USE, LEAST_BITS, Activation, Affine, Class, Plan, Stored, Use
+from fxapprox.codecs import Carrier, Codec, Exact, Group, Integer, Mask, Threshold, Zero
+from fxapprox.errors import OptionError, UnsupportedGraph
+from fxapprox.options import Options
+
+SOURCE, SINK = "source", "sink"
+EXACT, APPROXIMATE = "exact", "approximate"
+
+Values = Mapping[str, Activation]
+
+
+def plan(activations: tuple[Activation, ...], options: Options) -> Plan:
+    """Chooses what is stored for backward and in which codec.
+
+    Requires: the Activations of one joint graph.
+    Ensures: everything backward reads is free, stored, or recomputable from what is; every decision it reads is
+        stored without loss or carried by a code; nothing sensitive is approximate.
+    Changes numerics: no graph is touched.
+
+    Raises:
+        UnsupportedGraph: a value can be neither saved nor recomputed.
+        OptionError: the user's policy returned something that is not a codec.
+    """
+    problem = _Problem.of(activations, options)
+    exact, approximate = _cut(problem)
+    need = _resolve(problem, exact, approximate)
+    kinds = _kinds(problem, need)
+    stored = tuple(_store(name, problem, need, kinds) for name in problem.values if name in need.stored)
+    return Plan(stored, tuple(name for name in problem.values if name in need.recomputed))
+
+
+# --- the problem ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The values, the codecs that the user's policy fixed, and the values whose code carries a decision."""
+
+    values: Values
+    options: Options
+    fixed: Mapping[str, Codec]
+    carriers: Mapping[str, Affine]
+
+    @classmethod
+    def of(cls, activations: tuple[Activation, ...], options: Options) -> _Problem:
+        values = {a.name: a for a in activations}
+        if options.bits is None:
+            values = {name: replace(a, approximable=False) for name, a in values.items()}
+        fixed = _ask_policy(values, options)
+        for name, codec in fixed.items():
+            if isinstance(codec, Exact):
+                values[name] = replace(values[name], approximable=False, reason="kept exact by the policy")
+        carriers: dict[str, Affine] = {}
+        for name, value in values.items():
+            affine = value.embedded
+            if affine is None:
+                continue
+            root = values[affine.root]
+            able = root.approximable and isinstance(fixed.get(root.name, Threshold()), Carrier)
+            first = carriers.get(root.name, affine)
+            if able and (first.steps, first.threshold) == (affine.steps, affine.threshold):
+                carriers[root.name] = first
+            else:  # a code carries one threshold; any other decision is stored by itself
+                values[name] = replace(value, embedded=None)
+        return cls(values, options, fixed, carriers)
+
+    def carried(self, value: Activation, level: str) -> bool:
+        """Whether another value's code gives this decision, or lets this rectifier be run again."""
+        return (
+            value.embedded is not None
+            and value.embedded.root != value.name
+            and (level == APPROXIMATE or not value.is_float)
+        )
+
+    def recomputable(self, value: Activation, level: str) -> bool:
+        """Whether backward can run the value's operator again at this level."""
+        if self.carried(value, level):
+            return True
+        # the code that carries a decision has to be the value's own, so an approximate carrier is always stored
+        return value.recomputable and not (level == APPROXIMATE and value.name in self.carriers)
+
+    def recipe(self, value: Activation, level: str) -> Iterator[tuple[str, str]]:
+        """(operand, level) of everything that recomputing the value reads."""
+        if self.carried(value, level):
+            assert value.embedded is not None
+            yield value.embedded.root, APPROXIMATE
+            if not value.is_float:
+                return
+        for operand in value.operands:
+            carried = self.carried(value, level) and operand.use == Use.DECISION
+            exact = level == EXACT or (operand.exact and not carried)
+            yield operand.name, EXACT if exact else APPROXIMATE
+
+    def cost(self, value: Activation, level: str) -> float | None:
+        """Bytes of storing at a level, beyond what the level below costs; None if it cannot be stored."""
+        if not value.storable:
+            return None
+        if value.kind is Class.DISCRETE:
+            return max(_lossless(value, self.options).nbytes(value.shape, value.dtype), 1)
+        whole = max(value.nbytes, 8)
+        if not value.approximable:
+            return whole
+        encoded = self.codec(value, value.kind).nbytes(value.shape, value.dtype)
+        return encoded if level == APPROXIMATE else max(whole - encoded, 1)
+
+    def codec(self, value: Activation, kind: Class) -> Codec:
+        """The codec of an approximate value."""
+        if value.name in self.fixed:
+            return self.fixed[value.name]
+        assert self.options.bits is not None
+        bits = max(self.options.bits, LEAST_BITS.get(kind, 8))
+        affine = self.carriers.get(value.name)
+        if affine is None:
+            return Group(bits, self.options.rounding, uniform=kind is Class.SOFTMAX)
+        rectified = not affine.steps and affine.threshold == 0 and value.nonnegative
+        return Zero(bits) if rectified else Threshold(bits)
+
+
+def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:
+    """The user's choices, for every value that may be approximate."""
+    if options.policy is None:
+        return {}
+    fixed = {}
+    for value in values.values():
+        codec = options.policy(value) if value.approximable else None
+        if codec is None:
+            continue
+        if not isinstance(codec, Codec):
+            raise OptionError(f"policy returned {codec!r} for {value.name}: expected a codec or None")
+        if isinstance(codec, (Mask, Integer)):
+            raise OptionError(f"policy returned {codec.label!r} for {value.name}: it holds no {value.dtype}")
+        fixed[value.name] = codec
+    return fixed
+
+
+# --- the cut -------------------------------------------------------------------------------------
+
+
+def _cut(problem: _Problem) -> tuple[set[str], set[str]]:
+    """The cheapest values to store, exactly and approximately; one connected part of the problem at a time."""
+    graph = _network(problem)
+    exact: set[str] = set()
+    approximate: set[str] = set()
+    inner = graph.subgraph(n for n in graph if n not in (SOURCE, SINK)).to_undirected(as_view=True)
+    for part in nx.connected_components(inner):
+        piece = graph.subgraph([*part, SOURCE, SINK])
+        if not piece.succ[SOURCE]:
+            continue  # recomputed from free values alone
+        try:
+            _, (have, _) = nx.minimum_cut(piece, SOURCE, SINK)
+        except nx.NetworkXUnbounded:
+            raise _impossible(piece, problem.values) from None
+        for name, level, side in part:
+            if side == "in" and (name, level, "in") in have and (name, level, "out") not in have:
+                (exact if level == EXACT else approximate).add(name)
+    return exact, approximate - exact
+
+
+def _network(problem: _Problem) -> nx.DiGraph:
+    """The flow network, grown backward from what backward reads; a missing capacity is infinite.
+
+    A value has two pairs of nodes: (name, level, "out") is on the sink's side if backward needs it at that level,
+    (name, level, "in") if backward has to recompute it. Cutting in -> out is storing.
+    """
+    graph = nx.DiGraph()
+    graph.add_nodes_from((SOURCE, SINK))
+    stack: list[tuple[Activation, str]] = []
+
+    def ask(name: str, level: str, sink: object) -> None:
+        value = problem.values[name]
+        if value.free:
+            return
+        level = level if value.approximable else EXACT
+        if (name, level, "out") not in graph:
+            stack.append((value, level))
+        graph.add_edge((name, level, "out"), sink)
+
+    for value in problem.values.values():
+        if value.demand is not None:
+            ask(value.name, EXACT if value.demand >= Use.SENSITIVE else APPROXIMATE, SINK)
+    while stack:
+        value, level = stack.pop()
+        inside, outside = (value.name, level, "in"), (value.name, level, "out")
+        cost = problem.cost(value, level)
+        graph.add_edge(inside, outside, **({} if cost is None else {"capacity": cost}))
+        if level == EXACT and value.approximable:
+            # an exact copy is an approximate one too: storing it cuts both pairs
+            ask(value.name, APPROXIMATE, outside)
+            graph.add_edge((value.name, APPROXIMATE, "in"), inside)
+        if not problem.recomputable(value, level):
+            graph.add_edge(SOURCE, inside)
+            continue
+        for operand, wanted in problem.recipe(value, level):
+            ask(operand, wanted, inside)
+    return graph
+
+
+def _impossible(piece: nx.DiGraph, values: Values) -> UnsupportedGraph:
+    for name, _, _ in piece.succ[SOURCE]:
+        value = values[name]
+        if not value.storable:
+            why = f"can be neither saved (not a tensor) nor recomputed ({value.pinned})"
+            return UnsupportedGraph("plan", why, node=name, source=value.source)
+    return UnsupportedGraph("plan", "no finite cut between forward and backward")
+
+
+# --- what the cut means --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Need:
+    """How backward gets each value it reads: the level it needs, and who asks."""
+
+    level: Mapping[str, str]
+    stored: frozenset[str]
+    recomputed: frozenset[str]
+    carried: Mapping[str, tuple[str, ...]]
+    readers: Mapping[str, list[tuple[str | None, Use]]]
+
+
+def _resolve(problem: _Problem, exact: set[str], approximate: set[str]) -> _Need:
+    """Walks from what backward reads to what is stored; what the walk does not meet is not stored."""
+    values = problem.values
+    rank = {name: -i for i, name in enumerate(values)}
+    level: dict[str, str] = {}
+    readers: dict[str, list[tuple[str | None, Use]]] = {}
+    heap: list[tuple[int, str]] = []
+    stored, recomputed = set[str](), set[str]()
+    carried: dict[str, list[str]] = {}
+
+    def want(name: str, wanted: str, reader: str | None, use: Use) -> None:
+        if name not in level:
+            heapq.heappush(heap, (rank[name], name))
+        level[name] = EXACT if EXACT in (wanted, level.get(name)) or not values[name].approximable else APPROXIMATE
+        readers.setdefault(name, []).append((reader, use))
+
+    for value in values.values():
+        if value.demand is not None:
+            want(value.name, EXACT if value.demand >= Use.SENSITIVE else APPROXIMATE, None, value.demand)
+    while heap:
+        _, name = heapq.heappop(heap)  # readers come later in the graph, so they have all been asked
+        value = values[name]
+        if value.free:
+            continue
+        root = value.embedded.root if problem.carried(value, level[name]) and value.embedded else None
+        rides = root in approximate and level.get(root, APPROXIMATE) == APPROXIMATE
+        if name in exact or name in approximate or (root and not rides and not value.is_float):
+            level[name] = EXACT if name in exact else level[name]
+            stored.add(name)
+            continue
+        if root is not None and rides:
+            want(root, APPROXIMATE, name, Use.LINEAR)
+            carried.setdefault(root, []).append(name)
+            if not value.is_float:
+                continue
+        elif not value.recomputable:
+            why = f"needed in backward but not stored ({value.pinned})"
+            raise UnsupportedGraph("plan", why, node=name, source=value.source)
+        recomputed.add(name)
+        for operand in value.operands:
+            decided = rides and operand.use == Use.DECISION
+            strict = level[name] == EXACT or (operand.exact and not decided)
+            want(operand.name, EXACT if strict else APPROXIMATE, name, Use.LINEAR if decided else operand.use)
+    return _Need(
+        level, frozenset(stored), frozenset(recomputed), {k: tuple(v) for k, v in carried.items()}, readers
+    )
+
+
+def _kinds(problem: _Problem, need: _Need) -> dict[str, Class]:
+    """The class of each stored value, from what really is recomputed from it."""
+    strictest: dict[str, Use] = {}
+    for name in reversed(list(problem.values)):
+        value = problem.values[name]
+        use = Use.SOFTMAX if value.kind is Class.SOFTMAX and value.reason == "output of a softmax" else Use.LINEAR
+        for reader, how in need.readers.get(name, ()):
+            through = strictest[reader] if reader in need.recomputed and reader is not None else Use.LINEAR
+            use = max(use, through, how if how < Use.SENSITIVE else Use.LINEAR)
+        strictest[name] = use
+    return {
+        name: CLASS_OF_USE[strictest[name]] if problem.values[name].approximable else problem.values[name].kind
+        for name in need.stored
+    }
+
+
+def _store(name: str, problem: _Problem, need: _Need, kinds: Mapping[str, Class]) -> Stored:
+    value, kind, options = problem.values[name], kinds[name], problem.options
+    if need.level[name] == EXACT or not value.approximable:
+        codec = _lossless(value, options)
+        reason = value.reason if not value.approximable else "backward needs it exactly as well"
+        return Stored(name, codec, kind, codec.nbytes(value.shape, value.dtype), reason)
+    codec = problem.codec(value, kind)
+    carried = need.carried.get(name, ())
+    if carried or not isinstance(codec, Carrier):
+        affine = problem.carriers[name] if carried else None
+        carried = tuple(sorted(carried, key=lambda p: problem.values[p].is_float))
+        predicates = tuple(p for p in carried if not problem.values[p].is_float)
+        size = codec.nbytes(value.shape, value.dtype)
+        return Stored(name, codec, kind, size, value.reason, affine, carried, predicates)
+    plain = replace(problem, carriers={}).codec(value, kind)
+    return Stored(name, plain, kind, plain.nbytes(value.shape, value.dtype), value.reason)
+
+
+def _lossless(value: Activation, options: Options) -> Codec:
+    """The smallest storage that loses nothing."""
+    if value.dtype is None or value.nbytes < options.min_bytes or not value.dense:
+        return Exact()
+    if str(value.dtype) == "torch.bool":
+        return Mask()
+    if value.span is not None:
+        narrow = Integer(*value.span)
+        return narrow if narrow.bits < value.dtype.itemsize * 8 else Exact()
+    return Exact()
