@@ -109,12 +109,13 @@ class Activation:
         demand: what backward's own operators ask of it: None (nothing), or the strictest ``Use``.
         operands: what recomputing it would read.
         recomputable: whether backward may recompute it; ``pinned`` says why not.
-        storable: False for values that cannot be saved (tuples).
+        storable: False for values that cannot be saved (tuples), and for views that show all of another value.
+        partial: a view that shows a part of another value: it is stored as a copy, not to keep the whole alive.
         free: alive during backward anyway.
         approximable: whether an approximate copy is of any use and safe; else it is exact or recomputed.
+        kept: why it is stored as it is if it is stored at all ("too small" or not dense); "" if it can be encoded.
         span: the range (low, high) that an integer is known to lie in, or None.
         nonnegative: whether no element can be below zero.
-        dense: whether its elements fill their memory without gaps.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
     """
 
@@ -137,9 +138,10 @@ class Activation:
     storable: bool
     free: bool
     approximable: bool
+    kept: str
+    partial: bool = False
     span: tuple[int, int] | None = None
     nonnegative: bool = False
-    dense: bool = True
     embedded: Affine | None = None
 
     @property

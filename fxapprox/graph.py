@@ -13,7 +13,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.operators import DISCRETE_FLOATS, op_name, table_use
+from fxapprox.operators import DISCRETE_FLOATS, is_view, op_name, table_use
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ def tensor_of(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def element_of(node: fx.Node) -> torch.Tensor | None:
+    """The node's fake tensor, or the first of a tuple of tensors (split, unbind)."""
+    value = node.meta.get("val")
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, torch.Tensor) for v in value):
+        return value[0]
+    return tensor_of(node)
+
+
 def numel(value: torch.Tensor) -> int:
     """Number of elements, symbolic sizes by their hints."""
     return math.prod(adapter.hint(size) for size in value.shape)
@@ -101,6 +109,16 @@ def memory_order(value: torch.Tensor) -> tuple[int, ...]:
     strides = [adapter.hint(stride) for stride in value.stride()]
     sizes = [adapter.hint(size) for size in value.shape]
     return tuple(sorted(range(value.dim()), key=lambda d: (-strides[d], sizes[d] == 1, d)))
+
+
+def storage_of(node: fx.Node) -> fx.Node:
+    """The node whose memory this one's value lies in: itself, unless it is a view."""
+    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], fx.Node):
+        source = node.args[0]
+        if op_name(node) == "getitem" and not is_view(source):
+            return node  # one output of an operator with several
+        node = source
+    return node
 
 
 def source_line(node: fx.Node) -> str:

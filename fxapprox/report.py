@@ -10,8 +10,7 @@ from torch import fx
 
 from fxapprox.activation import Activation, Class, Decision, Stored
 from fxapprox.codecs import Codec, Exact
-from fxapprox.graph import nbytes, tensor_of
-from fxapprox.operators import is_view, op_name
+from fxapprox.graph import nbytes, storage_of, tensor_of
 from fxapprox.passes.pipeline import Rewrite
 
 SCHEMA = 1
@@ -81,11 +80,11 @@ def report_of(result: Rewrite) -> Report:
             continue
         after = sum(size for node, size in _by_storage(parts.nodes, set()).items() if node not in seen)
         seen |= _by_storage(parts.nodes, set()).keys()
-        base = _storage(nodes[entry.name])
+        base = storage_of(nodes[entry.name])
         decisions.append(_decision(values[entry.name], _storage_text(entry), before.pop(base, 0), after, entry))
         for name in entry.predicates:
             text = f"in the code of {entry.name}"
-            was = before.pop(_storage(nodes[name]), 0)
+            was = before.pop(storage_of(nodes[name]), 0)
             decisions.append(_decision(values[name], text, was, 0, None))
     for node, size in before.items():
         if node.name in values:
@@ -144,21 +143,11 @@ def _storage_text(entry: Stored) -> str:
     return f"{codec.bits}-bit {codec.label}"
 
 
-def _storage(node: fx.Node) -> fx.Node:
-    """The node whose memory this one's value lies in."""
-    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], fx.Node):
-        source = node.args[0]
-        if op_name(node) == "getitem" and not is_view(source):
-            return node
-        node = source
-    return node
-
-
 def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, int]:
     """Bytes of each piece of memory that these values keep alive; inputs and the user's outputs are not counted."""
     held: dict[fx.Node, int] = {}
     for node in values:
-        base = _storage(node)
+        base = storage_of(node)
         if base.op in ("placeholder", "get_attr") or id(node) in alive or id(base) in alive:
             continue
         value = tensor_of(base) if tensor_of(base) is not None else tensor_of(node)

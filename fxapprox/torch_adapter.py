@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
+import torch._inductor.inductor_prims
 from functorch.compile import make_boxed_func
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
@@ -168,6 +169,11 @@ def _quiet_symbols(fake_mode: FakeTensorMode) -> Iterator[None]:
     env = fake_mode.shape_env
     with env.ignore_fresh_unbacked_symbols() if env is not None else contextlib.nullcontext():
         yield
+
+
+def materialize(x: torch.Tensor) -> torch.Tensor:
+    """``x``, computed once into memory: Inductor would compute it again for every element that reads it."""
+    return torch.ops.prims.inductor_force_stride_order(x, x.stride())
 
 
 def hint(size: Any) -> int:
@@ -329,6 +335,7 @@ __all__ = [
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",
+    "materialize",
     "must_be_in_backward",
     "must_save",
     "prepare_joint",

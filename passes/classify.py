@@ -17,7 +17,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Class, Operand, Reach, Use
-from fxapprox.graph import Joint, is_dense, module_path, nbytes, numel, operands, source_line, tensor_of
+from fxapprox.graph import Joint, element_of, is_dense, module_path, nbytes, numel, operands, source_line, storage_of, tensor_of
 from fxapprox.operators import DISCRETE_FLOATS, INDEX_MAKERS, REDUCTIONS, is_random, is_view, op_name, rule_of, table_use
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -168,7 +168,7 @@ def _is_shift_by_maximum(node: fx.Node) -> bool:
 
 def operand_use(node: fx.Node, position: int, operand: fx.Node, facts: _Facts) -> Use:
     """How ``node`` depends on ``operand``: the table, refined by what is known of the operand."""
-    value = tensor_of(operand)
+    value = element_of(operand)
     if value is None or not value.dtype.is_floating_point:
         return Use.DECISION if value is not None else Use.SENSITIVE
     use = table_use(node, position)
@@ -496,13 +496,14 @@ def _describe(
     pinned = _pinned(node, facts)
     approximable = (
         kind in (Class.LINEAR, Class.SMOOTH, Class.ATTENTION, Class.SOFTMAX)
-        and value is not None and value.dtype in FLOATS and node in facts.depends and node not in facts.free
+        and (element := element_of(node)) is not None and element.dtype in FLOATS
+        and node in facts.depends and node not in facts.free
     )  # fmt: skip
-    if approximable and value is not None:
-        if size < max(min_bytes, 1):
-            approximable, reason = False, f"smaller than min_bytes={min_bytes}"
-        elif not is_dense(value) or type(value) is not adapter.FakeTensor:
-            approximable, reason = False, "its elements do not lie densely in memory"
+    kept = ""
+    if value is not None and size < max(min_bytes, 1):
+        kept = f"smaller than min_bytes={min_bytes}"
+    elif value is not None and (not is_dense(value) or type(value) is not adapter.FakeTensor):
+        kept = "its elements do not fill their memory"
     return Activation(
         name=node.name,
         op=op_name(node),
@@ -522,14 +523,27 @@ def _describe(
         ),
         recomputable=not pinned,
         pinned=pinned,
-        storable=value is not None or adapter.is_symbolic_scalar(node) or adapter.is_opaque(node),
+        storable=(value is not None and not _is_whole_view(node, value))
+        or adapter.is_symbolic_scalar(node)
+        or adapter.is_opaque(node),
+        partial=is_view(node) and value is not None and storage_of(node) is not node,
         free=node in facts.free,
         approximable=approximable,
+        kept=kept,
         span=_span(node),
         nonnegative=facts.bounds[node][0] >= 0,
-        dense=value is not None and is_dense(value),
         embedded=embedded,
     )
+
+
+def _is_whole_view(node: fx.Node, value: torch.Tensor) -> bool:
+    """Whether the node shows all of another value: that one is stored, and this one rebuilt from it.
+
+    Two saved tensors must never share memory: Inductor's backward writes over a saved tensor after its last use.
+    """
+    base = storage_of(node)
+    whole = tensor_of(base)
+    return base is not node and whole is not None and numel(whole) == numel(value) and op_name(node) != "aten.as_strided"
 
 
 def _class_of(
@@ -538,6 +552,8 @@ def _class_of(
     if node in facts.free:
         what = "an input" if node.op == "placeholder" else "a constant" if node.op == "get_attr" else "an output or a view of an input"
         return Class.FREE, f"{what}: alive during backward anyway"
+    if value is None and is_view(node) and every is not None:
+        return CLASS_OF_USE[every], why  # a tuple of views: never stored, but made of a value that may be
     if value is None:
         return Class.SENSITIVE, "not a tensor"
     if not value.dtype.is_floating_point:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox.activation import Affine, Plan, Stored
-from fxapprox.codecs import Carrier, Exact, Like, Predicate
-from fxapprox.errors import InvalidPlan
-from fxapprox.graph import Joint, inline, is_dense, memory_order, tensor_of, verify
+from fxapprox.codecs import Carrier, Exact, Identity, Like, Predicate
+from fxapprox.errors import InvalidPlan, UnsupportedGraph
+from fxapprox.graph import inline, memory_order, source_line, storage_of, tensor_of, verify
 from fxapprox.operators import op_name
 
 
@@ -42,7 +42,7 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
     for entry in plan.stored:
         if entry.name not in inputs and not any(p in inputs for p in entry.predicates):
             continue  # backward turned out not to read it
-        if isinstance(entry.codec, Exact) or entry.name not in produced:
+        if type(entry.codec) is Exact or entry.name not in produced:
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
         new, decoded = _encode_one(entry, forward, backward, produced, inputs, outputs)
@@ -53,7 +53,8 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         graph.graph.eliminate_dead_code()
         graph.graph.lint()
         graph.recompile()
-    verify(backward, {n for n in approximate if not n._erased})
+    verify(backward, approximate)
+    outputs.verify_apart()
     return tuple(parts)
 
 
@@ -79,6 +80,16 @@ class _Outputs:
         self.values[at : at + 1] = new
         self.descriptions[at : at + 1] = [self.descriptions[at]] * len(new)
 
+    def verify_apart(self) -> None:
+        """No two saved tensors share memory: backward may write over each after its last use."""
+        bases: dict[fx.Node, fx.Node] = {}
+        for node in self.values[self.start :]:
+            if isinstance(node, fx.Node) and tensor_of(node) is not None and node.op == "call_function":
+                base = storage_of(node)
+                if bases.setdefault(base, node) is not node:
+                    why = f"{node.name!r} and {bases[base].name!r} share memory, and both would be saved"
+                    raise UnsupportedGraph("encode", why, node=node.name, source=source_line(node))
+
     def write(self) -> None:
         self.node.args = (tuple(self.values),)
         self.node.meta["desc"] = self.descriptions
@@ -97,7 +108,9 @@ def _encode_one(
 ) -> tuple[tuple[fx.Node, ...], set[fx.Node]]:
     """Rewrites one entry; returns the parts as forward's nodes, and the decoded approximate values."""
     value = produced[entry.name]
-    like = _like(value)
+    like = Like.of(fake, memory_order(fake)) if (fake := tensor_of(value)) is not None else None
+    if like is None:
+        raise InvalidPlan(f"{entry.name!r} cannot be encoded: it is not a tensor")
     predicates = [produced[name] for name in entry.predicates]
     context = _Context.of(entry, entry.affine, produced) if entry.affine is not None else None
     args = [value, *(context.nodes if context else ())]
@@ -105,29 +118,28 @@ def _encode_one(
 
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
-    new_inputs = _new_placeholders(backward, entry, parts, before=slots[0])
-    # the parts take the place of the first saved value; the others' places go
-    outputs.replace(read[0], parts)
+    shapes = [part.meta["val"].shape for part in parts]
+    parts = tuple(storage_of(part) for part in parts)  # statistics: the tensor itself, not a view of it
+    # the parts take the place of the first saved value, and the others' places go; a part that is saved already
+    # (a statistic that backward reads as well) is not saved again
+    fresh = [part for part in parts if outputs.index(part) is None]
+    made = _new_placeholders(backward, entry, fresh, before=slots[0])
+    inputs.update((part.name, node) for part, node in zip(fresh, made, strict=True))
+    new_inputs = [inputs[part.name] for part in parts]
+    outputs.replace(read[0], fresh)
     for node in read[1:]:
         outputs.replace(node, ())
     first_use = _first_use(backward, slots)
-    decoded = inline(backward, _decoder(entry, like, context), new_inputs, before=first_use)
+    decoded = inline(backward, _decoder(entry, like, context, shapes), new_inputs, before=first_use)
     results = dict(zip([entry.name, *entry.predicates], decoded, strict=True))
     approximate = set()
     for node, slot in zip(read, slots, strict=True):
         result = results[node.name]
         slot.replace_all_uses_with(result)
         backward.graph.erase_node(slot)
-        if node is value and entry.codec.bits is not None and result.meta["val"].dtype.is_floating_point:
+        if node is value and _loses(entry) and result.meta["val"].dtype.is_floating_point:
             approximate.add(result)
     return parts, approximate
-
-
-def _like(value: fx.Node) -> Like:
-    fake = tensor_of(value)
-    if fake is None or not is_dense(fake):
-        raise InvalidPlan(f"{value.name!r} cannot be encoded: it is not a dense tensor")
-    return Like.of(fake, memory_order(fake))
 
 
 @dataclass(frozen=True)
@@ -212,10 +224,13 @@ def _encoder(entry: Stored, context: _Context | None) -> Callable[..., tuple[Ten
     return run
 
 
-def _decoder(entry: Stored, like: Like, context: _Context | None) -> Callable[..., tuple[Tensor, ...]]:
+def _decoder(
+    entry: Stored, like: Like, context: _Context | None, shapes: Sequence[Sequence[int]]
+) -> Callable[..., tuple[Tensor, ...]]:
     codec = entry.codec
 
-    def run(*parts: Tensor) -> tuple[Tensor, ...]:
+    def run(*saved: Tensor) -> tuple[Tensor, ...]:
+        parts = tuple(part.reshape(shape) for part, shape in zip(saved, shapes, strict=True))
         if context is None:
             return (codec.decode(parts, like),)
         assert isinstance(codec, Carrier)
@@ -223,6 +238,10 @@ def _decoder(entry: Stored, like: Like, context: _Context | None) -> Callable[..
         return value, *(upper if side else ~upper for side in context.upper_is_true)
 
     return run
+
+
+def _loses(entry: Stored) -> bool:
+    return not isinstance(entry.codec, (Exact, Identity))
 
 
 def _new_placeholders(

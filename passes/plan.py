@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import networkx as nx
 
 from fxapprox.activation import CLASS_OF_USE, LEAST_BITS, Activation, Affine, Class, Plan, Stored, Use
-from fxapprox.codecs import Carrier, Codec, Exact, Group, Integer, Mask, Threshold, Zero
+from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Threshold, Zero
 from fxapprox.errors import OptionError, UnsupportedGraph
 from fxapprox.options import Options
 
@@ -74,7 +74,7 @@ class _Problem:
             if affine is None:
                 continue
             root = values[affine.root]
-            able = root.approximable and isinstance(fixed.get(root.name, Threshold()), Carrier)
+            able = root.approximable and not root.kept and isinstance(fixed.get(root.name, Threshold()), Carrier)
             first = carriers.get(root.name, affine)
             if able and (first.steps, first.threshold) == (affine.steps, affine.threshold):
                 carriers[root.name] = first
@@ -114,7 +114,7 @@ class _Problem:
         if not value.storable:
             return None
         if value.kind is Class.DISCRETE:
-            return max(_lossless(value, self.options).nbytes(value.shape, value.dtype), 1)
+            return max(_lossless(value).nbytes(value.shape, value.dtype), 1)
         whole = max(value.nbytes, 8)
         if not value.approximable:
             return whole
@@ -122,7 +122,9 @@ class _Problem:
         return encoded if level == APPROXIMATE else max(whole - encoded, 1)
 
     def codec(self, value: Activation, kind: Class) -> Codec:
-        """The codec of an approximate value."""
+        """The codec of a value of which an approximate copy will do."""
+        if value.kept:
+            return Copy() if value.partial else Exact()
         if value.name in self.fixed:
             return self.fixed[value.name]
         assert self.options.bits is not None
@@ -140,7 +142,7 @@ def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:
         return {}
     fixed = {}
     for value in values.values():
-        codec = options.policy(value) if value.approximable else None
+        codec = options.policy(value) if value.approximable and not value.kept else None
         if codec is None:
             continue
         if not isinstance(codec, Codec):
@@ -301,9 +303,9 @@ def _kinds(problem: _Problem, need: _Need) -> dict[str, Class]:
 
 
 def _store(name: str, problem: _Problem, need: _Need, kinds: Mapping[str, Class]) -> Stored:
-    value, kind, options = problem.values[name], kinds[name], problem.options
+    value, kind = problem.values[name], kinds[name]
     if need.level[name] == EXACT or not value.approximable:
-        codec = _lossless(value, options)
+        codec = _lossless(value)
         reason = value.reason if not value.approximable else "backward needs it exactly as well"
         return Stored(name, codec, kind, codec.nbytes(value.shape, value.dtype), reason)
     codec = problem.codec(value, kind)
@@ -315,16 +317,17 @@ def _store(name: str, problem: _Problem, need: _Need, kinds: Mapping[str, Class]
         size = codec.nbytes(value.shape, value.dtype)
         return Stored(name, codec, kind, size, value.reason, affine, carried, predicates)
     plain = replace(problem, carriers={}).codec(value, kind)
-    return Stored(name, plain, kind, plain.nbytes(value.shape, value.dtype), value.reason)
+    return Stored(name, plain, kind, plain.nbytes(value.shape, value.dtype), value.kept or value.reason)
 
 
-def _lossless(value: Activation, options: Options) -> Codec:
+def _lossless(value: Activation) -> Codec:
     """The smallest storage that loses nothing."""
-    if value.dtype is None or value.nbytes < options.min_bytes or not value.dense:
-        return Exact()
+    exact = Copy() if value.partial else Exact()
+    if value.dtype is None or value.kept:
+        return exact
     if str(value.dtype) == "torch.bool":
         return Mask()
     if value.span is not None:
         narrow = Integer(*value.span)
-        return narrow if narrow.bits < value.dtype.itemsize * 8 else Exact()
-    return Exact()
+        return narrow if narrow.bits < value.dtype.itemsize * 8 else exact
+    return exact

@@ -5,7 +5,7 @@ the parts back. Both are traced into the graphs, so a codec needs no kernel of i
 neighbours.
 """
 
-from fxapprox.codecs.base import Carrier, Codec, Exact, Identity, Like, Predicate
+from fxapprox.codecs.base import Carrier, Codec, Copy, Exact, Identity, Like, Predicate
 from fxapprox.codecs.cast import Cast
 from fxapprox.codecs.group import Group
 from fxapprox.codecs.mask import Integer, Mask
@@ -16,6 +16,7 @@ __all__ = [
     "Carrier",
     "Cast",
     "Codec",
+    "Copy",
     "Exact",
     "Group",
     "Identity",

@@ -112,6 +112,16 @@ class Exact(Codec):
 
 
 @dataclass(frozen=True, slots=True)
+class Copy(Exact):
+    """A part of a larger value, copied out: a view would keep all of it alive."""
+
+    label: ClassVar[str] = "exact copy"
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x.clone(),)
+
+
+@dataclass(frozen=True, slots=True)
 class Identity(Carrier):
     """Stores everything exactly, but through the same rewrite as a real codec: what the tests compare with."""
 
@@ -125,7 +135,7 @@ class Identity(Carrier):
         return like.restride(parts[0])
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
-        return x.clone(), pack(predicate.upper.to(torch.uint8), 1)
+        return x.clone(), pack(predicate.upper.to(torch.int32), 1)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)

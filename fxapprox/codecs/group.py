@@ -21,6 +21,7 @@ from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import compress, expand, finite, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
+from fxapprox.torch_adapter import materialize
 
 SMALLEST, LARGEST = 64, 256
 NAN, MINUS_INF, PLUS_INF, SPECIALS = 0, 1, 2, 3
@@ -62,33 +63,42 @@ class Group(Codec):
         low = torch.where(ok, groups, math.inf).amin(1, keepdim=True)
         high = torch.where(ok, groups, -math.inf).amax(1, keepdim=True)
         some = low <= high
-        centre = torch.where(some, low / 2 + high / 2, 0.0)
-        radius = round_up(torch.where(some, high / 2 - low / 2, 0.0))
         special = ~ok.all(1, keepdim=True)
+        centre = materialize(torch.where(some, low / 2 + high / 2, 0.0))
+        radius = materialize(round_up(torch.where(some, high / 2 - low / 2, 0.0)))
+        gain = materialize(1 / radius.to(groups.dtype))
+        top, offset, fine = self._levels(special, groups.dtype)
 
-        v = ((torch.where(ok, groups, centre) - centre) / radius.to(groups.dtype)).clamp(-1, 1)
-        levels = torch.where(special, float(2**self.bits - SPECIALS), float(2**self.bits))
-        place = (compress(v, k) + 1) / 2 * (levels - 1 + 2 * margin) - margin
+        v = ((torch.where(ok, groups, centre) - centre) * gain).clamp(-1, 1)
         nudge = 0.5 if self.rounding == "nearest" else dither(groups)
-        codes = torch.minimum((place + nudge).floor().clamp_min(0), levels - 1)
-        codes = torch.where(special, codes + SPECIALS, codes)
+        place = compress(v, k) * fine + (fine - margin + nudge)
+        codes = torch.minimum(place.floor().clamp_min(0), top) + offset
         infinity = torch.where(groups > 0, float(PLUS_INF), float(MINUS_INF))
         codes = torch.where(ok, codes, torch.where(groups != groups, float(NAN), infinity))
-        return pack(codes.to(torch.uint8), self.bits), centre, torch.where(special, -radius, radius)
+        return pack(codes.to(torch.int32), self.bits), centre, torch.where(special, -radius, radius)
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         packed, centre, radius = parts
         k, margin = self._curve
         codes = unpack(packed, self.bits, group_shape(like.shape)).to(centre.dtype)
         special = radius < 0
-        levels = torch.where(special, float(2**self.bits - SPECIALS), float(2**self.bits))
-        offset = torch.where(special, float(SPECIALS), 0.0)
-        u = (codes - offset + margin) / (levels - 1 + 2 * margin).clamp_min(0.5) * 2 - 1
-        u = torch.where(levels > 1, u, 0.0)  # a lone level (2 bits, special) sits at the centre
-        values = centre + expand(u, k) * radius.abs().to(centre.dtype)
+        _, offset, fine = self._levels(special, centre.dtype)
+        step = materialize(1 / fine)
+        start = materialize((margin - offset) / fine - 1)
+        values = expand(codes * step + start, k) * radius.abs().to(centre.dtype) + centre
         infinity = torch.where(codes == PLUS_INF, math.inf, -math.inf)
-        values = torch.where(special & (codes < SPECIALS), torch.where(codes == NAN, math.nan, infinity), values)
+        odd = torch.where(codes == NAN, math.nan, infinity)
+        values = torch.where(special & (codes < SPECIALS), odd, values)
         return like.restride(values.reshape(like.shape))
+
+    def _levels(self, special: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Per group: the largest finite level, the code of level 0, and levels per unit of the grid."""
+        margin = self._curve[1]
+        top = torch.where(special, float(2**self.bits - SPECIALS - 1), float(2**self.bits - 1)).to(dtype)
+        offset = torch.where(special, float(SPECIALS), 0.0).to(dtype)
+        # a lone level (2 bits, special) sits at the centre: level 0 is then half a step below the end of the grid
+        fine = (top / 2 + margin).clamp_min(0.25)
+        return materialize(top), materialize(offset), materialize(fine)
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
         rows, size = group_shape(shape)

@@ -22,7 +22,7 @@ class Mask(Codec):
     bits: int | None = 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (pack(x.to(torch.uint8), 1),)
+        return (pack(x.to(torch.int32), 1),)
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(unpack(parts[0], 1, like.shape))
@@ -51,7 +51,7 @@ class Integer(Codec):
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.bits <= 8:
-            return (pack((x - self.low).to(torch.uint8), self.bits),)
+            return (pack((x - self.low).to(torch.int32), self.bits),)
         # int16 and int32 are signed: centre the range
         return ((x - (self.low + 2 ** (self.bits - 1))).to(_SIGNED[self.bits]),)
 

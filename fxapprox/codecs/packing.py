@@ -19,14 +19,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Packs ``8 // bits`` codes into each byte.
 
     Args:
-        codes: uint8, any shape, every element below ``2**bits``.
+        codes: int32, any shape, every element in [0, ``2**bits``).
         bits: 1, 2, 4 or 8.
 
     Returns: uint8.
     """
-    if bits == 8:
-        return codes.contiguous()
     per_byte = 8 // bits
+    if per_byte == 1:
+        return codes.to(torch.uint8)
     dim = split_dim(codes.shape, per_byte)
     if dim is None:
         flat = codes.reshape(-1)
@@ -35,20 +35,21 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     packed = codes.narrow(dim, 0, size)
     for j in range(1, per_byte):
         packed = packed | (codes.narrow(dim, j * size, size) << (j * bits))
-    return packed.contiguous()
+    return packed.to(torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """The codes back, uint8 of ``shape``."""
+    """The codes back, int32 of ``shape`` (shifts of int32 are vectorized, those of uint8 are not)."""
+    wide = packed.to(torch.int32)
     if bits == 8:
-        return packed.reshape(shape)
+        return wide.reshape(shape)
     per_byte = 8 // bits
     dim = split_dim(shape, per_byte)
     axis = 0 if dim is None else dim
     places = [1] * (packed.dim() + 1)
     places[axis] = per_byte
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device).view(places)
-    codes = (packed.unsqueeze(axis) >> shifts) & (2**bits - 1)
+    shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=packed.device).view(places)
+    codes = (wide.unsqueeze(axis) >> shifts) & (2**bits - 1)
     if dim is None:
         return codes.reshape(-1).narrow(0, 0, math.prod(shape)).reshape(shape)
     return codes.reshape(shape)

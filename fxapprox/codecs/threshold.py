@@ -26,6 +26,7 @@ from torch import Tensor
 from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.torch_adapter import materialize
 
 # (range in deviations, k of the compander) that minimize the error of a standard normal value (tools/codec_error.py).
 GRID = {8: (4.5, 3.2), 4: (3.0, 1.0), 2: (2.2, 0.4)}
@@ -46,37 +47,43 @@ class Threshold(Carrier):
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         x = x.to(work_dtype(x))
+        reach, k = GRID[self.bits]
         channel = _channel_shape(x, predicate)
         mean, rstd, clean = _statistics(x, predicate, channel)
         edge, flip = self._edge(predicate, mean, rstd)
         edge, flip = edge.expand(channel), flip.expand(channel)
-        count = 2**self.bits
-        split = (edge * count).round().clamp(1, count - 1)
-
-        u = self._place((x - mean) * rstd * flip)
-        above = split + ((u - edge) / (1 - edge).clamp_min(1e-6) * (count - split)).floor()
-        below = (u / edge.clamp_min(1e-6) * split).floor()
-        codes = torch.where(
-            predicate.upper,
-            torch.minimum(torch.maximum(_whole(above), split), torch.full_like(split, count - 1)),
-            torch.minimum(torch.maximum(_whole(below), torch.zeros_like(split)), split - 1),
+        split = (edge * 2**self.bits).round().clamp(1, 2**self.bits - 1)
+        # per channel: from places on the grid (-1 to 1) to levels, on either side of the threshold
+        fine_above = (2**self.bits - split) / (1 - edge).clamp_min(1e-6)
+        fine_below = split / edge.clamp_min(1e-6)
+        start = split - (edge - 0.5) * fine_above
+        split, start, fine_above, fine_below, gain = map(
+            materialize, (split, start, fine_above / 2, fine_below / 2, (rstd * flip / reach).expand(channel))
         )
+        w = (x - mean) * gain
+        place = compress(torch.where(w == w, w, 0.0).clamp(-1, 1), k)
+        upper = predicate.upper
+        level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
+        codes = level.floor().to(torch.int32)
+        cut = split.to(torch.int32)
+        low, high = torch.where(upper, cut, 0), torch.where(upper, 2**self.bits - 1, cut - 1)
+        codes = torch.minimum(torch.maximum(codes, low), high)
         signed = torch.where(clean, edge.clamp_min(1e-6) * flip, math.nan)
-        return pack(codes.to(torch.uint8), self.bits), split.to(torch.uint8), signed, mean, rstd
+        return pack(codes, self.bits), split.to(torch.uint8), signed, mean, rstd
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, split, signed, mean, rstd = parts
-        codes = unpack(packed, self.bits, like.shape)
-        upper = codes >= split
-        edge, level, cut = signed.abs(), codes.to(signed.dtype) + 0.5, split.to(signed.dtype)
-        u = torch.where(
-            upper,
-            edge + (level - cut) / (2**self.bits - cut) * (1 - edge),
-            level / cut * edge,
-        )
         reach, k = GRID[self.bits]
-        w = expand(u * 2 - 1, k) * (torch.sign(signed) * reach)
-        return like.restride(w / rstd + mean), upper
+        edge, cut = signed.abs(), split.to(signed.dtype)
+        above, below = (1 - edge) * 2 / (2**self.bits - cut), edge * 2 / cut
+        start = edge * 2 - 1 + (0.5 - cut) * above
+        cut, above, below, start, bottom, gain = map(
+            materialize, (cut, above, below, start, below * 0.5 - 1, torch.sign(signed) * reach / rstd)
+        )
+        codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
+        upper = codes >= cut
+        place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
+        return like.restride(expand(place, k) * gain + mean), upper
 
     def _place(self, w: Tensor) -> Tensor:
         """Where w lies on the companded grid, from 0 to 1."""
@@ -131,8 +138,3 @@ def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Te
 
 def _all(ok: Tensor, dims: list[int]) -> Tensor:
     return ok.to(torch.uint8).amin(dims, keepdim=True) > 0
-
-
-def _whole(x: Tensor) -> Tensor:
-    """NaN becomes 0: the decision of a NaN is kept, its value comes from the channel's mark."""
-    return torch.where(x == x, x, 0.0)

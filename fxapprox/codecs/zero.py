@@ -18,6 +18,7 @@ from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, work_dtype
 from fxapprox.codecs.group import group_shape, round_up
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.torch_adapter import materialize
 
 CURVE = {8: 0.8, 4: 0.8, 2: 0.1}
 
@@ -40,26 +41,32 @@ class Zero(Carrier):
         groups = x.reshape(shape).to(work_dtype(x))
         upper = predicate.upper.reshape(shape)
         ok = finite(groups)
-        radius = round_up(torch.where(ok, groups, 0.0).amax(1, keepdim=True))
+        radius = materialize(round_up(torch.where(ok, groups, 0.0).amax(1, keepdim=True)))
         special = ~ok.all(1, keepdim=True)
-        top = torch.where(special, float(2**self.bits - 3), float(2**self.bits - 1))  # the largest finite code
-        u = compress((torch.where(ok, groups, 0.0) / radius.to(groups.dtype)).clamp(0, 1), CURVE[self.bits])
+        top = materialize(self._top(special, groups.dtype))
+        gain = materialize(1 / radius.to(groups.dtype))
+        u = compress((torch.where(ok, groups, 0.0) * gain).clamp(0, 1), CURVE[self.bits])
         codes = torch.minimum((u * top).floor().clamp_min(0) + 1, top)
         codes = torch.where(ok, codes, torch.where(groups != groups, top + 1, top + 2))
         codes = torch.where(upper, codes, 0.0)
-        return pack(codes.to(torch.uint8), self.bits), torch.where(special, -radius, radius)
+        return pack(codes.to(torch.int32), self.bits), torch.where(special, -radius, radius)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, radius = parts
         codes = unpack(packed, self.bits, group_shape(like.shape))
+        place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
         special = radius < 0
-        top = torch.where(special, float(2**self.bits - 3), float(2**self.bits - 1))
-        place = codes.to(work_dtype(torch.empty((), dtype=like.dtype, device="meta")))
-        values = expand((place - 0.5) / top, CURVE[self.bits]) * radius.abs().to(place.dtype)
+        top = self._top(special, place.dtype)
+        step = materialize(1 / top)
+        values = expand((place - 0.5) * step, CURVE[self.bits]) * radius.abs().to(place.dtype)
         values = torch.where(special & (place > top), torch.where(place > top + 1, math.inf, math.nan), values)
         upper = codes > 0
         values = torch.where(upper, values, 0.0)
         return like.restride(values.reshape(like.shape)), upper.reshape(like.shape)
+
+    def _top(self, special: Tensor, dtype: torch.dtype) -> Tensor:
+        """The largest code of a finite value, per group."""
+        return torch.where(special, float(2**self.bits - 3), float(2**self.bits - 1)).to(dtype)
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
         rows, size = group_shape(shape)
