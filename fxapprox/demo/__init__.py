@@ -1,0 +1,1 @@
+"""A demonstration without downloads: a generated image data set, a pre-activation ResNet, a comparison."""
