@@ -102,7 +102,7 @@ class Activation:
         shape, dtype, device: of the tensor; sizes that are symbolic stand here as their hints.
         nbytes: bytes of the value itself, at the hints.
         kind: its ``Class``, from every way in which backward can read it.
-        reach: see ``Reach``; None if nothing in backward reads it directly.
+        reach: see ``Reach``; None if backward does not read it.
         reason: why it has that class, in words.
         predicates: names of the predicates computed from it that backward needs.
         module, source: path of the module that made it, and the user's source line.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,43 +138,65 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
     if not stack:
         return ""
-    path = re.sub(r"^[LG]\['\w+'\]\.?", "", str(list(stack.values())[-1][0]))
+    path = re.sub(r"^([LG]\['\w+'\]|.*cell_contents)\.?", "", str(list(stack.values())[-1][0]))
     return re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path.replace("_modules", "")).replace("..", ".").strip(".")
 
 
-def inline(
-    gm: fx.GraphModule, fn: Callable[..., Any], args: Sequence[fx.Node], *, before: fx.Node
-) -> tuple[fx.Node, ...]:
-    """Traces ``fn`` over the values of ``args`` and splices its nodes into the graph before a node.
+class Inliner:
+    """Traces functions and splices them into one graph; a function traced before for equal inputs is not traced again.
 
-    The nodes get their metadata from the trace. Symbolic sizes that the graph takes as inputs are at hand in the
-    trace, so ``fn`` may use symbolic shapes that no operand has.
-
-    Returns: the nodes that hold what ``fn`` returns, a tuple of tensors.
+    Equal layers make equal codecs, and tracing is what costs time.
     """
-    mode = adapter.fake_mode_of(gm)
-    if mode is None:
-        raise UnsupportedGraph("inline", "the graph has no tensor")
-    inputs = [*args, *(n for n in adapter.size_symbols(gm) if n not in args)]
-    traced = adapter.trace(lambda *values: fn(*values[: len(args)]), [n.meta["val"] for n in inputs], mode)
-    traced.graph.eliminate_dead_code()
-    env: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
-    result: tuple[fx.Node, ...] = ()
-    with gm.graph.inserting_before(before):
-        for node in traced.graph.nodes:
-            if node.op == "placeholder":
-                continue
-            if node.op == "output":
-                result = tuple(env[n] for n in node.args[0])
-            elif node.op == "get_attr":
-                env[node] = _adopt_constant(gm, traced, node)
-            else:
-                env[node] = gm.graph.node_copy(node, env.__getitem__)
-    return result
+
+    def __init__(self, gm: fx.GraphModule, traces: dict[Hashable, fx.GraphModule]) -> None:
+        self._gm, self._traces = gm, traces
+        self._symbols = adapter.size_symbols(gm)
+        self._mode = adapter.fake_mode_of(gm)
+
+    def inline(
+        self, fn: Callable[..., Any], args: Sequence[fx.Node], *, before: fx.Node, key: Hashable
+    ) -> tuple[fx.Node, ...]:
+        """Traces ``fn`` over the values of ``args`` and puts its nodes before a node.
+
+        The nodes get their metadata from the trace. Symbolic sizes that the graph takes as inputs are at hand in the
+        trace, so ``fn`` may use symbolic shapes that no operand has.
+
+        Args:
+            fn: from tensors to a tuple of tensors.
+            key: says what ``fn`` does, apart from the shapes of its inputs.
+
+        Returns: the nodes that hold what ``fn`` returns.
+        """
+        inputs = [*args, *(n for n in self._symbols if n not in args)]
+        traced = self._trace(fn, inputs, len(args), key)
+        env: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
+        result: tuple[fx.Node, ...] = ()
+        with self._gm.graph.inserting_before(before):
+            for node in traced.graph.nodes:
+                if node.op == "output":
+                    result = tuple(env[n] for n in node.args[0])
+                elif node.op == "get_attr":
+                    raise UnsupportedGraph("inline", f"a codec captured the tensor {node.target!r}; use torch.full")
+                elif node.op != "placeholder":
+                    env[node] = self._gm.graph.node_copy(node, env.__getitem__)
+        return result
+
+    def _trace(self, fn: Callable[..., Any], inputs: Sequence[fx.Node], count: int, key: Hashable) -> fx.GraphModule:
+        if self._mode is None:
+            raise UnsupportedGraph("inline", "the graph has no tensor")
+        values = [n.meta["val"] for n in inputs]
+        full_key = None if self._symbols else (key, tuple(_signature(v) for v in values))
+        traced = self._traces.get(full_key) if full_key is not None else None
+        if traced is None:
+            traced = adapter.trace(lambda *given: fn(*given[:count]), values, self._mode)
+            traced.graph.eliminate_dead_code()
+            if full_key is not None:
+                self._traces[full_key] = traced
+        return traced
 
 
-def _adopt_constant(gm: fx.GraphModule, traced: fx.GraphModule, node: fx.Node) -> fx.Node:
-    raise UnsupportedGraph("inline", f"a codec captured the tensor constant {node.target!r}; build it with torch.full")
+def _signature(value: torch.Tensor) -> Hashable:
+    return tuple(value.shape), tuple(value.stride()), value.dtype, value.device
 
 
 def verify(backward: fx.GraphModule, approximate: set[fx.Node]) -> None:

@@ -74,7 +74,7 @@ def report_of(result: Rewrite) -> Report:
     before = _by_storage((nodes[name] for name in result.baseline if name in nodes), alive)
     decisions: list[Decision] = []
     seen: set[fx.Node] = set()
-    for parts in result.parts:
+    for parts in sorted(result.parts, key=lambda p: not isinstance(p.entry.codec, Exact)):
         entry = parts.entry
         if entry.name not in values:
             continue

@@ -271,22 +271,22 @@ def _uses_by_backward(
 
 
 def _reaches(joint: Joint) -> dict[fx.Node, Reach]:
-    """Per forward node that backward reads directly: does an error in it end in one gradient or in many?"""
-    gradients = [n for n in joint.outputs[1] if isinstance(n, fx.Node)]
+    """Per forward node that backward reads: does an error in it end in one gradient or in many?"""
+    gradients = {n: i for i, n in enumerate(joint.outputs[1]) if isinstance(n, fx.Node)}
     many = -1
     ends: dict[fx.Node, int | None] = {}
     for node in reversed(list(joint.gm.graph.nodes)):
-        if node not in joint.backward:
-            continue
-        mine = {gradients.index(node)} if node in gradients else set()
-        mine |= {end for user in node.users if (end := ends.get(user)) is not None}
-        ends[node] = None if not mine else many if len(mine) > 1 or many in mine else mine.pop()
-    reaches = {}
-    for node in joint.forward_values:
-        mine = {end for user in node.users if (end := ends.get(user)) is not None}
-        if mine:
-            reaches[node] = Reach.CHAIN if len(mine) > 1 or many in mine else Reach.TERMINAL
-    return reaches
+        mine = {gradients[node]} if node in gradients else set()
+        for user in node.users:
+            rule = rule_of(user)
+            if user in joint.backward or (rule is not None and rule.cheap):
+                mine.add(ends.get(user))
+        mine.discard(None)
+        ends[node] = None if not mine else many if len(mine) > 1 else mine.pop()
+    return {
+        node: Reach.CHAIN if ends[node] == many else Reach.TERMINAL
+        for node in joint.forward_values if ends.get(node) is not None
+    }  # fmt: skip
 
 
 # --- decisions -----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxapprox.activation import Affine, Plan, Stored
 from fxapprox.codecs import Carrier, Exact, Identity, Like, Predicate
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
-from fxapprox.graph import inline, memory_order, source_line, storage_of, tensor_of, verify
+from fxapprox.graph import Inliner, memory_order, source_line, storage_of, tensor_of, verify
 from fxapprox.operators import op_name
 
 
@@ -38,6 +38,8 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
     inputs = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
     produced = {n.name: n for n in forward.graph.nodes}
     approximate: set[fx.Node] = set()
+    traces: dict[Hashable, fx.GraphModule] = {}
+    writers = Inliner(forward, traces), Inliner(backward, traces)
     parts = []
     for entry in plan.stored:
         if entry.name not in inputs and not any(p in inputs for p in entry.predicates):
@@ -45,7 +47,7 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         if type(entry.codec) is Exact or entry.name not in produced:
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
-        new, decoded = _encode_one(entry, forward, backward, produced, inputs, outputs)
+        new, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs)
         parts.append(Parts(entry, new))
         approximate |= decoded
     outputs.write()
@@ -100,7 +102,7 @@ class _Outputs:
 
 def _encode_one(
     entry: Stored,
-    forward: fx.GraphModule,
+    writers: tuple[Inliner, Inliner],
     backward: fx.GraphModule,
     produced: dict[str, fx.Node],
     inputs: dict[str, fx.Node],
@@ -114,7 +116,8 @@ def _encode_one(
     predicates = [produced[name] for name in entry.predicates]
     context = _Context.of(entry, entry.affine, produced) if entry.affine is not None else None
     args = [value, *(context.nodes if context else ())]
-    parts = inline(forward, _encoder(entry, context), args, before=outputs.node)
+    key = (entry.codec, like, context.signature if context else None)
+    parts = writers[0].inline(_encoder(entry, context), args, before=outputs.node, key=("encode", key))
 
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
@@ -130,7 +133,8 @@ def _encode_one(
     for node in read[1:]:
         outputs.replace(node, ())
     first_use = _first_use(backward, slots)
-    decoded = inline(backward, _decoder(entry, like, context, shapes), new_inputs, before=first_use)
+    decoder = _decoder(entry, like, context, shapes)
+    decoded = writers[1].inline(decoder, new_inputs, before=first_use, key=("decode", key, tuple(map(tuple, shapes))))
     results = dict(zip([entry.name, *entry.predicates], decoded, strict=True))
     approximate = set()
     for node, slot in zip(read, slots, strict=True):
@@ -161,6 +165,13 @@ class _Context:
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
         return (self.predicate, *self.coefficients.values())
+
+    @property
+    def signature(self) -> Hashable:
+        """What the trace depends on besides shapes; coefficients by their order, not by their names."""
+        order = list(self.coefficients)
+        steps = tuple((op, order.index(c) if isinstance(c, str) else (c,)) for op, c in _own_steps(self.affine))
+        return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true
 
     def read(self, x: Tensor, values: Sequence[Tensor]) -> Predicate:
         """The predicate as the codec wants it; runs under the trace."""

@@ -25,7 +25,7 @@ class Dataset:
     """Images and their classes.
 
     Attributes:
-        images: (N, 3, 32, 32) float32, about zero mean and unit variance.
+        images: (N, 3, 32, 32) float32, zero mean per image and channel, unit variance per image.
         labels: (N,) int64, the index of the class in `CLASSES`.
     """
 

@@ -30,6 +30,8 @@ from rich.progress import (
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 import fxapprox
 from fxapprox.demo.data import Dataset, generate
@@ -92,7 +94,7 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(depth=14, width=16, batch=64, steps=200, train_images=4096, test_images=1000, rounds=15)
+FULL = Scale(depth=8, width=16, batch=64, steps=250, train_images=4096, test_images=1000, rounds=15)
 QUICK = Scale(depth=8, width=8, batch=64, steps=120, train_images=2048, test_images=500, rounds=11)
 
 
@@ -165,8 +167,8 @@ class _Run:
     mode: Mode
     model: nn.Module
     compiled: Callable[..., Any]
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    optimizer: Optimizer
+    schedule: LRScheduler
     batches: list[tuple[Tensor, Tensor]]
     losses: list[Tensor] = field(default_factory=list)
     first_gradient: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -187,12 +189,8 @@ def _train(run: _Run, progress: Progress, task: TaskID) -> _Run:
 def _prepare(mode: Mode, scale: Scale, seed: int, batches: list[tuple[Tensor, Tensor]]) -> _Run:
     torch.manual_seed(seed)
     model = preact_resnet(scale.depth, width=scale.width)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=scale.steps, pct_start=0.25
-    )
+    optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=scale.steps, pct_start=0.25)
     return _Run(mode, model, mode.compile(model), optimizer, schedule, batches)
 
 

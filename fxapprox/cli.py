@@ -1,0 +1,110 @@
+"""The command line: ``fxapprox demo`` and ``fxapprox dump``."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fxapprox.errors import FxApproxError, OptionError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Train in a fraction of the activation memory, as a backend of torch.compile.",
+)
+
+
+class Format(str, enum.Enum):
+    """Output formats of dump."""
+
+    table = "table"
+    json = "json"
+    fx = "fx"
+
+
+class Stage(str, enum.Enum):
+    """Stages of a graph that dump can show."""
+
+    joint = "joint"
+    forward = "forward"
+    backward = "backward"
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller network and fewer steps: under 90 seconds.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data and batches.")] = 0,
+) -> None:
+    """Train a small ResNet on built-in images: plain torch.compile, exact mode, 8 and 4 bits, side by side.
+
+    \b
+    Examples:
+        fxapprox demo
+        fxapprox demo --quick --seed 1
+    """
+    from fxapprox.demo.run import run_demo
+
+    run_demo(quick=quick, seed=seed, console=Console())
+
+
+@app.command()
+def dump(
+    target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
+    format: Annotated[Format, typer.Option("--format", help="table, json, or fx: the graphs as code.")] = Format.table,
+    stage: Annotated[
+        list[Stage] | None, typer.Option("--stage", help="With --format fx: joint, forward or backward (repeatable).")
+    ] = None,
+    bits: Annotated[str, typer.Option(help="8, 4, 2, or exact for lossless savings only.")] = "8",
+    min_bytes: Annotated[int, typer.Option(help="Leave smaller tensors alone.")] = 4096,
+    all_rows: Annotated[bool, typer.Option("--all", help="Every value, not only the largest 20.")] = False,
+) -> None:
+    """Show what would be stored for backward, in how many bits and why, without running a step.
+
+    TARGET's factory takes no arguments and returns (model, args) or (model, args, loss_fn).
+
+    \b
+    Examples:
+        fxapprox dump train.py:make_model
+        fxapprox dump mypackage.models:resnet --bits 4 --all
+        fxapprox dump train.py:make_model --format json > report.json
+        fxapprox dump train.py:make_model --format fx --stage backward
+    """
+    from fxapprox.explain import explain
+    from fxapprox.target import load
+    from fxapprox.text import WIDTH, decisions_table, graphs_text
+
+    if bits not in ("8", "4", "2", "exact"):
+        raise OptionError(f"--bits {bits}: expected 8, 4, 2 or exact")
+    loaded = load(target)
+    model = loaded.model if loaded.loss is None else _with_loss(loaded.model, loaded.loss)
+    report = explain(model, *loaded.args, bits=None if bits == "exact" else int(bits), min_bytes=min_bytes)
+    if format is Format.json:
+        sys.stdout.write(report.to_json() + "\n")
+    elif format is Format.fx:
+        stages = [s.value for s in stage or (Stage.forward, Stage.backward)]
+        sys.stdout.write(graphs_text(report.graphs or (report,), stages) + "\n")
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        console.print(decisions_table(report, limit=None if all_rows else 20))
+
+
+def _with_loss(model: Callable[..., Any], loss: Callable[[Any], Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return loss(model(*args))
+
+    return run
+
+
+def main() -> None:
+    """Entry point; an error of ours is one line, without a traceback."""
+    try:
+        app()
+    except FxApproxError as error:
+        Console(stderr=True).print(f"fxapprox: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
