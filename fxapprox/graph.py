@@ -138,8 +138,11 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
     if not stack:
         return ""
-    path = re.sub(r"^([LG]\['\w+'\]|.*cell_contents)\.?", "", str(list(stack.values())[-1][0]))
-    return re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path.replace("_modules", "")).replace("..", ".").strip(".")
+    path = str(list(stack.values())[-1][0]).replace("_modules", "")
+    path = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path)
+    path = re.sub(r"\.+", ".", path).strip(".")
+    # what comes before the model: the name of a local variable, or the cell of a closure
+    return re.sub(r"^([LG]\.\w+|(.*\.)?cell_contents)(\.|$)|^__closure__\.\d+\.cell_contents\.?", "", path)
 
 
 class Inliner:

@@ -305,13 +305,10 @@ def claim(out: Path, recipe: Recipe) -> None:
     if not path.exists():
         return write_text(path, json.dumps(wanted, indent=1))
     found = read_json(path)
-    changed = [
-        f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted if found.get(key) != wanted[key]
-    ]
+    changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed:
-        raise RunError(
-            f"{out} holds runs with {'; '.join(changed)}: choose another --out, or repeat its recipe"
-        )
+        differences = "; ".join(f"{key} {found.get(key)}, not {wanted[key]}" for key in changed)
+        raise RunError(f"{out} holds runs with {differences}: choose another --out")
 
 
 def save(trainer: Trainer, out: Path) -> None:
@@ -363,11 +360,13 @@ def with_nan(epoch: dict[str, Any]) -> dict[str, Any]:
 def as_json(run: Run) -> str:
     """A run as JSON, with null for numbers that are not finite."""
     record = asdict(run)
-    record["epochs"] = [
-        {key: value if math.isfinite(value) else None for key, value in epoch.items()}
-        for epoch in record["epochs"]
-    ]
+    record["epochs"] = [with_none(epoch) for epoch in record["epochs"]]
     return json.dumps(record, indent=1, allow_nan=False)
+
+
+def with_none(epoch: dict[str, Any]) -> dict[str, Any]:
+    """An epoch's record with None for what is not finite."""
+    return {key: value if math.isfinite(value) else None for key, value in epoch.items()}
 
 
 # Results
@@ -429,7 +428,7 @@ def plot(runs: list[Run], path: Path) -> None:
             curve(right, mode, [[100 * epoch.test_accuracy for epoch in run.epochs] for run in group])
         left.set(title="Training loss", xlabel="epoch", yscale="log")
         right.set(title="Test accuracy, %", xlabel="epoch")
-        left.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
+        left.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.25, linewidth=0.6)
@@ -488,9 +487,8 @@ def chosen_modes(text: str) -> list[str]:
     modes = list(dict.fromkeys(mode.strip() for mode in text.split(",")))
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown:
-        raise typer.BadParameter(
-            f"{', '.join(unknown)}: choose from {', '.join(MODES)}", param_hint="--modes"
-        )
+        message = f"{', '.join(unknown)}: choose from {', '.join(MODES)}"
+        raise typer.BadParameter(message, param_hint="--modes")
     return modes
 
 
@@ -535,9 +533,7 @@ def main(
     batch: Annotated[int, typer.Option(min=2, help="images per step")] = 128,
     lr: Annotated[float, typer.Option(help="highest learning rate")] = 0.1,
     limit: Annotated[int | None, typer.Option(min=1, help="use only so many training images")] = None,
-    lowering: Annotated[
-        Lowering, typer.Option(help="eager starts at once, but runs slower")
-    ] = Lowering.inductor,
+    lowering: Annotated[Lowering, typer.Option(help="eager starts sooner, runs slower")] = Lowering.inductor,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     recipe = Recipe(depth, chosen_block(depth), epochs, batch, limit, lr, 0.9, 2e-4, lowering.value)

@@ -44,12 +44,10 @@ def mlp_dropout(*, seed: int = 0, batch: int = 64, width: int = 128, p: float = 
     return Case("mlp_dropout", model, (torch.randn(batch, sizes[0]),), _classify(batch))
 
 
-def demo_resnet(
-    *, seed: int = 0, batch: int = 4, depth: int = 8, width: int = 8, block: Any = "basic"
-) -> Case:
-    """The demonstration's pre-activation ResNet on 32x32 images."""
+def demo_resnet(*, seed: int = 0, batch: int = 4, depth: int = 8, width: int = 8) -> Case:
+    """The demonstration's pre-activation ResNet, with basic blocks, on 32x32 images."""
     torch.manual_seed(seed)
-    model = preact_resnet(depth, width=width, block=block)
+    model = preact_resnet(depth, width=width)
     return Case("demo_resnet", model, (torch.randn(batch, 3, 32, 32),), _classify(batch))
 
 
@@ -173,9 +171,11 @@ def _language_model(name: str, architecture: Any, config: Any, seed: int, batch:
     model = architecture(config).train()
     tokens = torch.randint(config.vocab_size, (batch, sequence))
     targets = torch.randint(config.vocab_size, (batch, sequence))
-    return Case(
-        name, model, (tokens,), lambda out: F.cross_entropy(out.logits.flatten(0, 1), targets.flatten())
-    )
+
+    def loss(output: Any) -> Tensor:
+        return F.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
+
+    return Case(name, model, (tokens,), loss)
 
 
 def _classify(batch: int, classes: int = 10) -> Callable[[Tensor], Tensor]:

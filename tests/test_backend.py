@@ -1,0 +1,292 @@
+"""The backend: what a model that trains through it can rely on."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxapprox
+from fxapprox.codecs import Exact, Group, Identity
+from tests.training import gradients, relative
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def train_once(model: nn.Module, run, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    model.zero_grad()
+    loss = run(x).square().mean()
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+def conv_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.LeakyReLU(0.1), nn.Flatten(), nn.LazyLinear(4),
+    )  # fmt: skip
+
+
+def test_the_backend_is_found_by_name_and_reports() -> None:
+    model, x = conv_net(), torch.randn(8, 3, 16, 16)
+    model(x)
+    compiled = torch.compile(model, backend="fxapprox", options={"bits": 4, "lowering": "eager"})
+    assert fxapprox.reports(compiled) == ()
+    train_once(model, compiled, x)
+    (report,) = fxapprox.reports(compiled)
+    assert report.saved_bytes < report.baseline_bytes / 4
+    with pytest.raises(fxapprox.FxApproxError, match="wants what"):
+        fxapprox.reports(model)
+
+
+def test_identity_codec_changes_no_bit(one_thread: None) -> None:
+    model, x = conv_net(), torch.randn(8, 3, 16, 16)
+    model(x)
+    plain = train_once(model, fxapprox.compile(model, bits=None, min_bytes=2**40, lowering="eager"), x)
+    torch._dynamo.reset()
+    same = train_once(model, fxapprox.compile(model, lowering="eager", policy=lambda _: Identity(), strict=True), x)
+    assert torch.equal(plain[0], same[0])
+    assert torch.equal(plain[1], same[1])
+
+
+def test_policy_has_the_last_word() -> None:
+    model, x = conv_net(), torch.randn(8, 3, 16, 16)
+    model(x)
+    seen = []
+
+    def policy(activation: fxapprox.Activation) -> Group | Exact | None:
+        seen.append(activation.name)
+        return Exact() if "conv" in activation.name else None
+
+    compiled = fxapprox.compile(model, bits=4, lowering="eager", policy=policy)
+    train_once(model, compiled, x)
+    storage = {d.value: d.storage for d in fxapprox.reports(compiled)[0].decisions}
+    assert seen
+    assert storage["convolution"] == "exact"
+    with pytest.raises(Exception, match="expected a codec"):
+        train_once(model, fxapprox.compile(model, lowering="eager", policy=lambda _: 4), x)  # type: ignore[arg-type,return-value]
+
+
+def test_batch_norm_statistics_move_as_in_torch_compile() -> None:
+    model, x = conv_net(), torch.randn(8, 3, 16, 16)
+    model(x)
+    other = copy.deepcopy(model)
+    train_once(model, fxapprox.compile(model, bits=4, lowering="eager"), x)
+    train_once(other, torch.compile(other, backend="aot_eager_decomp_partition"), x)
+    for mine, theirs in zip(model.buffers(), other.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_tensor_returned_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 32)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            h = F.gelu(self.first(x))
+            return h, h, self.second(h)
+
+    _same_as_exact(Twice(), lambda out: sum(o.square().mean() for o in out))
+
+
+def test_a_user_output_that_is_saved_too() -> None:
+    class Shown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 32)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = torch.tanh(self.first(x))
+            return self.second(h), h
+
+    exact, found = _same_as_exact(Shown(), lambda out: out[0].square().mean())
+    assert torch.equal(exact[1], found[1])  # an output as it is, not a decoded copy
+
+
+def test_a_saved_view_whose_base_is_not_saved() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 128), nn.Linear(64, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, value = self.first(x).chunk(2, -1)
+            return self.second(torch.sigmoid(gate) * value[:, :64].transpose(0, 0))
+
+    _same_as_exact(Halves(), lambda out: out.square().mean())
+
+
+def _same_as_exact(model: nn.Module, loss) -> tuple:  # noqa: ANN001
+    x = torch.randn(128, 32)
+    results = []
+    for bits in (None, 8):
+        torch._dynamo.reset()
+        model.zero_grad()
+        out = fxapprox.compile(model, bits=bits, lowering="eager", strict=True)(x)
+        loss(out).backward()
+        results.append((out, gradients(model)))
+    assert relative(results[1][1], results[0][1]) < 0.02
+    return results[0][0], results[1][0]
+
+
+def test_graph_breaks_and_several_graphs() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.first(x))
+            torch._dynamo.graph_break()
+            return self.second(F.silu(h))
+
+    model, x = Broken(), torch.randn(64, 64)
+    compiled = fxapprox.compile(model, bits=8, lowering="eager", strict=True)
+    train_once(model, compiled, x)
+    assert len(fxapprox.reports(compiled)) == 2
+
+
+def test_forward_only_and_nothing_to_save() -> None:
+    model = nn.Linear(8, 8, bias=False)
+    compiled = fxapprox.compile(model, lowering="eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(torch.ones(2, 8)), model(torch.ones(2, 8)))
+    assert fxapprox.reports(compiled) == ()
+    x = torch.ones(4, requires_grad=True)
+    fxapprox.compile(lambda t: (t + 1).sum(), lowering="eager")(x).backward()
+    assert torch.equal(x.grad, torch.ones(4))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (7, 3, 19, 21), (0, 3, 16, 16)])
+def test_odd_and_empty_batches(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = torch.randn(shape)
+    results = []
+    for bits in (None, 8):
+        torch._dynamo.reset()
+        model.zero_grad()
+        fxapprox.compile(model, bits=bits, lowering="eager", min_bytes=0, strict=True)(x).sum().backward()
+        results.append(gradients(model))
+    assert torch.allclose(results[0], results[1], rtol=0.05, atol=0.05 * float(results[0].abs().max()) + 1e-6)
+
+
+def test_changing_batch_sizes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8))
+    compiled = fxapprox.compile(model, bits=8, lowering="eager", strict=True)
+    for batch in (64, 65, 67, 128):
+        x = torch.randn(batch, 64)
+        exact = train_once(model, model, x)
+        found = train_once(model, compiled, x)
+        assert torch.allclose(found[0], exact[0])
+        assert relative(found[1], exact[1]) < 0.03
+    assert len(fxapprox.reports(compiled)) == 2  # one for 64, one for every other size
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 8)).to(dtype)
+    x = torch.randn(64, 64, dtype=dtype)
+    exact = train_once(model, fxapprox.compile(model, bits=None, lowering="eager"), x)
+    torch._dynamo.reset()
+    found = train_once(model, fxapprox.compile(model, bits=8, lowering="eager", strict=True), x)
+    assert torch.equal(exact[0], found[0])
+    assert relative(found[1].double(), exact[1].double()) < 0.03
+
+
+def test_unknown_operators_are_kept_exactly() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cumprod(self.first(x), 0)
+
+    model, x = Odd(), torch.rand(32, 64)
+    exact = train_once(model, model, x)
+    compiled = fxapprox.compile(model, bits=2, lowering="eager", strict=True)
+    found = train_once(model, compiled, x)
+    assert torch.allclose(exact[1], found[1], rtol=1e-4)
+
+
+def test_checkpointed_regions_fall_back_with_a_warning() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)
+
+    model, x = Checkpointed(), torch.randn(32, 64)
+    exact = train_once(model, model, x)
+    compiled = fxapprox.compile(model, bits=4, lowering="eager")
+    with pytest.warns(UserWarning, match="stores this graph exactly"):
+        found = train_once(model, compiled, x)
+    assert torch.allclose(exact[1], found[1], rtol=1e-4, atol=1e-6)
+    assert "checkpoint" in fxapprox.reports(compiled)[0].fallback
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="checkpoint"):
+        train_once(model, fxapprox.compile(model, bits=4, lowering="eager", strict=True), x)
+
+
+CACHE_PROGRAM = """
+import sys, torch, fxapprox
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+x = torch.randn(128, 64)
+fxapprox.compile(model, bits=int(sys.argv[1]))(x).square().mean().backward()
+print(float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().pow(2).sum()))
+"""
+
+
+@pytest.mark.inductor
+def test_processes_that_share_a_cache_and_differ_in_bits(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(CACHE_PROGRAM)
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+
+    def run(bits: int, cache: str) -> str:
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / cache)
+        done = subprocess.run(
+            [sys.executable, str(program), str(bits)], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shared = [run(bits, "shared") for bits in (8, 4)]
+    assert shared[0] != shared[1]
+    assert run(4, "own") == shared[1]
+
+
+@pytest.mark.inductor
+def test_inductor_runs_the_same_graphs() -> None:
+    model, x = conv_net(), torch.randn(8, 3, 16, 16)
+    model(x)
+    plain = train_once(model, torch.compile(model), x)
+    for bits, limit in ((8, 0.02), (None, 1e-4)):
+        torch._dynamo.reset()
+        found = train_once(model, fxapprox.compile(model, bits=bits, strict=True), x)
+        assert torch.equal(found[0], plain[0])
+        assert relative(found[1], plain[1]) < limit
+
+
+def test_no_warning_on_the_way() -> None:
+    model, x = conv_net(), torch.randn(8, 3, 16, 16)
+    model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train_once(model, fxapprox.compile(model, bits=4, lowering="eager"), x)

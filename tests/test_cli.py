@@ -1,0 +1,82 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fxapprox import cli
+
+FACTORY = """
+import torch
+from torch import nn
+
+def make():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    return net, (torch.randn(8, 3, 16, 16),), lambda out: out.square().mean()
+
+def number():
+    return 3
+
+def broken():
+    raise ValueError("no weights")
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "factory.py"
+    path.write_text(FACTORY)
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["fxapprox", *args])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_table(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--bits", "4") == 0
+    assert "4-bit threshold" in capsys.readouterr().out
+
+
+def test_json(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["saved_bytes"] > 0
+
+
+def test_fx(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "fx", "--stage", "backward") == 0
+    out = capsys.readouterr().out
+    assert "# graph 0: backward" in out
+    assert "convolution_code_0" in out
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [("factory.py", "names no factory"), ("absent.py:make", "no such file"), ("factory.py:absent", "has no function"),
+     ("factory.py:number", "returned int"), ("factory.py:broken", "ValueError: no weights"),
+     ("no.such.module:make", "no module named")],
+)  # fmt: skip
+def test_bad_targets(
+    spec: str, says: str, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", spec) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_bad_bits(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--bits", "3") == 2
+    assert "expected 8, 4, 2 or exact" in capsys.readouterr().err
+
+
+def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("dump", "demo"):
+        assert run(monkeypatch, command, "--help") == 0
+        assert "Examples:" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""Every codec: what comes back, at any shape, layout and dtype, and with values that are not finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxapprox.codecs import Cast, Group, Identity, Integer, Like, Mask, Predicate, Threshold, Zero
+from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.errors import OptionError
+from fxapprox.graph import memory_order
+
+BITS = (8, 4, 2)
+SHAPES = st.lists(st.integers(0, 9), max_size=4)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found - exact).norm() / exact.norm())
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=SHAPES, bits=st.sampled_from((1, 2, 4, 8)))
+def test_packing_returns_every_code(shape: list[int], bits: int) -> None:
+    codes = torch.randint(0, 2**bits, shape, dtype=torch.int32)
+    packed = pack(codes, bits)
+    assert packed.nbytes == packed_bytes(shape, bits)
+    assert torch.equal(unpack(packed, bits, shape), codes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=SHAPES)
+def test_masks_and_integers_lose_nothing(shape: list[int]) -> None:
+    mask = torch.rand(shape) > 0.5
+    assert torch.equal(Mask().decode(Mask().encode(mask), Like.of(mask)), mask)
+    for low, high in ((0, 3), (-1, 1), (0, 300), (-5, 70_000)):
+        codec = Integer(low, high)
+        whole = torch.randint(low, high + 1, shape)
+        parts = codec.encode(whole)
+        assert torch.equal(codec.decode(parts, Like.of(whole)), whole)
+        assert sum(part.nbytes for part in parts) == codec.nbytes(whole.shape, whole.dtype)
+
+
+@settings(max_examples=80, deadline=None)
+@given(shape=SHAPES, bits=st.sampled_from(BITS), rounding=st.sampled_from(("nearest", "stochastic")))
+def test_group_codec_takes_any_shape(shape: list[int], bits: int, rounding: str) -> None:
+    x = torch.randn(shape)
+    codec = Group(bits, rounding)
+    parts = codec.encode(x)
+    found = codec.decode(parts, Like.of(x))
+    assert found.shape == x.shape
+    assert sum(part.nbytes for part in parts) == codec.nbytes(x.shape, x.dtype)
+    if x.numel():
+        spread = float(x.max() - x.min()) + 1e-30
+        steps = 2 if rounding == "stochastic" else 1.5
+        assert float((found - x).abs().max()) <= steps * spread / (2**bits - 1) + 1e-6
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_group_codec_keeps_nan_and_infinity_in_their_places(bits: int, rounding: str) -> None:
+    x = torch.randn(3, 5, 7)
+    x[0, 0, 0], x[1, 1, 1], x[2, 2, 2] = math.nan, math.inf, -math.inf
+    codec = Group(bits, rounding)
+    found = codec.decode(codec.encode(x), Like.of(x))
+    assert torch.equal(found.isnan(), x.isnan())
+    assert torch.equal(found[x.isinf()], x[x.isinf()])
+    assert torch.equal(found.isfinite(), x.isfinite())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("codec", [Group(8), Identity(), Cast(torch.bfloat16)], ids=lambda c: c.label)
+def test_dtype_and_strides_come_back(dtype: torch.dtype, codec: Group) -> None:
+    x = torch.randn(2, 6, 5, 4).to(dtype)
+    for y in (x, x.to(memory_format=torch.channels_last), x.transpose(1, 3)):
+        found = codec.decode(codec.encode(y), Like.of(y, memory_order(y)))
+        assert (found.dtype, found.stride()) == (y.dtype, y.stride())
+        assert relative(found.double(), y.double()) < 0.02
+
+
+def test_stochastic_rounding_is_unbiased_and_repeats() -> None:
+    x = torch.randn(400, 128)
+    codec = Group(4, "stochastic")
+    first = codec.decode(codec.encode(x), Like.of(x))
+    again = codec.decode(codec.encode(x), Like.of(x))
+    assert torch.equal(first, again)
+    error = first - x
+    assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(error.numel())
+    assert abs(float((error * x).mean())) < 4 * float((error * x).std()) / math.sqrt(error.numel())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("offset", [-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0])
+def test_threshold_codec_never_flips_a_decision(bits: int, offset: float) -> None:
+    """gamma negative, zero and tiny, beta/gamma inside and far outside the grid."""
+    x = torch.randn(16, 6, 9, 7) * 3 - 1
+    gamma = torch.tensor([-1.0, 0.0, 1e-9, 0.7, -1e-9, 1.3]).view(-1, 1, 1)
+    beta = torch.where(gamma == 0, torch.tensor(offset), offset * gamma)
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    rstd = torch.rsqrt(var + 1e-5)
+    upper = (x - mean) * rstd * gamma + beta > 0
+    for predicate in (
+        Predicate(upper, gamma, beta, mean, rstd),
+        Predicate(upper, gamma * rstd, beta - mean * gamma * rstd),
+    ):
+        codec = Threshold(bits)
+        found, decided = codec.decode_with(codec.encode_with(x, predicate), Like.of(x))
+        assert torch.equal(decided, upper)
+        assert found.isfinite().all()
+    if offset == 0:
+        assert relative(found - mean, x - mean) < {8: 0.02, 4: 0.2, 2: 0.7}[bits]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_threshold_codec_never_hides_a_nan(bits: int) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    x[0, 1, 0, 0], x[0, 2, 0, 0] = math.nan, math.inf
+    upper = ~(torch.relu(x) <= 0)
+    codec = Threshold(bits)
+    parts = codec.encode_with(x, Predicate(upper, torch.ones(3, 1, 1), torch.zeros(3, 1, 1)))
+    found, decided = codec.decode_with(parts, Like.of(x))
+    assert torch.equal(decided, upper)
+    assert found[:, 0].isfinite().all()
+    assert not found[:, 1:].isfinite().any()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_zero_codec_keeps_zeros_and_only_zeros(bits: int) -> None:
+    x = torch.relu(torch.randn(5, 3, 8, 8))
+    x[0, 0, 0, :3] = torch.tensor([1e-30, math.inf, math.nan])
+    upper = ~(x <= 0)
+    codec = Zero(bits)
+    found, decided = codec.decode_with(codec.encode_with(x, Predicate(upper)), Like.of(x))
+    assert torch.equal(decided, upper)
+    assert torch.equal(found == 0, x == 0)
+    assert torch.equal(found.isnan(), x.isnan())
+    assert torch.equal(found.isinf(), x.isinf())
+
+
+def test_codec_options_are_checked() -> None:
+    for wrong in (lambda: Group(3), lambda: Group(4, "up"), lambda: Cast(torch.int8), lambda: Cast(torch.float8_e4m3fn)):
+        with pytest.raises(OptionError, match="expected"):
+            wrong()

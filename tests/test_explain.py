@@ -1,0 +1,63 @@
+"""explain: the plan before a step is run, with the model left as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import fxapprox
+from fxapprox.report import SCHEMA
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
+
+
+def test_explain_leaves_the_model_alone() -> None:
+    net, x = model(), torch.randn(8, 3, 16, 16)
+    before = [t.clone() for t in net.state_dict().values()]
+    state = torch.get_rng_state()
+    report = fxapprox.explain(net, x, bits=4)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.state_dict().values(), strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in net.parameters())
+    assert report.saved_bytes < report.baseline_bytes
+
+
+def test_explain_says_what_a_run_does() -> None:
+    net, x = model(), torch.randn(8, 3, 16, 16)
+    told = fxapprox.explain(net, x, bits=4)
+    compiled = fxapprox.compile(net, bits=4, lowering="eager")
+    compiled(x).sum().backward()
+    (done,) = fxapprox.reports(compiled)
+    assert (told.baseline_bytes, told.saved_bytes) == (done.baseline_bytes, done.saved_bytes)
+    assert [d.storage for d in told.decisions] == [d.storage for d in done.decisions]
+
+
+def test_decisions_carry_reasons_modules_and_lines() -> None:
+    report = fxapprox.explain(model(), torch.randn(8, 3, 16, 16), bits=4)
+    by_value = {d.value: d for d in report.decisions}
+    conv = by_value["convolution"]
+    assert conv.storage == "4-bit threshold"
+    assert conv.module == "0"
+    assert conv.predicates
+    assert all(d.reason for d in report.decisions)
+    text = str(report)
+    assert "4-bit threshold" in text
+    assert "plain torch.compile" in text
+
+
+def test_json_has_a_version_and_adds_up() -> None:
+    report = fxapprox.explain(model(), torch.randn(8, 3, 16, 16), bits=8)
+    data = json.loads(report.to_json())
+    assert data["schema"] == SCHEMA
+    assert sum(d["bytes_after"] for d in data["decisions"]) == data["saved_bytes"]
+    assert sum(d["bytes_before"] for d in data["decisions"]) == data["baseline_bytes"]
+
+
+def test_nothing_to_capture_is_an_error() -> None:
+    with pytest.raises(fxapprox.FxApproxError, match="no training graph"):
+        fxapprox.explain(nn.ReLU(), torch.randn(3))

@@ -1,0 +1,38 @@
+"""One training step, and how far two gradients are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxapprox import Options
+from fxapprox.backend import Backend
+from tests.models import Case
+
+
+def step(case: Case, run: Callable[..., Any], seed: int = 1) -> tuple[Tensor, Tensor]:
+    """(loss, all gradients in one vector) of one step."""
+    case.model.zero_grad()
+    torch.manual_seed(seed)
+    loss = case.loss(run(*case.args))
+    loss.backward()
+    return loss.detach(), gradients(case.model)
+
+
+def gradients(model: nn.Module) -> Tensor:
+    """All gradients in one vector."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    """||found - exact|| / ||exact||."""
+    return float((found - exact).norm() / exact.norm())
+
+
+def unrewritten(model: nn.Module) -> Callable[..., Any]:
+    """The same partition with nothing encoded: no tensor is large enough."""
+    options = Options(bits=None, lowering="eager", min_bytes=2**60)
+    return torch.compile(model, backend=Backend(options))
