@@ -3,9 +3,9 @@
 from fxapprox.activation import Activation, Class, Decision, Reach
 from fxapprox.backend import compile
 from fxapprox.errors import FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
+from fxapprox.explain import explain, reports
 from fxapprox.options import Options
 from fxapprox.report import Report
-from fxapprox.explain import explain, reports
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Use(enum.IntEnum):
-    """How an operator's result depends on one of its operands, ordered: a chain of uses is as strict as its strictest."""
+    """How a result depends on one operand, ordered: a chain of uses is as strict as its strictest."""
 
     LINEAR = 0
     SMOOTH = 1

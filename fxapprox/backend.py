@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +44,7 @@ class Backend:
         return result.forward, result.backward
 
 
-_of_compiler: weakref.WeakKeyDictionary[Any, Backend] = weakref.WeakKeyDictionary()
+ATTACHED = "_fxapprox_backend"  # where torch.compile's wrapper of a backend named by a string keeps ours
 
 
 def compile(
@@ -90,11 +89,11 @@ def backend(
     given = dict(options or {})
     ours = {name: given.pop(name) for name in list(given) if name in NAMES}
     owner = adapter.calling_compiler()
-    found = _of_compiler.get(owner) if owner is not None else None
+    found = getattr(owner, ATTACHED, None)
     if found is None:
         found = Backend(Options.parse(ours), {**_mode(mode), **_inductor(given)})
         if owner is not None:
-            _of_compiler[owner] = found
+            setattr(owner, ATTACHED, found)
     return found(gm, inputs)
 
 
@@ -102,7 +101,7 @@ def backend_of(compiled: object) -> Backend | None:
     """The backend behind what torch.compile returned; None if it is not ours, or has not compiled anything yet."""
     owner = adapter.compiler_of(compiled)
     inner = getattr(owner, "compiler_fn", owner)
-    return inner if isinstance(inner, Backend) else _of_compiler.get(owner) if owner is not None else None
+    return inner if isinstance(inner, Backend) else getattr(owner, ATTACHED, None)
 
 
 def _mode(mode: str | None) -> dict[str, Any]:

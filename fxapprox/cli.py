@@ -38,7 +38,9 @@ class Stage(str, enum.Enum):
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller network and fewer steps: under 90 seconds.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smaller network and fewer steps: under 90 seconds.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights, data and batches.")] = 0,
 ) -> None:
     """Train a small ResNet on built-in images: plain torch.compile, exact mode, 8 and 4 bits, side by side.

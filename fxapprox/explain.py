@@ -52,8 +52,8 @@ def explain(model: Callable[..., Any], *args: Any, **options: Any) -> Report:
         torch.compile(_fresh(model), backend=explainer, dynamic=False)(*args)
     if not explainer.reports:
         raise FxApproxError(
-            "no training graph was captured: either no parameter or input requires a gradient, or torch.compile does not"
-            " capture this model (nn.LSTM and nn.GRU, for one, run outside of it); TORCH_LOGS=graph_breaks says where"
+            "no training graph was captured: either no parameter or input requires a gradient, or torch.compile"
+            " does not capture this model (nn.LSTM and nn.GRU run outside of it); TORCH_LOGS=graph_breaks says where"
         )
     return merge(explainer.reports)
 
@@ -73,7 +73,8 @@ def reports(compiled: object) -> tuple[Report, ...]:
     if adapter.compiled_by(compiled, "fxapprox"):
         return ()  # compiled lazily: no step has run yet
     raise FxApproxError(
-        f"reports() wants what fxapprox.compile or torch.compile(backend='fxapprox') returned, not {type(compiled).__name__}"
+        "reports() wants what fxapprox.compile or torch.compile(backend='fxapprox') returned,"
+        f" not {type(compiled).__name__}"
     )
 
 

@@ -49,7 +49,7 @@ class Joint:
     def outputs(self) -> tuple[list[Any], list[Any]]:
         """Forward's outputs and backward's (the gradients); entries may be None or numbers."""
         output = next(iter(self.gm.graph.find_nodes(op="output")))
-        flat = torch.utils._pytree.tree_leaves(output.args[0], is_leaf=lambda x: x is None)
+        flat = adapter.flat_outputs(output)
         return flat[: self.num_fwd_outputs], flat[self.num_fwd_outputs :]
 
 
@@ -127,7 +127,7 @@ def source_line(node: fx.Node) -> str:
     lines = [line.strip() for line in trace.strip().splitlines()]
     for place, code in zip(reversed(lines[:-1]), reversed(lines[1:]), strict=True):
         if place.startswith("File "):
-            file, line, where = (place.split(", ") + ["", ""])[:3]
+            file, line, where = [*place.split(", "), "", ""][:3]
             name = file.removeprefix("File ").strip('"').rsplit("/", 1)[-1]
             return f"{name}:{line.removeprefix('line ')} {where}: {code}"
     return ""

@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     # Copies, casts and layout.
     **_rules(
         "clone contiguous _to_copy prims.convert_element_type prims.broadcast_in_dim constant_pad_nd cat stack"
-        " repeat flip roll prims.device_put lift_fresh_copy",
+        " repeat flip roll prims.device_put lift_fresh_copy prims.inductor_force_stride_order",
         L, cheap=True,
     ),
     # Affine arithmetic. mul and div have rules of their own below.
@@ -130,9 +130,7 @@ INDEX_MAKERS = frozenset(
 
 
 # Floats that are decisions: their values are labels, not quantities.
-DISCRETE_FLOATS = frozenset(
-    "aten.sign aten.sgn aten.floor aten.ceil aten.round aten.trunc aten.heaviside".split()
-)
+DISCRETE_FLOATS = frozenset("aten.sign aten.sgn aten.floor aten.ceil aten.round aten.trunc aten.heaviside".split())
 
 
 def op_name(node: fx.Node) -> str:

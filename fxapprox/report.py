@@ -44,7 +44,13 @@ class Report:
     @property
     def ratio(self) -> float:
         """How many times less is stored; 1.0 where nothing is stored either way."""
-        return self.baseline_bytes / self.saved_bytes if self.saved_bytes else 1.0 if not self.baseline_bytes else float("inf")
+        return (
+            self.baseline_bytes / self.saved_bytes
+            if self.saved_bytes
+            else 1.0
+            if not self.baseline_bytes
+            else float("inf")
+        )
 
     def to_json(self) -> str:
         """The report as JSON (schema in docs/report.md)."""

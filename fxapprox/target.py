@@ -43,7 +43,9 @@ def load(spec: str) -> Target:
     module = _import_file(place) if place.endswith(".py") else _import_module(place)
     factory = getattr(module, name, None)
     if not callable(factory):
-        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        names = [
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__
+        ]
         raise TargetError(f"{place} has no function {name!r}; it has {', '.join(names) or 'no functions'}")
     try:
         made = factory()
@@ -57,7 +59,8 @@ def _import_file(place: str) -> ModuleType:
     if not path.is_file():
         raise TargetError(f"no such file: {place}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.resolve().parent))  # as python itself does for a script

@@ -40,11 +40,10 @@ def summary(report: Report) -> str:
 def decisions_table(report: Report, *, limit: int | None = None) -> Table:
     """The decisions, largest first; values that neither plan stores are left out."""
     table = Table(title=summary(report), title_justify="left", title_style="bold", caption_justify="left")
-    for name, justify in (("value", "left"), ("module", "left"), ("shape", "left"), ("class", "left"),
-                          ("reach", "left"), ("storage", "left"), ("before", "right"), ("after", "right"),
-                          ("reason", "left")):  # fmt: skip
+    for name in ("value", "module", "shape", "class", "reach", "storage", "before", "after", "reason"):
+        number = name in ("before", "after")
         fold = "fold" if name in ("value", "module", "reason") else "ellipsis"
-        table.add_column(name, justify=justify, overflow=fold, no_wrap=name in ("before", "after"))
+        table.add_column(name, justify="right" if number else "left", overflow=fold, no_wrap=number)
     shown = report.decisions[:limit]
     for decision in shown:
         table.add_row(*_cells(decision))

@@ -27,6 +27,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._sympy.numbers import int_oo
 
@@ -50,11 +51,14 @@ def prepare_joint(gm: fx.GraphModule) -> None:
     partitioners.force_save_bw_mutation_src(gm)
 
 
+def flat_outputs(output: fx.Node) -> list[Any]:
+    """What an output node returns, flattened; None stays."""
+    return pytree.tree_leaves(output.args[0], is_leaf=lambda x: x is None)
+
+
 def is_tangent(node: fx.Node) -> bool:
     """Whether a placeholder of the joint graph is an incoming gradient (or a seed that only backward has)."""
-    return node.op == "placeholder" and (
-        "tangents" in str(node.target) or partitioners._is_bwd_seed_offset(node)
-    )
+    return node.op == "placeholder" and ("tangents" in str(node.target) or partitioners._is_bwd_seed_offset(node))
 
 
 def must_be_in_backward(node: fx.Node) -> bool:
@@ -89,9 +93,7 @@ def is_opaque(node: fx.Node) -> bool:
     return bool(check and check(node))
 
 
-def default_saved(
-    gm: fx.GraphModule, *, num_fwd_outputs: int, static_inputs: Sequence[int] | None
-) -> list[fx.Node]:
+def default_saved(gm: fx.GraphModule, *, num_fwd_outputs: int, static_inputs: Sequence[int] | None) -> list[fx.Node]:
     """The values torch's own minimum cut would save from this (prepared) joint graph."""
     info = partitioners.classify_nodes(gm, list(static_inputs or ()), num_fwd_outputs)
     if not info.required_bw_nodes:
@@ -115,9 +117,7 @@ def split(
     takes symbolic sizes, then the saved tensors, then the tangents (AOTAutograd's convention).
     """
     info = partitioners.classify_nodes(gm, list(static_inputs or ()), num_fwd_outputs)
-    scalars = [
-        n for n in saved if is_symbolic_scalar(n) and not partitioners._is_assert_only_symbool(n)
-    ]
+    scalars = [n for n in saved if is_symbolic_scalar(n) and not partitioners._is_assert_only_symbool(n)]
     opaque = [n for n in saved if is_opaque(n)]
     tensors = [n for n in saved if not is_symbolic_scalar(n) and not is_opaque(n)]
     forward, backward = partitioners._extract_fwd_bwd_modules(
@@ -221,7 +221,8 @@ def compile_inductor(
     from torch._inductor.compile_fx import compile_fx
 
     with functorch_config.patch(enable_autograd_cache=False):
-        return compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
+        compiled: Any = compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
+    return compiled
 
 
 def compile_eager(
@@ -326,6 +327,7 @@ __all__ = [
     "exact_partition",
     "fake_mode_of",
     "finish_split",
+    "flat_outputs",
     "has_checkpoint_tags",
     "hint",
     "inductor_mode",

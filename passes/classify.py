@@ -17,8 +17,28 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Class, Operand, Reach, Use
-from fxapprox.graph import Joint, element_of, is_dense, module_path, nbytes, numel, operands, source_line, storage_of, tensor_of
-from fxapprox.operators import DISCRETE_FLOATS, INDEX_MAKERS, REDUCTIONS, is_random, is_view, op_name, rule_of, table_use
+from fxapprox.graph import (
+    Joint,
+    element_of,
+    is_dense,
+    module_path,
+    nbytes,
+    numel,
+    operands,
+    source_line,
+    storage_of,
+    tensor_of,
+)
+from fxapprox.operators import (
+    DISCRETE_FLOATS,
+    INDEX_MAKERS,
+    REDUCTIONS,
+    is_random,
+    is_view,
+    op_name,
+    rule_of,
+    table_use,
+)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
@@ -54,23 +74,28 @@ class _Facts:
     depends: set[fx.Node]
     roots: dict[fx.Node, frozenset[fx.Node]]
     free: set[fx.Node]
+    statistics: set[fx.Node]
 
     @classmethod
     def of(cls, joint: Joint) -> _Facts:
         returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
-        facts = cls({}, set(), {}, set())
+        facts = cls({}, set(), {}, set(), set())
         for node in joint.forward_values:
             value = tensor_of(node)
             sources = node.all_input_nodes
-            if node.op in ("placeholder", "get_attr") or node in returned:
-                facts.free.add(node)
-            elif is_view(node) and sources and node.args[0] in facts.free and value is not None:
+            if (
+                node.op in ("placeholder", "get_attr")
+                or node in returned
+                or (is_view(node) and sources and node.args[0] in facts.free and value is not None)
+            ):
                 facts.free.add(node)
             is_float = value is not None and value.dtype.is_floating_point
             if (node.op == "placeholder" and is_float) or any(s in facts.depends for s in sources):
                 facts.depends.add(node)
             facts.bounds[node] = _bounds(node, facts.bounds)
             facts.roots[node] = _roots(node, facts, sources)
+            if value is not None and is_float and _is_statistic(node, value, facts):
+                facts.statistics.add(node)
         return facts
 
 
@@ -90,6 +115,20 @@ def _roots(node: fx.Node, facts: _Facts, sources: Iterable[fx.Node]) -> frozense
             continue  # statistics and parameters ride along
         merged |= facts.roots[source]
     return frozenset(sorted(merged, key=lambda n: n.name)[:3])
+
+
+def _is_statistic(node: fx.Node, value: torch.Tensor, facts: _Facts) -> bool:
+    """Whether the node is a small reduction of an activation, or is computed from such alone (rstd from variance)."""
+    maker = node.args[0] if op_name(node) == "getitem" and isinstance(node.args[0], fx.Node) else node
+    if op_name(maker) in REDUCTIONS and isinstance(maker.args[0], fx.Node):
+        source = tensor_of(maker.args[0])
+        return source is not None and numel(value) * 4 <= numel(source)
+    rule = rule_of(node)
+    moving = [source for source in node.all_input_nodes if source in facts.depends]
+    made_of = [tensor_of(source) for source in moving if source in facts.statistics]
+    if rule is None or not rule.cheap or not made_of or len(made_of) < len(moving):
+        return False
+    return numel(value) <= max(numel(t) for t in made_of if t is not None)
 
 
 def _bounds(node: fx.Node, known: dict[fx.Node, tuple[float, float]]) -> tuple[float, float]:
@@ -132,16 +171,14 @@ def _bounds(node: fx.Node, known: dict[fx.Node, tuple[float, float]]) -> tuple[f
     return (-INF, INF)
 
 
-def _product(
-    node: fx.Node, name: str, first: tuple[float, float], second: tuple[float, float]
-) -> tuple[float, float]:
+def _product(node: fx.Node, name: str, first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
     if name == "aten.mul" and node.args[0] is node.args[1]:
         return (0.0, INF)
     if name == "aten.div":
         if not (second[0] == second[1] and second[0] != 0):
             return (0.0, INF) if first[0] >= 0 and second[0] >= 0 else (-INF, INF)
         second = (1 / second[0], 1 / second[0])
-    ends = [a * b for a in first for b in second if not (a == 0 and math.isinf(b)) and not (b == 0 and math.isinf(a))]
+    ends = [a * b for a in first for b in second if not (0 in (a, b) and INF in (abs(a), abs(b)))]
     exact_zero = any(a == 0 for a in first) or any(b == 0 for b in second)
     ends += [0.0] if exact_zero or not ends else []
     return (min(ends), max(ends))
@@ -280,8 +317,7 @@ def _reaches(joint: Joint) -> dict[fx.Node, Reach]:
         for user in node.users:
             rule = rule_of(user)
             if user in joint.backward or (rule is not None and rule.cheap):
-                mine.add(ends.get(user))
-        mine.discard(None)
+                mine |= {end for end in (ends.get(user),) if end is not None}
         ends[node] = None if not mine else many if len(mine) > 1 else mine.pop()
     return {
         node: Reach.CHAIN if ends[node] == many else Reach.TERMINAL
@@ -443,7 +479,10 @@ def _span(node: fx.Node) -> tuple[int, int] | None:
         return None
     if name == "prims._low_memory_max_pool_with_offsets":
         kernel = maker.args[1]
-        return (0, math.prod(kernel) - 1) if isinstance(kernel, (list, tuple)) else None
+        if not isinstance(kernel, (list, tuple)):
+            return None
+        window = [size for size in kernel if isinstance(size, int)]
+        return (0, math.prod(window) - 1) if len(window) == len(kernel) else None
     if name == "aten.max_pool2d_with_indices":
         return (0, max(sizes[-1] * sizes[-2] - 1, 0))
     dim = {"aten.topk": 2}.get(name, 1)
@@ -543,14 +582,22 @@ def _is_whole_view(node: fx.Node, value: torch.Tensor) -> bool:
     """
     base = storage_of(node)
     whole = tensor_of(base)
-    return base is not node and whole is not None and numel(whole) == numel(value) and op_name(node) != "aten.as_strided"
+    return (
+        base is not node and whole is not None and numel(whole) == numel(value) and op_name(node) != "aten.as_strided"
+    )
 
 
 def _class_of(
     node: fx.Node, value: torch.Tensor | None, every: Use | None, why: str, facts: _Facts
 ) -> tuple[Class, str]:
     if node in facts.free:
-        what = "an input" if node.op == "placeholder" else "a constant" if node.op == "get_attr" else "an output or a view of an input"
+        what = (
+            "an input"
+            if node.op == "placeholder"
+            else "a constant"
+            if node.op == "get_attr"
+            else "an output or a view of an input"
+        )
         return Class.FREE, f"{what}: alive during backward anyway"
     if value is None and is_view(node) and every is not None:
         return CLASS_OF_USE[every], why  # a tuple of views: never stored, but made of a value that may be
@@ -562,11 +609,8 @@ def _class_of(
         return Class.DISCRETE, "takes a decision"
     if node not in facts.depends:
         return Class.SENSITIVE, "depends on no parameter and no float input: kept, never quantized"
-    maker = node.args[0] if op_name(node) == "getitem" and isinstance(node.args[0], fx.Node) else node
-    if op_name(maker) in REDUCTIONS and isinstance(maker.args[0], fx.Node):
-        source = tensor_of(maker.args[0])
-        if source is not None and numel(value) * 4 <= numel(source):
-            return Class.STATISTIC, f"a statistic of {maker.args[0].name}"
+    if node in facts.statistics:
+        return Class.STATISTIC, "small next to the activations it was computed from"
     if every is None:
         return Class.SENSITIVE, "backward does not read it"
     return CLASS_OF_USE[every], why

@@ -195,9 +195,7 @@ def _own_steps(affine: Affine) -> tuple[tuple[str, str | float], ...]:
     return affine.steps[2:] if affine.mean else affine.steps
 
 
-def compose(
-    steps: Sequence[tuple[str, str | float]], named: dict[str, Tensor], x: Tensor
-) -> tuple[Tensor, Tensor]:
+def compose(steps: Sequence[tuple[str, str | float]], named: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """(scale, shift) of z = scale * x + shift, from the steps that lead from x to z."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     scale = torch.ones((), dtype=dtype, device=x.device)
@@ -270,4 +268,3 @@ def _new_placeholders(
 def _first_use(backward: fx.GraphModule, slots: Sequence[fx.Node]) -> fx.Node:
     users = {user for slot in slots for user in slot.users}
     return next(n for n in backward.graph.nodes if n in users)
-

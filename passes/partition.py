@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Plan
 from fxapprox.errors import InvalidPlan
@@ -34,13 +36,15 @@ def partition(joint: Joint, plan: Plan) -> Partition:
     return forward, backward
 
 
-def _returned(joint: Joint, saved: list) -> list:
+def _returned(joint: Joint, saved: list[fx.Node]) -> list[fx.Node]:
     """User outputs that backward may read: alive anyway."""
     seen = set(saved)
     found = []
     for node in joint.outputs[0]:
-        if getattr(node, "op", None) == "call_function" and node not in joint.backward and node not in seen:
-            if "val" in node.meta:
-                seen.add(node)
-                found.append(node)
+        new = (
+            isinstance(node, fx.Node) and node.op == "call_function" and node not in joint.backward and node not in seen
+        )
+        if new and "val" in node.meta:
+            seen.add(node)
+            found.append(node)
     return found

@@ -46,7 +46,7 @@ class Rewrite:
     forward: fx.GraphModule
     backward: fx.GraphModule
     activations: tuple[Activation, ...] = ()
-    plan: Plan = Plan((), ())
+    plan: Plan = field(default_factory=lambda: Plan((), ()))
     parts: tuple[Parts, ...] = ()
     baseline: tuple[str, ...] = ()
     fallback: str = ""

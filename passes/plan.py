@@ -281,9 +281,7 @@ def _resolve(problem: _Problem, exact: set[str], approximate: set[str]) -> _Need
             decided = rides and operand.use == Use.DECISION
             strict = level[name] == EXACT or (operand.exact and not decided)
             want(operand.name, EXACT if strict else APPROXIMATE, name, Use.LINEAR if decided else operand.use)
-    return _Need(
-        level, frozenset(stored), frozenset(recomputed), {k: tuple(v) for k, v in carried.items()}, readers
-    )
+    return _Need(level, frozenset(stored), frozenset(recomputed), {k: tuple(v) for k, v in carried.items()}, readers)
 
 
 def _kinds(problem: _Problem, need: _Need) -> dict[str, Class]:

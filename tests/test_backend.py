@@ -21,7 +21,7 @@ from tests.training import gradients, relative
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def train_once(model: nn.Module, run, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+def train_once(model: nn.Module, run, x: Tensor) -> tuple[Tensor, Tensor]:
     model.zero_grad()
     loss = run(x).square().mean()
     loss.backward()
@@ -65,13 +65,14 @@ def test_policy_has_the_last_word() -> None:
 
     def policy(activation: fxapprox.Activation) -> Group | Exact | None:
         seen.append(activation.name)
-        return Exact() if "conv" in activation.name else None
+        return Exact() if activation.module == "0" else None
 
     compiled = fxapprox.compile(model, bits=4, lowering="eager", policy=policy)
     train_once(model, compiled, x)
-    storage = {d.value: d.storage for d in fxapprox.reports(compiled)[0].decisions}
+    storage = {d.module: d.storage for d in fxapprox.reports(compiled)[0].decisions if d.bytes_after > 1000}
     assert seen
-    assert storage["convolution"] == "exact"
+    assert "threshold" not in storage.get("0", "")
+    assert "threshold" in storage["4"]
     with pytest.raises(Exception, match="expected a codec"):
         train_once(model, fxapprox.compile(model, lowering="eager", policy=lambda _: 4), x)  # type: ignore[arg-type,return-value]
 
@@ -126,7 +127,7 @@ def test_a_saved_view_whose_base_is_not_saved() -> None:
     _same_as_exact(Halves(), lambda out: out.square().mean())
 
 
-def _same_as_exact(model: nn.Module, loss) -> tuple:  # noqa: ANN001
+def _same_as_exact(model: nn.Module, loss) -> tuple:
     x = torch.randn(128, 32)
     results = []
     for bits in (None, 8):
@@ -167,6 +168,7 @@ def test_forward_only_and_nothing_to_save() -> None:
     assert torch.equal(x.grad, torch.ones(4))  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:var_mean")  # of the empty batch, by GroupNorm itself
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (7, 3, 19, 21), (0, 3, 16, 16)])
 def test_odd_and_empty_batches(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

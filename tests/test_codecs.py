@@ -141,6 +141,11 @@ def test_zero_codec_keeps_zeros_and_only_zeros(bits: int) -> None:
 
 
 def test_codec_options_are_checked() -> None:
-    for wrong in (lambda: Group(3), lambda: Group(4, "up"), lambda: Cast(torch.int8), lambda: Cast(torch.float8_e4m3fn)):
+    for wrong in (
+        lambda: Group(3),
+        lambda: Group(4, "up"),
+        lambda: Cast(torch.int8),
+        lambda: Cast(torch.float8_e4m3fn),
+    ):
         with pytest.raises(OptionError, match="expected"):
             wrong()

@@ -22,7 +22,7 @@ def spread_norms(case: Case) -> Case:
     return case
 
 
-def compiled(case: Case, **options) -> nn.Module:  # noqa: ANN003
+def compiled(case: Case, **options) -> nn.Module:
     torch._dynamo.reset()
     return fxapprox.compile(case.model, lowering="eager", strict=True, **options)
 
@@ -65,7 +65,7 @@ def test_the_error_does_not_grow_with_depth(bits: int, limit: float) -> None:
 
 @pytest.mark.parametrize(("bits", "limit"), [(8, 0.007), (4, 0.105)])
 def test_small_gpt(bits: int, limit: float) -> None:
-    case = models.gpt(layers=4, width=128, sequence=64, vocabulary=256)
+    case = models.gpt(layers=4, width=128, sequence=64, vocab=256)
     exact = step(case, unrewritten(case.model))
     assert relative(step(case, compiled(case, bits=bits))[1], exact[1]) < limit
 

@@ -38,7 +38,7 @@ def resnet(depth: int, batch: int) -> Case:
 CASES = {
     "pre-activation ResNet-20, batch 64": lambda: resnet(20, 64),
     "pre-activation ResNet-110, batch 16": lambda: resnet(110, 16),
-    "GPT, 4 layers, width 128, sequence 64": lambda: models.gpt(layers=4, width=128, sequence=64, vocabulary=256),
+    "GPT, 4 layers, width 128, sequence 64": lambda: models.gpt(layers=4, width=128, sequence=64, vocab=256),
     "U-Net, GroupNorm and SiLU": models.unet,
     "GPT-2 shape (transformers)": models.gpt2,
     "Llama shape (transformers)": models.llama,
@@ -48,11 +48,11 @@ CASES = {
 
 def row(case: Case) -> list[str]:
     """Cells: error and ratio for each number of bits."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     exact = step(case, unrewritten(case.model))
     cells = []
     for bits in BITS:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         run = fxapprox.compile(case.model, bits=bits, lowering="eager", strict=True)
         found = step(case, run)
         assert torch.equal(found[0], exact[0]), "forward changed"

@@ -27,7 +27,9 @@ class Cast(Codec):
 
     def __post_init__(self) -> None:
         if not self.to.is_floating_point or torch.finfo(self.to).max < 3e4:
-            raise OptionError(f"Cast(to={self.to}): expected a floating point type with infinities, e.g. torch.bfloat16")
+            raise OptionError(
+                f"Cast(to={self.to}): expected a floating point type with infinities, e.g. torch.bfloat16"
+            )
 
     @property
     def bits(self) -> int:  # type: ignore[override]

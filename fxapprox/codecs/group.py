@@ -42,7 +42,7 @@ class Group(Codec):
     """
 
     label: ClassVar[str] = "group"
-    bits: int = 8
+    bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     rounding: str = "nearest"
     uniform: bool = False
 

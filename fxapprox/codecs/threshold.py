@@ -43,7 +43,7 @@ class Threshold(Carrier):
     """
 
     label: ClassVar[str] = "threshold"
-    bits: int = 8
+    bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         x = x.to(work_dtype(x))
@@ -91,7 +91,7 @@ class Threshold(Carrier):
         return compress((w / reach).clamp(-1, 1), k) * 0.5 + 0.5
 
     def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-        """The threshold's place on the grid, with the grid turned so that "true" is above; and which way it is turned."""
+        """The threshold's place on the grid turned so that "true" is above, and which way it is turned."""
         if predicate.scale is None or predicate.shift is None:
             scale, shift = 1 / rstd, mean  # z is x itself
         elif predicate.mean is None:
@@ -132,7 +132,9 @@ def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Te
         return predicate.mean, predicate.rstd, clean
     dims = [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]
     ok = finite(x)
-    var, mean = torch.var_mean(torch.where(ok, x, 0.0), dims, correction=0, keepdim=True)
+    values = torch.where(ok, x, 0.0)
+    mean = values.mean(dims, keepdim=True)
+    var = (values - mean).square().mean(dims, keepdim=True)
     return mean, torch.rsqrt(var + 1e-12 * (1 + mean * mean)), _all(ok, dims)
 
 

@@ -34,7 +34,7 @@ class Zero(Carrier):
     """
 
     label: ClassVar[str] = "zero"
-    bits: int = 8
+    bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         shape = group_shape(x.shape)

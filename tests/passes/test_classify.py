@@ -1,0 +1,106 @@
+"""classify: the class, reach and reason of every kind of value in the table of docs/design.md."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxapprox.activation import Class, Reach, Use
+from tests.passes.graphs import classified, of_op
+
+
+def weight(*shape: int) -> Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+W = weight(16, 16)
+X = torch.randn(32, 16)
+
+
+def test_inputs_are_free_and_linear_values_linear() -> None:
+    values = classified(lambda x: (x @ W @ W).sum(), X)
+    assert all(a.kind is Class.FREE for a in values.values() if a.op == "placeholder")
+    first = of_op(values, "aten.mm")[0]
+    assert first.kind is Class.LINEAR
+    assert first.reach is Reach.TERMINAL
+    assert first.reason
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(torch.tanh, Class.SMOOTH), (torch.sigmoid, Class.SMOOTH), (F.gelu, Class.SMOOTH), (F.silu, Class.SMOOTH),
+     (torch.sin, Class.SMOOTH), (torch.log, Class.SENSITIVE), (torch.exp, Class.LINEAR),
+     (torch.rsqrt, Class.SENSITIVE)],
+)  # fmt: skip
+def test_pointwise_functions(function, kind: Class) -> None:
+    values = classified(lambda x: (function(x @ W) @ W).sum(), X)
+    product = of_op(values, "aten.mm")[0]
+    output = [a for a in values.values() if a.demand is not None and not a.free]
+    # exp needs only its own output again, everything else its input
+    wanted = output[0] if function is torch.exp else product
+    assert wanted.kind in (kind, Class.SMOOTH if kind is Class.LINEAR else kind)
+
+
+def test_softmax_and_its_logits() -> None:
+    values = classified(lambda x: (torch.softmax(x @ W, -1) @ W).sum(), X)
+    assert of_op(values, "aten.div")[0].kind is Class.SOFTMAX
+    target = torch.zeros(32, dtype=torch.long)
+    values = classified(lambda x: F.cross_entropy(x @ W, target), X)
+    assert of_op(values, "aten.mm")[0].kind is Class.SOFTMAX
+
+
+def test_attention_operands() -> None:
+    def attend(x: Tensor) -> Tensor:
+        q = (x @ W).view(2, 16, 2, 8).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q, q, is_causal=True).sum()
+
+    kinds = {a.kind for a in classified(attend, X).values() if a.demand is not None and not a.free}
+    assert Class.ATTENTION in kinds
+
+
+def test_masks_and_statistics() -> None:
+    values = classified(lambda x: F.layer_norm(F.relu(x @ W), (16,)).square().sum(), X)
+    assert all(a.kind is Class.DISCRETE for a in values.values() if a.dtype is torch.bool)
+    statistics = [a for a in of_op(values, "getitem") if a.shape == (32, 1)]
+    assert all(a.kind is Class.STATISTIC for a in statistics)
+
+
+def test_values_that_no_parameter_moves_are_never_approximate() -> None:
+    def masked(x: Tensor) -> Tensor:
+        bias = torch.where(torch.arange(16) > 8, float("-inf"), 0.0) * 1.0
+        return (torch.softmax(x @ W + bias, -1) @ W).sum()
+
+    values = classified(masked, X)
+    assert not any(a.approximable for a in values.values() if a.shape == (16,))
+
+
+def test_an_unknown_operator_is_sensitive() -> None:
+    values = classified(lambda x: torch.cumprod(x @ W, 0).sum(), X)
+    product = of_op(values, "aten.mm")[0]
+    assert product.kind is Class.SENSITIVE
+    assert not product.approximable
+
+
+def test_a_rectifier_can_ride_in_the_code_of_a_normalized_value() -> None:
+    gamma, beta, w = weight(8), weight(8), weight(8, 8, 3, 3)
+
+    def block(x: Tensor) -> Tensor:
+        h = F.batch_norm(F.conv2d(x, w), None, None, gamma, beta, training=True)
+        return F.conv2d(F.relu(h), w).sum()
+
+    values = classified(block, torch.randn(4, 8, 12, 12))
+    mask = of_op(values, "aten.le")[0]
+    assert mask.embedded is not None
+    root = values[mask.embedded.root]
+    assert root.op == "aten.convolution"
+    assert mask.embedded.mean is not None
+    assert [step for step, _ in mask.embedded.steps] == ["sub", "mul", "mul", "add"]
+
+
+def test_source_lines_and_decisions() -> None:
+    values = classified(lambda x: F.relu(x @ W).sum(), X)
+    relu = of_op(values, "aten.relu")[0]
+    assert "test_classify.py" in relu.source
+    assert relu.operands[0].use is Use.DECISION

@@ -1,0 +1,81 @@
+"""encode: real codecs in real graphs, and the proof that no decision is taken on an approximate value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxapprox
+from fxapprox.codecs import Identity
+from fxapprox.errors import UnsupportedGraph
+from fxapprox.graph import verify
+from tests.passes.graphs import joint_of
+
+LAYERS = {
+    "linear": lambda: nn.Linear(32, 32),
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "leaky": nn.LeakyReLU,
+    "hardswish": nn.Hardswish,
+    "elu": nn.ELU,
+    "norm": lambda: nn.LayerNorm(32),
+    "batchnorm": lambda: nn.BatchNorm1d(32),
+    "softmax": lambda: nn.Softmax(-1),
+    "dropout": nn.Dropout,
+    "softplus": nn.Softplus,
+}
+
+
+class Residual(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def gradients(model: nn.Module, x: Tensor, **options) -> tuple[Tensor, list[Tensor], list[fxapprox.Report]]:
+    torch._dynamo.reset()
+    model.zero_grad()
+    torch.manual_seed(3)
+    compiled = fxapprox.compile(model, lowering="eager", min_bytes=0, strict=True, **options)
+    loss = compiled(x).square().mean()
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters()], list(fxapprox.reports(compiled))  # type: ignore[union-attr]
+
+
+@settings(max_examples=6, deadline=None)
+@given(names=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=3), residual=st.booleans())
+def test_identity_is_bitwise_and_real_codecs_keep_the_forward(names: list[str], residual: bool) -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(32, 32), *(LAYERS[name]() for name in names))
+    model = nn.Sequential(Residual(inner) if residual else inner, nn.Linear(32, 4))
+    x = torch.randn(24, 32)
+    exact = gradients(model, x, bits=None)
+    same = gradients(model, x, policy=lambda _: Identity())
+    assert torch.equal(exact[0], same[0])
+    assert all(torch.equal(a, b) for a, b in zip(exact[1], same[1], strict=True))
+    eight = gradients(model, x, bits=8)
+    assert torch.equal(eight[0], exact[0])
+    assert all(g.isfinite().all() for g in eight[1])
+    total = torch.cat([g.flatten() for g in exact[1]])
+    error = torch.cat([g.flatten() for g in eight[1]]) - total
+    assert float(error.norm()) <= 0.1 * float(total.norm()) + 1e-7
+
+
+def test_verify_finds_a_decision_on_an_approximate_value() -> None:
+    w = torch.randn(16, 16, requires_grad=True)
+    joint = joint_of(lambda x: (F.relu(x @ w) @ w).sum(), torch.randn(8, 16))
+    product = next(n for n in joint.gm.graph.nodes if n.name.startswith("mm"))
+    relu = next(n for n in joint.gm.graph.nodes if n.name.startswith("relu"))
+    with pytest.raises(UnsupportedGraph, match="decision") as caught:
+        verify(joint.gm, {relu})
+    assert caught.value.node is not None
+    assert product is not None

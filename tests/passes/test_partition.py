@@ -1,0 +1,34 @@
+"""partition: the two halves of a joint graph, nothing encoded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fxapprox.activation import Class, Plan, Stored
+from fxapprox.codecs import Exact
+from fxapprox.errors import InvalidPlan
+from fxapprox.options import Options
+from fxapprox.passes.classify import classify
+from fxapprox.passes.partition import partition
+from fxapprox.passes.plan import plan
+from tests.passes.graphs import joint_of
+
+W = torch.randn(16, 16, requires_grad=True)
+
+
+def test_forward_returns_what_backward_takes() -> None:
+    joint = joint_of(lambda x: (F.gelu(x @ W) @ W).sum(), torch.randn(32, 16))
+    chosen = plan(classify(joint, min_bytes=0), Options(bits=None, min_bytes=0))
+    forward, backward = partition(joint, chosen)
+    saved = [n.name for n in forward.graph.find_nodes(op="output")[0].args[0]][1:]  # type: ignore[union-attr]
+    taken = [n.name for n in backward.graph.find_nodes(op="placeholder") if "tangents" not in n.name]
+    assert saved == taken
+
+
+def test_a_plan_of_another_graph_is_refused() -> None:
+    joint = joint_of(lambda x: (x @ W).sum(), torch.randn(32, 16))
+    stranger = Plan((Stored("not_here", Exact(), Class.LINEAR, 0, ""),), ())
+    with pytest.raises(InvalidPlan, match="not_here"):
+        partition(joint, stranger)

@@ -1,0 +1,82 @@
+"""plan: the stored set of small graphs, and what it never does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxapprox.codecs import Exact, Group, Mask, Threshold, Zero
+from fxapprox.options import Options
+from fxapprox.passes.plan import plan
+from tests.passes.graphs import classified
+
+W = torch.randn(64, 64, requires_grad=True)
+X = torch.randn(128, 64)
+
+
+def planned(model, *args: Tensor, **options):
+    return plan(tuple(classified(model, *args).values()), Options(min_bytes=0, **options))
+
+
+def norm_block(x: Tensor) -> Tensor:
+    w, gamma = torch.ones(8, 8, 3, 3, requires_grad=True), torch.ones(8, requires_grad=True)
+    h = F.batch_norm(F.conv2d(x, w), None, None, gamma, gamma, training=True)
+    return F.conv2d(F.relu(h), w).square().sum()
+
+
+def large(stored, smallest: int = 1000):
+    return [entry for entry in stored.stored if entry.nbytes >= smallest]
+
+
+def test_one_code_for_each_conv_norm_relu() -> None:
+    w, gamma = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+
+    def block(x: Tensor) -> Tensor:
+        h = F.batch_norm(F.conv2d(x, w), None, None, gamma, gamma, training=True)
+        return F.conv2d(F.relu(h), w).sum()
+
+    (entry,) = large(planned(block, torch.randn(8, 8, 12, 12), bits=4))
+    assert entry.codec == Threshold(4)
+    assert len(entry.predicates) == 1
+
+
+def test_a_rectifier_alone_gets_the_zero_codec() -> None:
+    (entry,) = large(planned(lambda x: (F.relu(x @ W) @ W).sum(), X, bits=4))
+    assert entry.codec == Zero(4)
+
+
+def test_exact_mode_packs_masks_and_keeps_floats() -> None:
+    codecs = {type(entry.codec) for entry in planned(lambda x: (F.relu(x @ W) @ W).sum(), X, bits=None).stored}
+    assert codecs == {Exact, Mask}
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(8, 8), (4, 4), (2, 4)])
+def test_smooth_values_get_at_least_four_bits(bits: int, expected: int) -> None:
+    (entry,) = large(planned(lambda x: (F.gelu(x @ W) @ W).sum(), X, bits=bits))
+    assert entry.codec == Group(expected)
+
+
+def test_softmax_gets_eight_bits_and_equidistant_levels() -> None:
+    (entry,) = large(planned(lambda x: (torch.softmax(x @ W, -1) @ W).sum(), X, bits=2))
+    assert entry.codec == Group(8, uniform=True)
+
+
+def test_dropout_masks_are_stored_as_bits_never_drawn_again() -> None:
+    chosen = planned(lambda x: (F.dropout(x @ W, 0.5) @ W).sum(), X, bits=4)
+    assert any(entry.codec == Mask() for entry in chosen.stored)
+
+
+def test_large_rounding_option_reaches_the_codec() -> None:
+    (entry,) = large(planned(lambda x: ((x @ W) @ W).sum(), X, bits=4, rounding="stochastic"))
+    assert entry.codec == Group(4, "stochastic")
+
+
+def test_everything_needed_is_stored_free_or_recomputed() -> None:
+    values = classified(lambda x: (F.silu(x @ W) @ W).square().sum(), X)
+    chosen = plan(tuple(values.values()), Options(min_bytes=0))
+    saved = set(chosen.saved_names)
+    for name in chosen.recomputed:
+        for operand in values[name].operands:
+            assert operand.name in saved or operand.name in chosen.recomputed or values[operand.name].free
