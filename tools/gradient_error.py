@@ -4,8 +4,8 @@ Errors are relative, over all parameters, at initialization, against the exact p
 
 Examples:
 
-    python tools/gradient_error.py
-    python tools/gradient_error.py --models resnet-20,gpt
+    python -m tools.gradient_error
+    python -m tools.gradient_error --models resnet-20,gpt
 """
 
 from __future__ import annotations
