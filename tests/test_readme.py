@@ -81,5 +81,5 @@ def test_help_lines(tmp_path: Path) -> None:
 
 
 def test_ci_runs_the_install_command_that_readme_gives() -> None:
-    assert INSTALL in SHELL_LINES
+    assert f"{INSTALL} && pytest" in SHELL_LINES
     assert INSTALL in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
