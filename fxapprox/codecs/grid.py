@@ -20,12 +20,12 @@ from torch import Tensor
 
 def compress(v: Tensor, k: float) -> Tensor:
     """u(v): from [-1, 1] to [-1, 1]."""
-    return v * math.sqrt(1 + k) * torch.rsqrt(1 + k * v * v) if k else v
+    return v * torch.rsqrt(1 / (1 + k) + k / (1 + k) * v.square()) if k else v
 
 
 def expand(u: Tensor, k: float) -> Tensor:
     """v(u), the inverse of :func:`compress`."""
-    return u * torch.rsqrt((1 + k) - k * u * u) if k else u
+    return u * torch.rsqrt((1 + k) - k * u.square()) if k else u
 
 
 def finite(x: Tensor) -> Tensor:

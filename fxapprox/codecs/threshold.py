@@ -50,21 +50,18 @@ class Threshold(Carrier):
         reach, k = GRID[self.bits]
         channel = _channel_shape(x, predicate)
         mean, rstd, clean = _statistics(x, predicate, channel)
-        edge, flip = self._edge(predicate, mean, rstd)
-        edge, flip = edge.expand(channel), flip.expand(channel)
-        split = (edge * 2**self.bits).round().clamp(1, 2**self.bits - 1)
+        edge, flip = self._edge(predicate, mean, rstd, channel)
+        split = materialize((edge * 2**self.bits).round().clamp(1, 2**self.bits - 1))
         # per channel: from places on the grid (-1 to 1) to levels, on either side of the threshold
-        fine_above = (2**self.bits - split) / (1 - edge).clamp_min(1e-6)
-        fine_below = split / edge.clamp_min(1e-6)
-        start = split - (edge - 0.5) * fine_above
-        split, start, fine_above, fine_below, gain = map(
-            materialize, (split, start, fine_above / 2, fine_below / 2, (rstd * flip / reach).expand(channel))
-        )
+        fine_above = materialize((2**self.bits - split) / (2 * (1 - edge).clamp_min(1e-6)))
+        fine_below = materialize(split / (2 * edge.clamp_min(1e-6)))
+        start = materialize(split - (2 * edge - 1) * fine_above)
+        gain = materialize(rstd * flip / reach)
         w = (x - mean) * gain
-        place = compress(torch.where(w == w, w, 0.0).clamp(-1, 1), k)
+        place = compress(w.clamp(-1, 1), k)
         upper = predicate.upper
         level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
-        codes = level.floor().to(torch.int32)
+        codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
         cut = split.to(torch.int32)
         low, high = torch.where(upper, cut, 0), torch.where(upper, 2**self.bits - 1, cut - 1)
         codes = torch.minimum(torch.maximum(codes, low), high)
@@ -85,25 +82,22 @@ class Threshold(Carrier):
         place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
         return like.restride(expand(place, k) * gain + mean), upper
 
-    def _place(self, w: Tensor) -> Tensor:
-        """Where w lies on the companded grid, from 0 to 1."""
-        reach, k = GRID[self.bits]
-        return compress((w / reach).clamp(-1, 1), k) * 0.5 + 0.5
-
-    def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, channel: list[int]) -> tuple[Tensor, Tensor]:
         """The threshold's place on the grid turned so that "true" is above, and which way it is turned."""
+        reach, k = GRID[self.bits]
         if predicate.scale is None or predicate.shift is None:
             scale, shift = 1 / rstd, mean  # z is x itself
         elif predicate.mean is None:
             scale, shift = predicate.scale / rstd, predicate.scale * mean + predicate.shift
         else:
             scale, shift = predicate.scale, predicate.shift
-        scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
-        flip = torch.where(scale < 0, -1.0, 1.0).to(mean.dtype)
-        at = -shift / scale.abs()
+        scale, shift = materialize(scale.to(mean.dtype)), materialize(shift.to(mean.dtype))
+        at = materialize(-shift / scale.abs())
         never = torch.where(shift > 0, -math.inf, math.inf)
         at = torch.where((scale == 0) | (at != at), never, at)
-        return self._place(at), flip
+        v = materialize((at / reach).clamp(-1, 1).expand(channel))
+        flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(channel))
+        return materialize(compress(v, k) * 0.5 + 0.5), flip
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
