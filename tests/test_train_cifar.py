@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 cifar10 = importlib.import_module("cifar10")
+runs = importlib.import_module("runs")
 train_cifar = importlib.import_module("train_cifar")
 
 TRAIN, TEST = 20, 10
@@ -178,29 +179,12 @@ def test_an_interrupted_run_continues_to_the_same_result(tmp_path: Path, monkeyp
     assert "batch 8, not 4" in changed.output
 
 
-def test_numbers_that_are_not_finite_survive_json() -> None:
-    recipe = train_cifar.Recipe(8, "basic", 1, 8, None, 0.1, 0.9, 2e-4, "eager")
-    diverged = train_cifar.Epoch(1, float("nan"), 0.1, float("inf"), 0.1, 0.1, 1.0)
-    run = train_cifar.Run("plain", 0, recipe, stored_bytes=1, epochs=[diverged])
-    record = json.loads(train_cifar.as_json(run))
-    assert record["epochs"][0]["train_loss"] is None
-    train_cifar.adopt(run, record)
-    assert np.isnan(run.epochs[0].test_loss)
-
-
-def test_learning_rate_follows_the_paper() -> None:
-    recipe = train_cifar.Recipe(8, "basic", 1, 8, None, 0.1, 0.9, 2e-4, "eager")
-    iterations = [0, 399, 400, 31_999, 32_000, 47_999, 48_000, 63_999]
-    rates = [recipe.rate(iteration / 64_000) for iteration in iterations]
-    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-
-
 def test_batches_depend_on_seed_and_epoch_only() -> None:
-    recipe = train_cifar.Recipe(8, "basic", 1, 8, None, 0.1, 0.9, 2e-4, "eager")
+    recipe = runs.Recipe(8, "basic", 1, 8, None, 0.1, 0.9, 2e-4, "eager")
     train = cifar10.Split(torch.from_numpy(IMAGES), torch.from_numpy(LABELS))
 
     def batches(mode: str, seed: int, epoch: int) -> torch.Tensor:
-        run = train_cifar.Run(mode, seed, recipe)
+        run = runs.Run(mode, seed, recipe)
         return torch.stack([images for images, _ in train_cifar.augmented_batches(train, run, epoch)])
 
     first = batches("plain", 0, 0)

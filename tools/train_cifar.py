@@ -18,44 +18,32 @@ Examples:
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from statistics import fmean, median, stdev
 from typing import Annotated, Any, Literal
 
-import matplotlib as mpl
 import torch
 import typer
-from cifar10 import DataError, Split, load
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from cifar10 import DataError, Split, load
+from curves import write_results
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure import stored_bytes
+from runs import MODES, Epoch, Recipe, Run, RunError, claim, recorded, restore, save
 
-MIB = 2**20
-PAPER_ITERATIONS = 64_000
-PAPER_RATES = ((400, 0.1), (32_000, 1.0), (48_000, 0.1), (64_000, 0.01))  # until this iteration, times --lr
 CHANNELS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # mean and standard deviation of R, G, B
 PADDING = 4
 EVALUATION_BATCH = 500
 REPORT_EVERY = 20
 BOTTLENECK_FROM_DEPTH = 164
-LABELS = {"plain": "torch.compile", "exact": "fxapprox exact", "8": "8 bits", "4": "4 bits", "2": "2 bits"}
-COLOURS = {"plain": "#7f7f7f", "exact": "#1b1b1b", "8": "#0072b2", "4": "#d55e00", "2": "#009e73"}
-MODES = tuple(LABELS)
 
 
 class Lowering(str, Enum):
@@ -63,70 +51,6 @@ class Lowering(str, Enum):
 
     inductor = "inductor"
     eager = "eager"
-
-
-class RunError(ValueError):
-    """The output directory belongs to other runs, or holds a damaged file; the message names it."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result of a run, mode and seed aside."""
-
-    depth: int
-    block: Literal["basic", "bottleneck"]
-    epochs: int
-    batch: int
-    limit: int | None
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    lowering: str
-
-    def rate(self, progress: float) -> float:
-        """The learning rate after this fraction of all iterations, 0 to less than 1."""
-        iteration = progress * PAPER_ITERATIONS
-        return self.learning_rate * next(factor for until, factor in PAPER_RATES if iteration < until)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch: mean cross-entropies, accuracies as fractions, the last learning rate, training time."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    learning_rate: float
-    seconds: float
-
-
-@dataclass
-class Run:
-    """One mode and seed.
-
-    Attributes:
-        mode: one of `MODES`.
-        seed: decides weights and batches.
-        recipe: shared by all runs.
-        stored_bytes: held for backward in the first step.
-        epochs: what is done.
-    """
-
-    mode: str
-    seed: int
-    recipe: Recipe
-    stored_bytes: int = 0
-    epochs: list[Epoch] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return f"{self.mode}-seed{self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        return len(self.epochs) >= self.recipe.epochs
 
 
 @dataclass(frozen=True)
@@ -214,14 +138,14 @@ def train_run(run: Run, data: tuple[Split, Split], out: Path, device: torch.devi
     """Trains a run from its last checkpoint to its end, saving after every epoch."""
     train, test = data
     trainer = make_trainer(run, device)
-    restore(trainer, out)
+    restore(run, trainer.network, trainer.optimizer, out)
     steps = len(train) // run.recipe.batch
     bar = bars.add_task(run.name, total=run.recipe.epochs * steps, numbers="compiling")
     bars.advance(bar, len(run.epochs) * steps)
     while not run.finished:
         trained = train_epoch(trainer, train, lambda loss, accuracy: advance(bars, bar, loss, accuracy))
         run.epochs.append(Epoch(epoch=len(run.epochs) + 1, **trained, **evaluate(trainer.network, test)))
-        save(trainer, out)
+        save(run, trainer.network, trainer.optimizer, out)
 
 
 def train_epoch(trainer: Trainer, train: Split, report: Callable[[Tensor, Tensor], None]) -> dict[str, Any]:
@@ -273,179 +197,6 @@ def advance(bars: Progress, bar: TaskID, loss: Tensor, accuracy: Tensor) -> None
     bars.advance(bar)
     if int(bars.tasks[bar].completed) % REPORT_EVERY == 0:
         bars.update(bar, numbers=f"loss {loss.item():.3f}, accuracy {accuracy.item():.1%}")
-
-
-# Files: recipe.json for the directory; MODE-seedN.json and MODE-seedN.pt for each run; table.md, curves.png
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file, and moves it to `path` when it is complete."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file as a whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}); delete it and run again") from error
-
-
-def claim(out: Path, recipe: Recipe) -> None:
-    """Creates the output directory, or checks that its runs follow the same recipe."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, wanted = out / "recipe.json", asdict(recipe)
-    if not path.exists():
-        return write_text(path, json.dumps(wanted, indent=1))
-    found = read_json(path)
-    changed = [key for key in wanted if found.get(key) != wanted[key]]
-    if changed:
-        differences = "; ".join(f"{key} {found.get(key)}, not {wanted[key]}" for key in changed)
-        raise RunError(f"{out} holds runs with {differences}: choose another --out")
-
-
-def save(trainer: Trainer, out: Path) -> None:
-    """Checkpoint and JSON file of a run."""
-    network, optimizer = trainer.network.state_dict(), trainer.optimizer.state_dict()
-    state = {"run": asdict(trainer.run), "network": network, "optimizer": optimizer}
-    write_atomically(out / f"{trainer.run.name}.pt", lambda path: torch.save(state, path))
-    write_text(out / f"{trainer.run.name}.json", as_json(trainer.run))
-
-
-def restore(trainer: Trainer, out: Path) -> None:
-    """Continues a run from its checkpoint; without one it starts anew, whatever its JSON file says."""
-    path = out / f"{trainer.run.name}.pt"
-    trainer.run.epochs, trainer.run.stored_bytes = [], 0
-    if not path.exists():
-        return
-    try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
-    except Exception as error:  # it has no common base class
-        raise RunError(f"{path}: damaged ({error}); delete it to start this run again") from error
-    trainer.network.load_state_dict(state["network"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    adopt(trainer.run, state["run"])
-    save(trainer, out)
-
-
-def recorded(run: Run, out: Path) -> Run:
-    """The run, with what its JSON file says is done."""
-    path = out / f"{run.name}.json"
-    if path.exists():
-        try:
-            adopt(run, read_json(path))
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{path}: not the record of a run ({error!r}); delete it and run again") from error
-    return run
-
-
-def adopt(run: Run, record: dict[str, Any]) -> None:
-    """Takes over stored bytes and epochs of a record, where None is a number that was not finite."""
-    run.stored_bytes = record["stored_bytes"]
-    run.epochs = [Epoch(**with_nan(epoch)) for epoch in record["epochs"]]
-
-
-def with_nan(epoch: dict[str, Any]) -> dict[str, Any]:
-    """An epoch's record with nan for None."""
-    return {key: math.nan if value is None else value for key, value in epoch.items()}
-
-
-def as_json(run: Run) -> str:
-    """A run as JSON, with null for numbers that are not finite."""
-    record = asdict(run)
-    record["epochs"] = [with_none(epoch) for epoch in record["epochs"]]
-    return json.dumps(record, indent=1, allow_nan=False)
-
-
-def with_none(epoch: dict[str, Any]) -> dict[str, Any]:
-    """An epoch's record with None for what is not finite."""
-    return {key: value if math.isfinite(value) else None for key, value in epoch.items()}
-
-
-# Results
-
-
-def write_results(out: Path, recipe: Recipe) -> None:
-    """The table and the curves of all runs in the directory."""
-    names = sorted(path.stem.split("-seed") for path in out.glob("*-seed*.json"))
-    runs = [recorded(Run(mode, int(seed), recipe), out) for mode, seed in names]
-    write_text(out / "table.md", table(runs))
-    write_atomically(out / "curves.png", lambda path: plot(runs, path))
-
-
-def by_mode(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs that have begun, grouped by mode."""
-    groups = {mode: [run for run in runs if run.mode == mode and run.epochs] for mode in MODES}
-    return {mode: group for mode, group in groups.items() if group}
-
-
-def table(runs: list[Run]) -> str:
-    """A Markdown table with one row per mode; ratios are to the first row."""
-    groups, recipe = by_mode(runs), runs[0].recipe
-    reference = next(iter(groups.values()))[0].stored_bytes
-    head = "mode|seeds|epochs|stored, MiB|ratio|train loss|test loss|test accuracy, %|s per epoch".split("|")
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines += [f"| {' | '.join(cells(group, reference))} |" for group in groups.values()]
-    note = f"ResNet-{recipe.depth}, {recipe.epochs} epochs, batch {recipe.batch}; last epoch, ± over seeds."
-    return "\n".join([*lines, "", note, ""])
-
-
-def cells(runs: list[Run], reference: int) -> list[str]:
-    """The table's cells for the runs of one mode."""
-    last = [run.epochs[-1] for run in runs]
-    return [
-        LABELS[runs[0].mode],
-        str(len(runs)),
-        str(min(epoch.epoch for epoch in last)),
-        f"{runs[0].stored_bytes / MIB:.1f}",
-        f"{runs[0].stored_bytes / reference:.3f}",
-        spread([epoch.train_loss for epoch in last], ".4f"),
-        spread([epoch.test_loss for epoch in last], ".4f"),
-        spread([100 * epoch.test_accuracy for epoch in last], ".2f"),
-        f"{median(epoch.seconds for run in runs for epoch in run.epochs):.1f}",
-    ]
-
-
-def spread(values: list[float], form: str) -> str:
-    """Mean, and the sample standard deviation where there is one."""
-    return format(fmean(values), form) + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
-
-
-def plot(runs: list[Run], path: Path) -> None:
-    """Training loss and test accuracy: a line for the mean over seeds, a band from lowest to highest."""
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for mode, group in by_mode(runs).items():
-            curve(left, mode, [[epoch.train_loss for epoch in run.epochs] for run in group])
-            curve(right, mode, [[100 * epoch.test_accuracy for epoch in run.epochs] for run in group])
-        left.set(title="Training loss", xlabel="epoch", yscale="log")
-        right.set(title="Test accuracy, %", xlabel="epoch")
-        left.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())
-        for axes in (left, right):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(alpha=0.25, linewidth=0.6)
-        right.legend(frameon=False, loc="lower right")
-        figure.suptitle(f"CIFAR-10, pre-activation ResNet-{runs[0].recipe.depth}", weight="bold")
-        figure.savefig(path, dpi=150, format="png")
-
-
-def curve(axes: Axes, mode: str, series: list[list[float]]) -> None:
-    """One mode's line and band, as far as all its seeds have come."""
-    columns = list(zip(*series, strict=False))
-    epochs = range(1, len(columns) + 1)
-    mean = [fmean(column) for column in columns]
-    dashes, marker = "--" if mode == "plain" else "-", "" if len(columns) > 1 else "o"
-    axes.plot(epochs, mean, dashes, marker=marker, color=COLOURS[mode], label=LABELS[mode], linewidth=1.6)
-    low, high = [min(column) for column in columns], [max(column) for column in columns]
-    axes.fill_between(epochs, low, high, color=COLOURS[mode], alpha=0.15, linewidth=0)
 
 
 # Command line
