@@ -3,7 +3,7 @@
 Every forward value of the joint graph gets a class by following it to backward along the operators that backward
 could run again: a value is as delicate as the strictest ``Use`` on the way. The rules are in ``operators.py``; what
 an operator does to an operand can also depend on the operand (``exp`` of something that is never positive is
-bounded), so a small interval analysis runs first.
+bounded), so a small interval analysis (``intervals.py``) runs first.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fxapprox.graph import (
     storage_of,
     tensor_of,
 )
+from fxapprox.intervals import EVERYTHING, Interval, interval
 from fxapprox.operators import (
     DISCRETE_FLOATS,
     INDEX_MAKERS,
@@ -42,7 +43,6 @@ from fxapprox.operators import (
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
-INF = math.inf
 
 
 def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
@@ -70,7 +70,7 @@ def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
 class _Facts:
     """Per forward node: the interval of its elements, whether training moves it, and which values it is made of."""
 
-    bounds: dict[fx.Node, tuple[float, float]]
+    bounds: dict[fx.Node, Interval]
     depends: set[fx.Node]
     roots: dict[fx.Node, frozenset[fx.Node]]
     free: set[fx.Node]
@@ -92,7 +92,7 @@ class _Facts:
             is_float = value is not None and value.dtype.is_floating_point
             if (node.op == "placeholder" and is_float) or any(s in facts.depends for s in sources):
                 facts.depends.add(node)
-            facts.bounds[node] = _bounds(node, facts.bounds)
+            facts.bounds[node] = interval(node, facts.bounds)
             facts.roots[node] = _roots(node, facts, sources)
             if value is not None and is_float and _is_statistic(node, value, facts):
                 facts.statistics.add(node)
@@ -131,75 +131,6 @@ def _is_statistic(node: fx.Node, value: torch.Tensor, facts: _Facts) -> bool:
     return numel(value) <= max(numel(t) for t in made_of if t is not None)
 
 
-def _bounds(node: fx.Node, known: dict[fx.Node, tuple[float, float]]) -> tuple[float, float]:
-    """An interval that holds every finite element of the node's value."""
-    name = op_name(node)
-    args = [known.get(a, (-INF, INF)) if isinstance(a, fx.Node) else (a, a) if isinstance(a, (int, float)) else None
-            for a in node.args]  # fmt: skip
-    first = args[0] if args else None
-    second = args[1] if len(args) > 1 else None
-    if node.op != "call_function" or first is None:
-        return (-INF, INF)
-    low, high = first
-    if name in ("aten.sigmoid", "aten._softmax"):
-        return (0.0, 1.0)
-    if name in ("aten.tanh", "aten.erf", "aten.sin", "aten.cos", "aten.sign"):
-        return (-1.0, 1.0)
-    if name == "aten.exp":
-        return (0.0, math.exp(high) if high < 700 else INF)
-    if name in ("aten.relu", "aten.abs", "aten.sqrt", "aten.rsqrt", "aten.square"):
-        return (max(low, 0.0) if name == "aten.relu" else 0.0, max(high, 0.0) if name == "aten.relu" else INF)
-    if name == "aten.clamp_min" and second is not None:
-        return (max(low, second[0]), max(high, second[1]))
-    if name == "aten.clamp_max" and second is not None:
-        return (min(low, second[0]), min(high, second[1]))
-    if name == "aten.neg":
-        return (-high, -low)
-    if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
-        return (0.0, INF)
-    if name in ("aten.mul", "aten.div") and second is not None:
-        return _product(node, name, first, second)
-    if name in ("aten.add", "aten.sub") and second is not None and not node.kwargs.get("alpha"):
-        if name == "aten.sub" and _is_shift_by_maximum(node):
-            return (-INF, 0.0)
-        lows, highs = (second[0], second[1]) if name == "aten.add" else (-second[1], -second[0])
-        return (low + lows, high + highs)
-    if name in ("aten.mean", "aten.amax", "aten.amin") or is_view(node) or name in (
-        "aten.clone", "prims.convert_element_type", "aten._to_copy"
-    ):  # fmt: skip
-        return first
-    return (-INF, INF)
-
-
-def _product(node: fx.Node, name: str, first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
-    if name == "aten.mul" and node.args[0] is node.args[1]:
-        return (0.0, INF)
-    if name == "aten.div":
-        if not (second[0] == second[1] and second[0] != 0):
-            return (0.0, INF) if first[0] >= 0 and second[0] >= 0 else (-INF, INF)
-        second = (1 / second[0], 1 / second[0])
-    ends = [a * b for a in first for b in second if not (0 in (a, b) and INF in (abs(a), abs(b)))]
-    exact_zero = any(a == 0 for a in first) or any(b == 0 for b in second)
-    ends += [0.0] if exact_zero or not ends else []
-    return (min(ends), max(ends))
-
-
-def _is_shift_by_maximum(node: fx.Node) -> bool:
-    """x - amax(x) or x - logsumexp(x): never positive."""
-    source, shift = node.args[0], node.args[1]
-    while isinstance(shift, fx.Node) and is_view(shift) and op_name(shift) != "getitem":
-        shift = shift.args[0]
-    if not isinstance(shift, fx.Node):
-        return False
-    if op_name(shift) in ("aten.amax", "aten.logsumexp"):
-        return shift.args[0] is source
-    if op_name(shift) == "aten.log" and isinstance(source, fx.Node):  # log_softmax: (x - max) - log(sum(exp(x - max)))
-        total = shift.args[0]
-        inner = total.args[0] if isinstance(total, fx.Node) and op_name(total) == "aten.sum" else None
-        return isinstance(inner, fx.Node) and op_name(inner) == "aten.exp" and inner.args[0] is source
-    return False
-
-
 # --- how backward reads each value ---------------------------------------------------------------
 
 
@@ -212,7 +143,7 @@ def operand_use(node: fx.Node, position: int, operand: fx.Node, facts: _Facts) -
     if use is None:
         return Use.SENSITIVE
     name = op_name(node)
-    low, high = facts.bounds.get(operand, (-INF, INF))
+    low, high = facts.bounds.get(operand, EVERYTHING)
     if name in ("aten.mul", "prims.fma", "aten.addcmul"):
         return Use.SMOOTH if _multiplies_activations(node, operand, facts) else Use.LINEAR
     if name == "aten.div" and position == 1:

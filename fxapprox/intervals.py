@@ -1,0 +1,87 @@
+"""Interval analysis of the joint graph: between which numbers do the elements of a value lie?
+
+What an operator does to an approximate operand can depend on where the operand lies: ``exp`` of something that is
+never positive is bounded, a divisor of at least 1 is harmless. Operators that are not named here may give anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import fx
+
+from fxapprox.operators import is_view, op_name
+
+INF = math.inf
+Interval = tuple[float, float]
+EVERYTHING: Interval = (-INF, INF)
+
+
+def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
+    """An interval that holds every finite element of the node's value, from those of its operands."""
+    name = op_name(node)
+    args = [known.get(a, EVERYTHING) if isinstance(a, fx.Node) else (a, a) if isinstance(a, (int, float)) else None
+            for a in node.args]  # fmt: skip
+    first = args[0] if args else None
+    second = args[1] if len(args) > 1 else None
+    if node.op != "call_function" or first is None:
+        return EVERYTHING
+    low, high = first
+    if name in ("aten.sigmoid", "aten._softmax"):
+        return (0.0, 1.0)
+    if name in ("aten.tanh", "aten.erf", "aten.sin", "aten.cos", "aten.sign"):
+        return (-1.0, 1.0)
+    if name == "aten.exp":
+        return (0.0, math.exp(high) if high < 700 else INF)
+    if name in ("aten.relu", "aten.abs", "aten.sqrt", "aten.rsqrt", "aten.square"):
+        return (max(low, 0.0) if name == "aten.relu" else 0.0, max(high, 0.0) if name == "aten.relu" else INF)
+    if name == "aten.clamp_min" and second is not None:
+        return (max(low, second[0]), max(high, second[1]))
+    if name == "aten.clamp_max" and second is not None:
+        return (min(low, second[0]), min(high, second[1]))
+    if name == "aten.neg":
+        return (-high, -low)
+    if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
+        return (0.0, INF)
+    if name in ("aten.mul", "aten.div") and second is not None:
+        return _product(node, name, first, second)
+    if name in ("aten.add", "aten.sub") and second is not None and not node.kwargs.get("alpha"):
+        if name == "aten.sub" and _is_shift_by_maximum(node):
+            return (-INF, 0.0)
+        lows, highs = (second[0], second[1]) if name == "aten.add" else (-second[1], -second[0])
+        return (low + lows, high + highs)
+    if name in ("aten.mean", "aten.amax", "aten.amin") or is_view(node) or name in (
+        "aten.clone", "prims.convert_element_type", "aten._to_copy"
+    ):  # fmt: skip
+        return first
+    return EVERYTHING
+
+
+def _product(node: fx.Node, name: str, first: Interval, second: Interval) -> Interval:
+    if name == "aten.mul" and node.args[0] is node.args[1]:
+        return (0.0, INF)
+    if name == "aten.div":
+        if not (second[0] == second[1] and second[0] != 0):
+            return (0.0, INF) if first[0] >= 0 and second[0] >= 0 else EVERYTHING
+        second = (1 / second[0], 1 / second[0])
+    ends = [a * b for a in first for b in second if not (0 in (a, b) and INF in (abs(a), abs(b)))]
+    exact_zero = any(a == 0 for a in first) or any(b == 0 for b in second)
+    ends += [0.0] if exact_zero or not ends else []
+    return (min(ends), max(ends))
+
+
+def _is_shift_by_maximum(node: fx.Node) -> bool:
+    """x - amax(x) or x - logsumexp(x): never positive."""
+    source, shift = node.args[0], node.args[1]
+    while isinstance(shift, fx.Node) and is_view(shift) and op_name(shift) != "getitem":
+        shift = shift.args[0]
+    if not isinstance(shift, fx.Node):
+        return False
+    if op_name(shift) in ("aten.amax", "aten.logsumexp"):
+        return shift.args[0] is source
+    if op_name(shift) == "aten.log" and isinstance(source, fx.Node):  # log_softmax: (x - max) - log(sum(exp(x - max)))
+        total = shift.args[0]
+        inner = total.args[0] if isinstance(total, fx.Node) and op_name(total) == "aten.sum" else None
+        return isinstance(inner, fx.Node) and op_name(inner) == "aten.exp" and inner.args[0] is source
+    return False
