@@ -87,6 +87,11 @@ def is_operator(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload)
 
 
+def mutates(node: fx.Node) -> bool:
+    """Whether the node's operator writes to one of its operands; unknown callables may."""
+    return not is_operator(node.target) or node.target._schema.is_mutable  # type: ignore[union-attr]
+
+
 def is_opaque(node: fx.Node) -> bool:
     """Whether the node is a script object or another value that is not a tensor and travels as it is."""
     check = getattr(partitioners, "is_opaque_node", None)
@@ -340,6 +345,7 @@ __all__ = [
     "materialize",
     "must_be_in_backward",
     "must_save",
+    "mutates",
     "prepare_joint",
     "size_symbols",
     "split",

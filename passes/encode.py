@@ -37,6 +37,7 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
     outputs = _Outputs(forward, num_fwd_outputs)
     inputs = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
     produced = {n.name: n for n in forward.graph.nodes}
+    positions = {n: i for i, n in enumerate(forward.graph.nodes)}
     approximate: set[fx.Node] = set()
     traces: dict[Hashable, fx.GraphModule] = {}
     writers = Inliner(forward, traces), Inliner(backward, traces)
@@ -47,7 +48,7 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         if type(entry.codec) is Exact or entry.name not in produced:
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
-        new, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs)
+        new, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs, positions)
         parts.append(Parts(entry, new))
         approximate |= decoded
     outputs.write()
@@ -107,6 +108,7 @@ def _encode_one(
     produced: dict[str, fx.Node],
     inputs: dict[str, fx.Node],
     outputs: _Outputs,
+    positions: dict[fx.Node, int],
 ) -> tuple[tuple[fx.Node, ...], set[fx.Node]]:
     """Rewrites one entry; returns the parts as forward's nodes, and the decoded approximate values."""
     value = produced[entry.name]
@@ -117,7 +119,8 @@ def _encode_one(
     context = _Context.of(entry, entry.affine, produced) if entry.affine is not None else None
     args = [value, *(context.nodes if context else ())]
     key = (entry.codec, like, context.signature if context else None)
-    parts = writers[0].inline(_encoder(entry, context), args, before=outputs.node, key=("encode", key))
+    at = _after(args, positions)
+    parts = writers[0].inline(_encoder(entry, context), args, before=at, key=("encode", key))
 
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
@@ -263,6 +266,14 @@ def _new_placeholders(
             node.meta["val"] = part.meta["val"]
             made.append(node)
     return made
+
+
+def _after(nodes: Sequence[fx.Node], positions: dict[fx.Node, int]) -> fx.Node:
+    """The first place in the graph where all of these are at hand."""
+    node = max(nodes, key=positions.__getitem__).next
+    while node.op == "placeholder":
+        node = node.next
+    return node
 
 
 def _first_use(backward: fx.GraphModule, slots: Sequence[fx.Node]) -> fx.Node:

@@ -33,7 +33,35 @@ def partition(joint: Joint, plan: Plan) -> Partition:
         joint.gm, [*free, *_returned(joint, saved), *saved],
         num_fwd_outputs=joint.num_fwd_outputs, static_inputs=joint.static_inputs,
     )  # fmt: skip
+    _hoist(forward, joint.num_fwd_outputs)
     return forward, backward
+
+
+def _hoist(forward: fx.GraphModule, num_fwd_outputs: int) -> None:
+    """Moves what only backward asks for (masks, mostly) from the end of forward to where its operands are made.
+
+    There it can be encoded before the activation dies, and Inductor gives it the layout of its surroundings: nodes
+    after the last convolution do not take part in channels-last memory.
+    """
+    output = next(iter(forward.graph.find_nodes(op="output")))
+    needed: set[fx.Node] = set()
+    stack = [n for n in output.args[0][:num_fwd_outputs] if isinstance(n, fx.Node)]  # type: ignore[index]
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack += node.all_input_nodes
+    start = next((n for n in forward.graph.nodes if n.op != "placeholder"), output).prev
+    position = {node: i for i, node in enumerate(forward.graph.nodes)}
+    anchors: dict[fx.Node, fx.Node] = {}
+    last: dict[fx.Node, fx.Node] = {}
+    for node in list(forward.graph.nodes):
+        if node.op != "call_function" or node in needed or node.is_impure():
+            continue
+        anchor = max((anchors.get(n, n) for n in node.all_input_nodes), key=position.__getitem__, default=start)
+        anchor = start if anchor.op == "placeholder" else anchor
+        last.get(anchor, anchor).append(node)
+        anchors[node], last[anchor] = anchor, node
 
 
 def _returned(joint: Joint, saved: list[fx.Node]) -> list[fx.Node]:

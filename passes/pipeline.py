@@ -21,6 +21,7 @@ from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
 from fxapprox.passes.partition import partition
+from fxapprox.passes.pin_inputs import pin_inputs
 from fxapprox.passes.plan import plan
 from fxapprox.torch_adapter import Partition
 
@@ -89,8 +90,10 @@ def rewrite(
             forward, backward = partition(joint, chosen)
             clock.lap("partition")
             parts = encode(forward, backward, chosen, num_fwd_outputs=num_fwd_outputs)
-            forward, backward = adapter.finish_split(forward, backward)
             clock.lap("encode")
+            pin_inputs(forward, num_fwd_outputs=num_fwd_outputs)
+            forward, backward = adapter.finish_split(forward, backward)
+            clock.lap("finish")
             return Rewrite(joint, forward, backward, activations, chosen, parts, baseline, "", clock.laps)
     except UnsupportedGraph as error:
         if options.strict:

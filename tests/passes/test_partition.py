@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fxapprox.activation import Class, Plan, Stored
 from fxapprox.codecs import Exact
 from fxapprox.errors import InvalidPlan
+from fxapprox.operators import op_name
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.partition import partition
@@ -32,3 +33,13 @@ def test_a_plan_of_another_graph_is_refused() -> None:
     stranger = Plan((Stored("not_here", Exact(), Class.LINEAR, 0, ""),), ())
     with pytest.raises(InvalidPlan, match="not_here"):
         partition(joint, stranger)
+
+
+def test_masks_are_taken_where_their_operands_are_made() -> None:
+    """AOTAutograd's order has the masks of all layers at the end of forward, after every activation."""
+    joint = joint_of(lambda x: F.relu(F.relu(x @ W) @ W).sum(), torch.randn(32, 16))
+    forward, _ = partition(joint, plan(classify(joint, min_bytes=0), Options(bits=None, min_bytes=0)))
+    order = [op_name(n) for n in forward.graph.nodes if n.op == "call_function"]
+    first_mask = order.index("aten.le")
+    assert order[:first_mask].count("aten.mm") == 1
+    forward.graph.lint()
