@@ -1,8 +1,8 @@
 """The pre-activation ResNet for 32x32 images (He et al. 2016, "Identity Mappings in Deep Residual Networks").
 
-Chakrabarti & Moseley (2019) train this family with approximate activations. Three stages work at resolutions
-32, 16 and 8 with 1, 2 and 4 times `width` channels; a residual block is a chain of BN-ReLU-conv layers whose
-result is added to the block's input. Where the shape changes, a strided 1x1 projection of the first BN-ReLU's
+Chakrabarti & Moseley (2019) train this family with approximate activations. Three stages (unless told otherwise) work
+at resolutions 32, 16 and 8 with 1, 2 and 4 times `width` channels; a residual block is a chain of BN-ReLU-conv layers
+whose result is added to the block's input. Where the shape changes, a strided 1x1 projection of the first BN-ReLU's
 output is added instead. ResNet-20 and -110 have basic blocks, ResNet-164 has bottleneck blocks.
 """
 
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 LAYERS_PER_BLOCK = {"basic": 2, "bottleneck": 3}
-STAGES = 3
 
 
 class PreActBlock(nn.Module):
@@ -52,11 +51,11 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """Images (N, 3, H, W), float32, to class scores (N, num_classes). Build one with `preact_resnet`."""
 
-    def __init__(self, blocks_per_stage: int, width: int, num_classes: int, block: str) -> None:
+    def __init__(self, stages: int, blocks_per_stage: int, width: int, num_classes: int, block: str) -> None:
         super().__init__()
         self.stem = _conv(3, width, 3, 1)
         blocks, channels = [], width
-        for stage in range(STAGES):
+        for stage in range(stages):
             for index in range(blocks_per_stage):
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(PreActBlock(channels, width * 2**stage, stride, block))
@@ -72,29 +71,35 @@ class PreActResNet(nn.Module):
 
 
 def preact_resnet(
-    depth: int, *, width: int = 16, num_classes: int = 10, block: Literal["basic", "bottleneck"] = "basic"
+    depth: int,
+    *,
+    width: int = 16,
+    num_classes: int = 10,
+    block: Literal["basic", "bottleneck"] = "basic",
+    stages: int = 3,
 ) -> PreActResNet:
     """A pre-activation ResNet with random weights, drawn from torch's global generator.
 
     Args:
-        depth: number of layers with weights, projections aside: 6n+2 for basic blocks (8, 14, 20, ..., 110),
-            9n+2 for bottleneck blocks (11, 20, 29, ..., 164).
+        depth: number of layers with weights, projections aside; with three stages 6n+2 for basic blocks (8, 14, 20,
+            ..., 110), 9n+2 for bottleneck blocks (11, 20, 29, ..., 164).
         width: channels of the first stage.
         num_classes: number of class scores.
         block: "basic" or "bottleneck".
+        stages: how many; each after the first halves the resolution.
 
     Raises:
         ValueError: unknown block, or a depth it cannot have.
     """
     if block not in LAYERS_PER_BLOCK:
         raise ValueError(f"block must be 'basic' or 'bottleneck', not {block!r}")
-    period = STAGES * LAYERS_PER_BLOCK[block]
+    period = stages * LAYERS_PER_BLOCK[block]
     blocks_per_stage, rest = divmod(depth - 2, period)
     if rest or blocks_per_stage < 1:
         nearest = max(1, round((depth - 2) / period)) * period + 2
         rule = f"{period}n+2 with n >= 1 for {block} blocks"
         raise ValueError(f"depth must be {rule}, not {depth}; the nearest is {nearest}")
-    return PreActResNet(blocks_per_stage, width, num_classes, block)
+    return PreActResNet(stages, blocks_per_stage, width, num_classes, block)
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:

@@ -76,7 +76,8 @@ class Scale:
     """How large the demonstration is.
 
     Attributes:
-        depth: layers of the pre-activation ResNet (6n+2).
+        stages: stages of the pre-activation ResNet.
+        depth: its layers, 2 * stages * n + 2.
         width: channels of its first stage.
         batch: images per step.
         steps: training steps of each mode.
@@ -85,6 +86,7 @@ class Scale:
         rounds: timed steps of each mode.
     """
 
+    stages: int
     depth: int
     width: int
     batch: int
@@ -94,8 +96,8 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(depth=8, width=16, batch=64, steps=250, train_images=4096, test_images=1000, rounds=15)
-QUICK = Scale(depth=8, width=8, batch=64, steps=120, train_images=2048, test_images=500, rounds=11)
+FULL = Scale(stages=3, depth=8, width=16, batch=64, steps=250, train_images=4096, test_images=1000, rounds=15)
+QUICK = Scale(stages=2, depth=6, width=8, batch=32, steps=360, train_images=2048, test_images=500, rounds=11)
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _train(run: _Run, progress: Progress, task: TaskID) -> _Run:
 
 def _prepare(mode: Mode, scale: Scale, seed: int, batches: list[tuple[Tensor, Tensor]]) -> _Run:
     torch.manual_seed(seed)
-    model = preact_resnet(scale.depth, width=scale.width)
+    model = preact_resnet(scale.depth, width=scale.width, stages=scale.stages)
     optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=scale.steps, pct_start=0.25)
     return _Run(mode, model, mode.compile(model), optimizer, schedule, batches)
