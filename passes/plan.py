@@ -131,7 +131,7 @@ class _Problem:
         bits = max(self.options.bits, LEAST_BITS.get(kind, 8))
         affine = self.carriers.get(value.name)
         if affine is None:
-            return Group(bits, self.options.rounding, uniform=kind is Class.SOFTMAX)
+            return Group(bits, self.options.rounding, uniform=kind is Class.SOFTMAX or value.nonnegative)
         rectified = not affine.steps and affine.threshold == 0 and value.nonnegative
         return Zero(bits) if rectified else Threshold(bits)
 
