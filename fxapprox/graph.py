@@ -142,7 +142,7 @@ def module_path(node: fx.Node) -> str:
     path = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path)
     path = re.sub(r"\.+", ".", path).strip(".")
     # what comes before the model: the name of a local variable, or the cell of a closure
-    return re.sub(r"^([LG]\.\w+|(.*\.)?cell_contents)(\.|$)|^__closure__\.\d+\.cell_contents\.?", "", path)
+    return re.sub(r"^((.*\.)?cell_contents|[LG]\.\w+)(\.|$)", "", path)
 
 
 class Inliner:

@@ -53,7 +53,7 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """The report as JSON (schema in docs/report.md)."""
+        """The report as JSON, without the graphs; `schema` grows by one when a field changes its meaning."""
         return json.dumps(
             {
                 "schema": SCHEMA,
@@ -94,9 +94,8 @@ def report_of(result: Rewrite) -> Report:
             decisions.append(_decision(values[name], text, was, 0, None))
     for node, size in before.items():
         if node.name in values:
-            storage = "recomputed" if result.parts or result.plan.recomputed else "exact"
-            kept = 0 if storage == "recomputed" else size
-            decisions.append(_decision(values[node.name], storage, size, kept, None))
+            storage = "recomputed" if node.name in result.plan.recomputed else "not needed"
+            decisions.append(_decision(values[node.name], storage, size, 0, None))
     baseline = sum(_by_storage((nodes[name] for name in result.baseline if name in nodes), alive).values())
     saved = sum(d.bytes_after for d in decisions) if not result.fallback and result.activations else baseline
     decisions.sort(key=lambda d: (-d.bytes_before, -d.bytes_after))

@@ -44,6 +44,17 @@ def test_forward_is_exact_at_any_number_of_bits(name: str) -> None:
         assert torch.equal(step(case, compiled(case, bits=bits))[0], plain[0])
 
 
+@pytest.mark.inductor
+@pytest.mark.parametrize("name", ["demo_resnet", "gpt", "unet", "mlp_dropout"])
+def test_the_first_loss_has_the_bits_of_torch_compile(name: str) -> None:
+    case = getattr(models, name)()
+    plain = step(case, torch.compile(case.model))
+    torch.compiler.reset()
+    four = step(case, fxapprox.compile(case.model, bits=4, strict=True))
+    assert torch.equal(four[0], plain[0])
+    assert four[1].isfinite().all()
+
+
 @pytest.mark.parametrize(("bits", "limit", "less"), [(8, 0.01, 6.5), (4, 0.11, 12.0)])
 def test_resnet_20(bits: int, limit: float, less: float) -> None:
     case = spread_norms(models.demo_resnet(depth=20, batch=64))
