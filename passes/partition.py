@@ -51,16 +51,16 @@ def _hoist(forward: fx.GraphModule, num_fwd_outputs: int) -> None:
         if node not in needed:
             needed.add(node)
             stack += node.all_input_nodes
-    start = next((n for n in forward.graph.nodes if n.op != "placeholder"), output).prev
+    *_, start = forward.graph.find_nodes(op="placeholder")  # what needs a gradient is an input
     position = {node: i for i, node in enumerate(forward.graph.nodes)}
-    anchors: dict[fx.Node, fx.Node] = {}
-    last: dict[fx.Node, fx.Node] = {}
+    anchors: dict[fx.Node, fx.Node] = {node: node for node in position}
+    last = dict(anchors)
     for node in list(forward.graph.nodes):
         if node.op != "call_function" or node in needed or node.is_impure():
             continue
-        anchor = max((anchors.get(n, n) for n in node.all_input_nodes), key=position.__getitem__, default=start)
-        anchor = start if anchor.op == "placeholder" else anchor
-        last.get(anchor, anchor).append(node)
+        made_by = [anchors[n] for n in node.all_input_nodes if anchors[n].op != "placeholder"]
+        anchor = max(made_by, key=position.__getitem__) if made_by else start
+        last[anchor].append(node)
         anchors[node], last[anchor] = anchor, node
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 SIZE = 32
 CLASSES = 10
+CHANNELS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # mean and standard deviation of R, G, B
 BATCHES = "cifar-10-batches-py"
 TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_FILES = ("test_batch",)
@@ -157,3 +158,9 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: Path) -> Split:
     if not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
         raise DataError(f"{where}: expected labels from 0 to {CLASSES - 1}")
     return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def normalized(images: Tensor) -> Tensor:
+    """uint8 images (N, 3, H, W) as float32 with zero mean and unit variance per channel over CIFAR-10."""
+    mean, deviation = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in CHANNELS)
+    return (images / 255 - mean) / deviation

@@ -1,33 +1,38 @@
 """Gradient error and stored bytes of the networks that the design measures itself by, as a markdown table.
 
-Errors are relative, over all parameters, of one step at initialization. Run eagerly (the default), the reference is the
-exact partition, run eagerly as well, and stored bytes are the plan's. Compiled by Inductor, the reference is plain
-torch.compile, stored bytes are those that the autograd graphs hold, and each cell says whether the loss has the same
-bits.
+Errors are relative, over all parameters, of one step at initialization, or from a checkpoint of train_cifar. Run
+eagerly (the default), the reference is the exact partition, run eagerly as well, and stored bytes are the plan's.
+Compiled by Inductor, the reference is plain torch.compile, stored bytes are those that the autograd graphs hold, and
+each cell says whether the loss has the same bits.
 
 Examples:
 
     python -m tools.gradient_error
     python -m tools.gradient_error --models resnet-20,gpt
     python -m tools.gradient_error --models resnet-20,gpt,u-net,mlp --lowering inductor
+    python -m tools.gradient_error --checkpoint runs/20/exact-seed0.pt --data data
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 from rich.progress import track
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.demo.model import preact_resnet
 from fxapprox.measure import stored_bytes
 from tests import models
 from tests.models import Case
 from tests.training import gradients, relative, unrewritten
+from tools.cifar10 import load, normalized
 
 BITS = (None, 8, 4, 2)
 
@@ -52,6 +57,21 @@ CASES = {
     "Llama shape (transformers)": models.llama,
     "BERT shape (transformers), dropout 0.1": models.bert,
 }
+
+
+def trained(checkpoint: Path, data: Path) -> dict[str, Callable[[], Case]]:
+    """The network of a run of tools/train_cifar.py, on the first 128 training images."""
+    run = torch.load(checkpoint, weights_only=True)
+
+    def build() -> Case:
+        model = preact_resnet(run["run"]["recipe"]["depth"], block=run["run"]["recipe"]["block"])
+        model.load_state_dict(run["network"])
+        train, _ = load(data)
+        labels = train.labels[:128]
+        return Case("trained", model, (normalized(train.images[:128]),), lambda scores: F.cross_entropy(scores, labels))
+
+    epochs = len(run["run"]["epochs"])
+    return {f"ResNet-{run['run']['recipe']['depth']} after {epochs} epochs ({run['run']['mode']}), batch 128": build}
 
 
 class Lowering(str, Enum):
@@ -102,13 +122,18 @@ def measure(case: Case, run: Callable[..., Any]) -> Measured:
 def main(
     only: Annotated[str, typer.Option("--models", help="comma-separated parts of names")] = "",
     lowering: Annotated[Lowering, typer.Option(help="eager, or inductor: minutes a model")] = Lowering.eager,
+    checkpoint: Annotated[Path | None, typer.Option(help="of train_cifar: this network instead; wants --data")] = None,
+    data: Annotated[Path | None, typer.Option(help="directory of CIFAR-10, for --checkpoint")] = None,
 ) -> None:
     """Prints the table."""
+    if (checkpoint is None) != (data is None):
+        raise typer.BadParameter("--checkpoint and --data go together")
+    cases = CASES if checkpoint is None or data is None else trained(checkpoint, data)
     wanted = [part.lower() for part in only.split(",") if part]
-    names = [name for name in CASES if not wanted or any(part in name.lower() for part in wanted)]
+    names = [name for name in cases if not wanted or any(part in name.lower() for part in wanted)]
     if not names:
-        raise typer.BadParameter(f"no model matches {only!r}; there are: {'; '.join(CASES)}")
-    rows = [(name, row(CASES[name](), lowering)) for name in track(names, description="models")]
+        raise typer.BadParameter(f"no model matches {only!r}; there are: {'; '.join(cases)}")
+    rows = [(name, row(cases[name](), lowering)) for name in track(names, description="models")]
     print("| model | exact mode | 8 bits | 4 bits | 2 bits |\n|---|---|---|---|---|")
     for name, cells in rows:
         print(f"| {name} | {' | '.join(cells)} |")

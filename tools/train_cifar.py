@@ -33,13 +33,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from cifar10 import DataError, Split, load
+from cifar10 import DataError, Split, load, normalized
 from curves import write_results
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure import stored_bytes
 from runs import MODES, Epoch, Recipe, Run, RunError, claim, recorded, restore, save
 
-CHANNELS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # mean and standard deviation of R, G, B
 PADDING = 4
 EVALUATION_BATCH = 500
 REPORT_EVERY = 20
@@ -80,12 +79,6 @@ def augmented_batches(train: Split, run: Run, epoch: int) -> Iterator[tuple[Tens
             crop_and_flip(normalized(train.images[index]), corners[chosen], flips[chosen]),
             train.labels[index],
         )
-
-
-def normalized(images: Tensor) -> Tensor:
-    """uint8 images (N, 3, H, W) as float32 with zero mean and unit variance per channel over CIFAR-10."""
-    mean, deviation = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in CHANNELS)
-    return (images / 255 - mean) / deviation
 
 
 def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
