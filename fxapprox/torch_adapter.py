@@ -8,6 +8,7 @@ a torch release that moves something breaks one file.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,6 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
-from torch.utils._ordered_set import OrderedSet
 from torch.utils._sympy.numbers import int_oo
 
 log = logging.getLogger("fxapprox")
@@ -297,8 +297,7 @@ def calling_compiler() -> object | None:
 
 def compiler_of(compiled: object) -> object | None:
     """The torch.compile wrapper (or backend) inside what torch.compile returned; None for anything else."""
-    context = getattr(compiled, "dynamo_ctx", None)
-    found = getattr(context, "callback", None) or getattr(compiled, "_torchdynamo_orig_backend", None)
+    found = _callback(compiled) or getattr(compiled, "_torchdynamo_orig_backend", None)
     while True:
         inner = next(
             (
@@ -313,6 +312,14 @@ def compiler_of(compiled: object) -> object | None:
         found = inner
 
 
+def _callback(compiled: object) -> object | None:
+    """Dynamo's callback: a compiled module's context has it, a compiled function closes over it."""
+    if not inspect.isfunction(compiled):
+        return getattr(getattr(compiled, "dynamo_ctx", None), "callback", None)
+    cells = dict(zip(compiled.__code__.co_freevars, compiled.__closure__ or (), strict=True))
+    return cells["callback"].cell_contents if "callback" in cells else None
+
+
 def compiled_by(compiled: object, name: str) -> bool:
     """Whether this came out of torch.compile(backend=name)."""
     return getattr(compiler_of(compiled), "compiler_name", None) == name
@@ -321,7 +328,6 @@ def compiled_by(compiled: object, name: str) -> bool:
 __all__ = [
     "FakeTensor",
     "JointPartitioner",
-    "OrderedSet",
     "Partition",
     "calling_compiler",
     "compile_eager",

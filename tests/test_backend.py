@@ -48,6 +48,21 @@ def test_the_backend_is_found_by_name_and_reports() -> None:
         fxapprox.reports(model)
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_functions_report_too(by_name: bool) -> None:
+    weight, options = torch.randn(64, 64, requires_grad=True), {"bits": 4, "lowering": "eager"}
+
+    def run(x: Tensor) -> Tensor:
+        return (F.relu(x @ weight) @ weight).sum()
+
+    compiled = torch.compile(run, backend="fxapprox", options=options) if by_name else fxapprox.compile(run, **options)
+    compiled(torch.randn(64, 64)).backward()
+    (report,) = fxapprox.reports(compiled)
+    assert report.saved_bytes < report.baseline_bytes / 7
+    with pytest.raises(fxapprox.FxApproxError, match="wants what"):
+        fxapprox.reports(run)
+
+
 def test_identity_codec_changes_no_bit(one_thread: None) -> None:
     model, x = conv_net(), torch.randn(8, 3, 16, 16)
     model(x)
