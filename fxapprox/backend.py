@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import OptionError
@@ -72,7 +72,10 @@ def compile(
     if not callable(model):
         raise OptionError(f"expected a module or a function to compile, got {type(model).__name__}")
     patches = {**_mode(mode), **_inductor(options or {})}
-    return torch.compile(model, backend=Backend(Options.parse(ours), patches), dynamic=dynamic, fullgraph=fullgraph)
+    parsed = Options.parse(ours)
+    if isinstance(model, nn.Module):
+        parsed.check_patterns(name for name, _ in model.named_modules())
+    return torch.compile(model, backend=Backend(parsed, patches), dynamic=dynamic, fullgraph=fullgraph)
 
 
 def backend(

@@ -62,7 +62,9 @@ def dump(
     stage: Annotated[
         list[Stage] | None, typer.Option("--stage", help="With --format fx: joint, forward or backward (repeatable).")
     ] = None,
-    bits: Annotated[str, typer.Option(help="8, 4, 2, or exact for lossless savings only.")] = "8",
+    bits: Annotated[
+        str, typer.Option(help="8, 4, 2, exact (lossless savings only), or such by module: layers.*.attn=8,*=4.")
+    ] = "8",
     min_bytes: Annotated[int, typer.Option(help="Leave smaller tensors alone.")] = 4096,
     all_rows: Annotated[bool, typer.Option("--all", help="Every value, not only the largest 20.")] = False,
 ) -> None:
@@ -74,18 +76,23 @@ def dump(
     Examples:
         fxapprox dump train.py:make_model
         fxapprox dump mypackage.models:resnet --bits 4 --all
+        fxapprox dump train.py:make_model --bits "blocks.*.attention=8,*=4"
         fxapprox dump train.py:make_model --format json > report.json
         fxapprox dump train.py:make_model --format fx --stage backward
     """
+    from torch import nn
+
     from fxapprox.explain import explain
+    from fxapprox.options import Options
     from fxapprox.target import load
     from fxapprox.text import WIDTH, decisions_table, graphs_text
 
-    if bits not in ("8", "4", "2", "exact"):
-        raise OptionError(f"--bits {bits}: expected 8, 4, 2 or exact")
+    options = Options(bits=parse_bits(bits), min_bytes=min_bytes)
     loaded = load(target)
+    if isinstance(loaded.model, nn.Module):
+        options.check_patterns(name for name, _ in loaded.model.named_modules())
     model = loaded.model if loaded.loss is None else _with_loss(loaded.model, loaded.loss)
-    report = explain(model, *loaded.args, bits=None if bits == "exact" else int(bits), min_bytes=min_bytes)
+    report = explain(model, *loaded.args, bits=options.bits, min_bytes=min_bytes)
     if format is Format.json:
         sys.stdout.write(report.to_json() + "\n")
     elif format is Format.fx:
@@ -94,6 +101,21 @@ def dump(
     else:
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
         console.print(decisions_table(report, limit=None if all_rows else 20))
+
+
+def parse_bits(text: str) -> int | dict[str, int | None] | None:
+    """The value of --bits: "8", "exact", or "PATTERN=8,PATTERN=exact".
+
+    Raises:
+        OptionError: a number is missing or unknown.
+    """
+    numbers: dict[str, int | None] = {"8": 8, "4": 4, "2": 2, "exact": None}
+    if text in numbers:
+        return numbers[text]
+    pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
+    if not all(pattern and number in numbers for pattern, _, number in pairs):
+        raise OptionError(f"--bits {text}: expected 8, 4, 2 or exact, or such by module: layers.*.attn=8,*=4")
+    return {pattern: numbers[number] for pattern, _, number in pairs}
 
 
 def _with_loss(model: Callable[..., Any], loss: Callable[[Any], Any]) -> Callable[..., Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fxapprox.errors import OptionError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Rounding = Literal["nearest", "stochastic"]
 Lowering = Literal["inductor", "eager"]
 BITS = (8, 4, 2)
+DEFAULT_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,9 @@ class Options:
     Attributes:
         bits: bits per stored element, 8, 4 or 2; None is exact mode: lossless savings only.
             Values that need more get more (see ``Class`` in activation.py).
+            Or a mapping from patterns of module paths to such numbers, as in ``{"layers.*.attn": 8, "*": 4}``: a
+            pattern covers the modules whose path it matches, and all inside them; where several do, the one with
+            most literal characters wins; what none covers gets 8.
         rounding: "nearest" (least error per step), or "stochastic" (unbiased: the group codec's error
             averages out over steps; ActNN, Chen et al. 2021, section 3).
         min_bytes: leave tensors smaller than this many bytes as they are.
@@ -36,7 +41,7 @@ class Options:
         OptionError: a value is not one of those above.
     """
 
-    bits: int | None = 8
+    bits: int | Mapping[str, int | None] | None = 8
     rounding: Rounding = "nearest"
     min_bytes: int = 4096
     policy: Callable[[Activation], Codec | None] | None = None
@@ -44,8 +49,11 @@ class Options:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.bits is None or (type(self.bits) is int and self.bits in BITS), "bits", self.bits,
-                 "8, 4, 2, or None for exact mode")  # fmt: skip
+        if isinstance(self.bits, Mapping):
+            _require_patterns(self.bits)
+            object.__setattr__(self, "bits", dict(self.bits))  # the caller's may change
+        else:
+            _require(_is_bits(self.bits), "bits", self.bits, "8, 4, 2, None for exact mode, or a mapping from patterns")
         _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,
                  "a number of bytes, 0 or more")  # fmt: skip
@@ -66,6 +74,29 @@ class Options:
             raise OptionError(unknown_option(unknown[0], NAMES))
         return cls(**given)
 
+    def bits_of(self, module: str) -> int | None:
+        """Bits for values made in the module with this path; None: exactly."""
+        if not isinstance(self.bits, Mapping):
+            return self.bits
+        covering = [pattern for pattern in self.bits if covers(pattern, module)]
+        return self.bits[max(covering, key=_literals)] if covering else DEFAULT_BITS
+
+    def check_patterns(self, modules: Iterable[str]) -> None:
+        """Checks that every pattern in ``bits`` covers some module of a model.
+
+        Args:
+            modules: the model's module paths, as in ``named_modules``.
+
+        Raises:
+            OptionError: a pattern covers none; the message names close ones.
+        """
+        paths = list(modules)
+        for pattern in self.bits if isinstance(self.bits, Mapping) else ():
+            if not any(covers(pattern, path) for path in paths):
+                near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4)
+                hint = f"close ones are {', '.join(map(repr, near))}" if near else "named_modules() lists them"
+                raise OptionError(f"bits: no module of the model matches {pattern!r}; {hint}")
+
 
 NAMES = tuple(field.name for field in fields(Options))
 
@@ -75,6 +106,27 @@ def unknown_option(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"options are {', '.join(NAMES)}"
     return f"unknown option {name!r}; {hint}"
+
+
+def covers(pattern: str, module: str) -> bool:
+    """Whether the pattern matches this module path or that of a module around it; "*" also matches the top, ""."""
+    names = module.split(".")
+    return any(fnmatchcase(".".join(names[:end]), pattern) for end in range(1, len(names) + 1))
+
+
+def _literals(pattern: str) -> int:
+    return sum(letter not in "*?[]" for letter in pattern)
+
+
+def _is_bits(value: object) -> bool:
+    return value is None or (type(value) is int and value in BITS)
+
+
+def _require_patterns(bits: Mapping[str, int | None]) -> None:
+    _require(len(bits) > 0, "bits", bits, 'at least one pattern, as in {"*": 4}')
+    for pattern, value in bits.items():
+        _require(type(pattern) is str and bool(pattern), "bits", bits, "patterns of module paths as keys")
+        _require(_is_bits(value), f"bits[{pattern!r}]", value, "8, 4, 2, or None to keep values exact")
 
 
 def _require(ok: bool, name: str, value: object, expected: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -138,5 +138,6 @@ def cache_key(options: Options) -> str | None:
     policy = "" if options.policy is None else getattr(options.policy, "uuid", None)
     if policy is None:
         return None
-    parts = (options.bits, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
+    bits = sorted(options.bits.items()) if isinstance(options.bits, Mapping) else options.bits
+    parts = (bits, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
     return f"fxapprox-{source_hash()}-{parts!r}"

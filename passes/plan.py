@@ -52,18 +52,21 @@ def plan(activations: tuple[Activation, ...], options: Options) -> Plan:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The values, the codecs that the user's policy fixed, and the values whose code carries a decision."""
+    """The values, bits by module, the codecs that the user's policy fixed, and whose code carries a decision."""
 
     values: Values
     options: Options
+    bits: Mapping[str, int | None]
     fixed: Mapping[str, Codec]
     carriers: Mapping[str, Affine]
 
     @classmethod
     def of(cls, activations: tuple[Activation, ...], options: Options) -> _Problem:
         values = {a.name: a for a in activations}
-        if options.bits is None:
-            values = {name: replace(a, approximable=False) for name, a in values.items()}
+        bits = {module: options.bits_of(module) for module in {a.module for a in activations}}
+        for name, value in values.items():
+            if value.approximable and bits[value.module] is None:
+                values[name] = replace(value, approximable=False, reason=f"{value.reason}; exact by option bits")
         fixed = _ask_policy(values, options)
         for name, codec in fixed.items():
             if isinstance(codec, Exact):
@@ -80,7 +83,7 @@ class _Problem:
                 carriers[root.name] = first
             else:  # a code carries one threshold; any other decision is stored by itself
                 values[name] = replace(value, embedded=None)
-        return cls(values, options, fixed, carriers)
+        return cls(values, options, bits, fixed, carriers)
 
     def carried(self, value: Activation, level: str) -> bool:
         """Whether another value's code gives this decision, or lets this rectifier be run again."""
@@ -127,8 +130,9 @@ class _Problem:
             return Copy() if value.partial else Exact()
         if value.name in self.fixed:
             return self.fixed[value.name]
-        assert self.options.bits is not None
-        bits = max(self.options.bits, LEAST_BITS.get(kind, 8))
+        asked = self.bits[value.module]
+        assert asked is not None
+        bits = max(asked, LEAST_BITS.get(kind, 8))
         affine = self.carriers.get(value.name)
         if affine is None:
             return Group(bits, self.options.rounding, uniform=kind is Class.SOFTMAX or value.nonnegative)

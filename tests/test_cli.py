@@ -76,6 +76,13 @@ def test_bad_bits(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "expected 8, 4, 2 or exact" in capsys.readouterr().err
 
 
+def test_bits_by_module(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--bits", "0=2,*=8") == 0
+    assert "2-bit threshold" in capsys.readouterr().out
+    assert run(monkeypatch, "dump", f"{target}:make", "--bits", "7=2") == 2
+    assert "no module of the model matches '7'" in capsys.readouterr().err
+
+
 def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("dump", "demo"):
         assert run(monkeypatch, command, "--help") == 0

@@ -13,8 +13,10 @@ from fxapprox import OptionError, Options
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("bits", 3), ("bits", True), ("bits", "4"), ("rounding", "up"), ("min_bytes", -1), ("min_bytes", 1.5),
-     ("policy", 3), ("lowering", "gpu"), ("strict", 1)],
+    [
+        ("bits", 3), ("bits", True), ("bits", "4"), ("bits", {}), ("bits", {"": 4}), ("bits", {4: 4}),
+        ("rounding", "up"), ("min_bytes", -1), ("min_bytes", 1.5), ("policy", 3), ("lowering", "gpu"), ("strict", 1),
+    ],
 )  # fmt: skip
 def test_bad_values_name_the_option_and_what_is_expected(name: str, value: Any) -> None:
     with pytest.raises(OptionError, match=rf"{name}=.*expected") as caught:
@@ -34,3 +36,37 @@ def test_unknown_names_suggest_the_nearest() -> None:
 def test_options_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Options().bits = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("module", "bits"),
+    [("layers.0.attn", 8), ("layers.0.attn.qkv", 8), ("layers.3.mlp", 2), ("layers.3", 4), ("", 4), ("head", None)],
+)
+def test_the_most_specific_pattern_wins(module: str, bits: int | None) -> None:
+    options = Options(bits={"*": 4, "layers.*.attn": 8, "layers.?.mlp": 2, "head": None})
+    assert options.bits_of(module) == bits
+
+
+def test_what_no_pattern_covers_gets_the_default() -> None:
+    assert Options(bits={"head": 4}).bits_of("layers.0") == Options().bits
+
+
+def test_a_bad_number_names_its_pattern() -> None:
+    with pytest.raises(OptionError, match=r"bits\['head'\]=5: expected"):
+        Options(bits={"head": 5})
+
+
+def test_a_pattern_that_matches_nothing_is_an_error_with_close_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model.add_module("attention", torch.nn.Linear(2, 2))
+    with pytest.raises(OptionError, match="no module of the model matches 'attn'; close ones are 'attention'"):
+        fxapprox.compile(model, bits={"attn": 4})
+    with pytest.raises(OptionError, match="matches 'nowhere'"):
+        fxapprox.explain(model, torch.ones(2, 2), bits={"nowhere": 4})
+
+
+def test_the_callers_mapping_may_change() -> None:
+    given: dict[str, int | None] = {"*": 4}
+    options = Options(bits=given)
+    given["*"] = 2
+    assert options.bits_of("") == 4

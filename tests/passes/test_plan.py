@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import fxapprox
 from fxapprox.codecs import Exact, Group, Mask, Threshold, Zero
 from fxapprox.options import Options
 from fxapprox.passes.plan import plan
@@ -80,3 +81,13 @@ def test_everything_needed_is_stored_free_or_recomputed() -> None:
     for name in chosen.recomputed:
         for operand in values[name].operands:
             assert operand.name in saved or operand.name in chosen.recomputed or values[operand.name].free
+
+
+def test_bits_by_module_path() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.GELU())
+    model.append(torch.nn.Linear(64, 4))
+    report = fxapprox.explain(model, X, bits={"[01]": 4, "*": None}, min_bytes=0)
+    storage = {d.module: d.storage for d in report.decisions if d.bytes_after > 1000}
+    assert storage["0"] == "4-bit group"
+    assert storage["2"] == "exact"
