@@ -158,6 +158,11 @@ def is_view(node: fx.Node) -> bool:
 def is_random(node: fx.Node) -> bool:
     """Whether running the operator twice gives two results."""
     tags = getattr(node.target, "tags", ())
+    if adapter.is_operator(node.target):
+        names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+        if "dropout_p" in names:  # fused attention: random with dropout only
+            at = names.index("dropout_p")
+            return (node.args[at] if at < len(node.args) else node.kwargs.get("dropout_p", 0.0)) not in (0, 0.0)
     return torch.Tag.nondeterministic_seeded in tags or "inductor_random" in op_name(node)
 
 

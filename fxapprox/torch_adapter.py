@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -49,6 +50,8 @@ def prepare_joint(gm: fx.GraphModule) -> None:
     partitioners.force_save_collectives(gm)
     partitioners.force_save_effectful_ops(gm)
     partitioners.force_save_bw_mutation_src(gm)
+    if partitioners.has_recomputable_ops(gm):
+        partitioners.cleanup_recompute_tags(gm, is_default_partition=False)
 
 
 def flat_outputs(output: fx.Node) -> list[Any]:
@@ -66,9 +69,11 @@ def must_be_in_backward(node: fx.Node) -> bool:
     return partitioners._must_be_in_backward(node)
 
 
-def has_checkpoint_tags(gm: fx.GraphModule) -> bool:
-    """Whether the user's own ``torch.utils.checkpoint`` regions are in the graph."""
-    return partitioners.has_recomputable_ops(gm)
+def must_recompute(node: fx.Node) -> bool:
+    """Whether the user's ``torch.utils.checkpoint`` region, or its policy, wants the value computed again."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return partitioners.must_recompute(node)
 
 
 def must_save(node: fx.Node) -> bool:
@@ -339,7 +344,6 @@ __all__ = [
     "fake_mode_of",
     "finish_split",
     "flat_outputs",
-    "has_checkpoint_tags",
     "hint",
     "inductor_mode",
     "inductor_option_names",
@@ -350,6 +354,7 @@ __all__ = [
     "is_tangent",
     "materialize",
     "must_be_in_backward",
+    "must_recompute",
     "must_save",
     "mutates",
     "prepare_joint",

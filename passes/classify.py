@@ -139,6 +139,8 @@ def operand_use(node: fx.Node, position: int, operand: fx.Node, facts: _Facts) -
     value = element_of(operand)
     if value is None or not value.dtype.is_floating_point:
         return Use.DECISION if value is not None else Use.SENSITIVE
+    if adapter.must_recompute(node):
+        return Use.SENSITIVE  # a region that the user checkpoints is computed again exactly, decisions included
     use = table_use(node, position)
     if use is None:
         return Use.SENSITIVE
@@ -199,6 +201,12 @@ def _is_softmax_output(node: fx.Node, facts: _Facts) -> bool:
     return op_name(node.args[0]) == "aten.sub" and facts.bounds[node.args[0]][1] <= 0
 
 
+def _may_run_again(node: fx.Node) -> bool:
+    """Whether backward may run a forward operator again: it is cheap, or the user checkpoints it."""
+    rule = rule_of(node)
+    return (rule is not None and rule.cheap) or adapter.must_recompute(node)
+
+
 def _uses_by_backward(
     joint: Joint, facts: _Facts, affines: dict[fx.Node, Affine | None]
 ) -> dict[fx.Node, tuple[Use | None, Use | None, str]]:
@@ -211,13 +219,15 @@ def _uses_by_backward(
         strict: tuple[Use, str] | None = None
         for user in node.users:
             own = user in joint.backward
-            rule = rule_of(user)
-            if user.op != "call_function" or not (own or (rule and rule.cheap and found[user][1] is not None)):
+            if user.op != "call_function" or not (own or (_may_run_again(user) and found[user][1] is not None)):
                 continue
             use = max(operand_use(user, position, n, facts) for position, n in operands(user) if n is node)
             if affines.get(user) is not None and _rectified(user) is node:
                 use = Use.LINEAR  # the decision can ride in a code; the plan insists on exactness where it does not
             known = table_use(user, 0) is not None
+            if not own and adapter.must_recompute(user):
+                strict = (use, "a checkpointed region is computed again from it")
+                continue
             text = f"{use.name.lower()} in {op_name(user)}" if known else f"unknown operator {op_name(user)}"
             if own:
                 demand = use if demand is None else max(demand, use)
@@ -246,8 +256,7 @@ def _reaches(joint: Joint) -> dict[fx.Node, Reach]:
     for node in reversed(list(joint.gm.graph.nodes)):
         mine = {gradients[node]} if node in gradients else set()
         for user in node.users:
-            rule = rule_of(user)
-            if user in joint.backward or (rule is not None and rule.cheap):
+            if user in joint.backward or _may_run_again(user):
                 mine |= {end for end in (ends.get(user),) if end is not None}
         ends[node] = None if not mine else many if len(mine) > 1 else mine.pop()
     return {
@@ -303,6 +312,8 @@ def _embedding(node: fx.Node, joint: Joint, facts: _Facts) -> Affine | None:
     if threshold == 0 and (inner := _rectified(rectifier)) is not None and op_name(node) not in ("aten.ge", "aten.lt"):
         z = inner
     chain, steps = _affine_chain(z, facts)
+    if any(adapter.must_recompute(n) for n in (node, *chain)):
+        return None  # nothing inside a checkpointed region is stored
     inside = {*chain, rectifier, node}
     needed = any(_read_by_backward(user, joint) for n in chain for user in n.users if user not in inside)
     if not needed and z is not rectifier:
@@ -434,13 +445,15 @@ def _pinned(node: fx.Node, facts: _Facts) -> str:
         return "marked to be saved"
     if adapter.is_symbolic_scalar(node):
         return "a size"
-    if rule is None:
-        return f"unknown operator {op_name(node)}"
     if is_random(node):
         return "random"
+    if adapter.must_recompute(node):
+        return ""
+    if rule is None:
+        return f"unknown operator {op_name(node)}"
     if not rule.cheap:
         return f"{op_name(node)} is expensive"
-    if _is_decision(node, facts):
+    if _is_decision(node, facts) and not all(adapter.must_recompute(n) for n in node.all_input_nodes):
         return "a decision is kept, not taken again"
     if op_name(node) in ("aten.add", "aten.sub") and len(facts.roots[node]) > 1 and all(
         facts.roots[node] != facts.roots[source] for source in node.all_input_nodes if source in facts.roots
@@ -493,7 +506,7 @@ def _describe(
         ),
         recomputable=not pinned,
         pinned=pinned,
-        storable=(value is not None and not _is_whole_view(node, value))
+        storable=(value is not None and not _is_whole_view(node, value) and not _left_to_backward(node))
         or adapter.is_symbolic_scalar(node)
         or adapter.is_opaque(node),
         partial=is_view(node) and value is not None and storage_of(node) is not node,
@@ -504,6 +517,14 @@ def _describe(
         nonnegative=facts.bounds[node][0] >= 0,
         embedded=embedded,
     )
+
+
+def _left_to_backward(node: fx.Node) -> bool:
+    """Whether the user's checkpointing forbids to store the value.
+
+    Random numbers would not come again: what they decide (a dropout mask) is stored all the same, as bits.
+    """
+    return adapter.must_recompute(node) and not any(is_random(n) for n in (node, *node.all_input_nodes))
 
 
 def _is_whole_view(node: fx.Node, value: torch.Tensor) -> bool:

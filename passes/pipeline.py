@@ -80,8 +80,6 @@ def rewrite(
     clock.lap("baseline")
     why = ""
     try:
-        if adapter.has_checkpoint_tags(gm):
-            raise UnsupportedGraph("pipeline", "torch.utils.checkpoint regions keep torch's own partition")
         activations = classify(joint, min_bytes=options.min_bytes)
         clock.lap("classify")
         chosen = plan(activations, options)

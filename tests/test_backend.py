@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.activation import Plan
 from fxapprox.codecs import Exact, Group, Identity
+from fxapprox.passes import pipeline
 from tests.training import gradients, relative
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -239,24 +241,20 @@ def test_unknown_operators_are_kept_exactly() -> None:
     assert torch.allclose(exact[1], found[1], rtol=1e-4)
 
 
-def test_checkpointed_regions_fall_back_with_a_warning() -> None:
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+def test_a_graph_that_cannot_be_handled_keeps_its_exact_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(activations: tuple[fxapprox.Activation, ...], options: fxapprox.Options) -> Plan:
+        raise fxapprox.UnsupportedGraph("plan", "made up", node=activations[-1].name)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)
-
-    model, x = Checkpointed(), torch.randn(32, 64)
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), torch.randn(32, 64)
     exact = train_once(model, model, x)
+    monkeypatch.setattr(pipeline, "plan", refuse)
     compiled = fxapprox.compile(model, bits=4, lowering="eager")
-    with pytest.warns(UserWarning, match="stores this graph exactly"):
+    with pytest.warns(UserWarning, match="stores this graph exactly: plan at node '.*': made up"):
         found = train_once(model, compiled, x)
     assert torch.allclose(exact[1], found[1], rtol=1e-4, atol=1e-6)
-    assert "checkpoint" in fxapprox.reports(compiled)[0].fallback
+    assert "made up" in fxapprox.reports(compiled)[0].fallback
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="checkpoint"):
+    with pytest.raises(Exception, match="made up"):
         train_once(model, fxapprox.compile(model, bits=4, lowering="eager", strict=True), x)
 
 
