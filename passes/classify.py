@@ -42,6 +42,7 @@ from fxapprox.operators import (
 )
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WIDE = 8  # times larger than its operand
 COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
 
 
@@ -55,7 +56,7 @@ def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
     facts = _Facts.of(joint)
     affines = {node: _embedding(node, joint, facts) for node in joint.forward_values}
     uses = _uses_by_backward(joint, facts, affines)
-    reaches = _reaches(joint)
+    reaches = _reaches(joint, facts)
     predicates = _predicates_by_operand(joint, facts)
     return tuple(
         _describe(node, joint, facts, uses, reaches, predicates, affines[node], min_bytes)
@@ -68,18 +69,28 @@ def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """Per forward node: the interval of its elements, whether training moves it, and which values it is made of."""
+    """What is known of each forward node before anything is asked of it.
+
+    Attributes:
+        bounds: the interval that its elements lie in.
+        depends: whether training moves it: it depends on a parameter or a float input.
+        roots: which values, not cheap to compute, it is made of.
+        free: it is alive during backward anyway.
+        statistics: it is small next to the activations it came from.
+        again: backward may run its operator again.
+    """
 
     bounds: dict[fx.Node, Interval]
     depends: set[fx.Node]
     roots: dict[fx.Node, frozenset[fx.Node]]
     free: set[fx.Node]
     statistics: set[fx.Node]
+    again: set[fx.Node]
 
     @classmethod
     def of(cls, joint: Joint) -> _Facts:
         returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
-        facts = cls({}, set(), {}, set(), set())
+        facts = cls({}, set(), {}, set(), set(), set())
         for node in joint.forward_values:
             value = tensor_of(node)
             sources = node.all_input_nodes
@@ -96,7 +107,27 @@ class _Facts:
             facts.roots[node] = _roots(node, facts, sources)
             if value is not None and is_float and _is_statistic(node, value, facts):
                 facts.statistics.add(node)
+            if _may_run_again(node, facts):
+                facts.again.add(node)
         return facts
+
+
+def _may_run_again(node: fx.Node, facts: _Facts) -> bool:
+    """Whether backward may run the operator again: it is cheap or a wide projection, or the user checkpoints it."""
+    rule = rule_of(node)
+    return (rule is not None and rule.cheap) or _is_wide_projection(node, facts) or adapter.must_recompute(node)
+
+
+def _is_wide_projection(node: fx.Node, facts: _Facts) -> bool:
+    """Whether a product with a parameter is many times larger than what it is made from: logits over a vocabulary.
+
+    One more product costs less than keeping them, even in 8 bits (fewer than which a softmax does not get).
+    """
+    value = tensor_of(node)
+    if op_name(node) not in ("aten.mm", "aten.addmm") or value is None:
+        return False
+    moving = [tensor_of(source) for source in node.all_input_nodes if source not in facts.free]
+    return bool(moving) and all(inner is not None and WIDE * numel(inner) <= numel(value) for inner in moving)
 
 
 def _roots(node: fx.Node, facts: _Facts, sources: Iterable[fx.Node]) -> frozenset[fx.Node]:
@@ -201,12 +232,6 @@ def _is_softmax_output(node: fx.Node, facts: _Facts) -> bool:
     return op_name(node.args[0]) == "aten.sub" and facts.bounds[node.args[0]][1] <= 0
 
 
-def _may_run_again(node: fx.Node) -> bool:
-    """Whether backward may run a forward operator again: it is cheap, or the user checkpoints it."""
-    rule = rule_of(node)
-    return (rule is not None and rule.cheap) or adapter.must_recompute(node)
-
-
 def _uses_by_backward(
     joint: Joint, facts: _Facts, affines: dict[fx.Node, Affine | None]
 ) -> dict[fx.Node, tuple[Use | None, Use | None, str]]:
@@ -219,7 +244,7 @@ def _uses_by_backward(
         strict: tuple[Use, str] | None = None
         for user in node.users:
             own = user in joint.backward
-            if user.op != "call_function" or not (own or (_may_run_again(user) and found[user][1] is not None)):
+            if user.op != "call_function" or not (own or (user in facts.again and found[user][1] is not None)):
                 continue
             use = max(operand_use(user, position, n, facts) for position, n in operands(user) if n is node)
             if affines.get(user) is not None and _rectified(user) is node:
@@ -248,7 +273,7 @@ def _uses_by_backward(
     return found
 
 
-def _reaches(joint: Joint) -> dict[fx.Node, Reach]:
+def _reaches(joint: Joint, facts: _Facts) -> dict[fx.Node, Reach]:
     """Per forward node that backward reads: does an error in it end in one gradient or in many?"""
     gradients = {n: i for i, n in enumerate(joint.outputs[1]) if isinstance(n, fx.Node)}
     many = -1
@@ -256,7 +281,7 @@ def _reaches(joint: Joint) -> dict[fx.Node, Reach]:
     for node in reversed(list(joint.gm.graph.nodes)):
         mine = {gradients[node]} if node in gradients else set()
         for user in node.users:
-            if user in joint.backward or _may_run_again(user):
+            if user in joint.backward or user in facts.again:
                 mine |= {end for end in (ends.get(user),) if end is not None}
         ends[node] = None if not mine else many if len(mine) > 1 else mine.pop()
     return {
@@ -451,7 +476,7 @@ def _pinned(node: fx.Node, facts: _Facts) -> str:
         return ""
     if rule is None:
         return f"unknown operator {op_name(node)}"
-    if not rule.cheap:
+    if node not in facts.again:
         return f"{op_name(node)} is expensive"
     if _is_decision(node, facts) and not all(adapter.must_recompute(n) for n in node.all_input_nodes):
         return "a decision is kept, not taken again"

@@ -91,3 +91,15 @@ def test_bits_by_module_path() -> None:
     storage = {d.module: d.storage for d in report.decisions if d.bytes_after > 1000}
     assert storage["0"] == "4-bit group"
     assert storage["2"] == "exact"
+
+
+def test_logits_over_a_vocabulary_are_computed_again() -> None:
+    head, labels = torch.randn(64, 1024, requires_grad=True), torch.zeros(128, dtype=torch.int64)
+    small = planned(lambda x: F.cross_entropy((x @ W).tanh() @ head, labels), X, bits=4)
+    assert [entry.codec for entry in large(small)] == [Group(8, uniform=True)]
+    assert large(small)[0].nbytes < X.numel() * 1.2
+
+
+def test_a_first_layer_is_not_computed_again() -> None:
+    stored = planned(lambda x: F.gelu(x @ torch.randn(64, 1024, requires_grad=True)).sum(), X, bits=8)
+    assert len(large(stored)) == 1
