@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import OptionError
@@ -73,8 +73,7 @@ def compile(
         raise OptionError(f"expected a module or a function to compile, got {type(model).__name__}")
     patches = {**_mode(mode), **_inductor(options or {})}
     parsed = Options.parse(ours)
-    if isinstance(model, nn.Module):
-        parsed.check_patterns(name for name, _ in model.named_modules())
+    parsed.check_patterns(model)
     return torch.compile(model, backend=Backend(parsed, patches), dynamic=dynamic, fullgraph=fullgraph)
 
 

@@ -80,8 +80,6 @@ def dump(
         fxapprox dump train.py:make_model --format json > report.json
         fxapprox dump train.py:make_model --format fx --stage backward
     """
-    from torch import nn
-
     from fxapprox.explain import explain
     from fxapprox.options import Options
     from fxapprox.target import load
@@ -89,8 +87,7 @@ def dump(
 
     options = Options(bits=parse_bits(bits), min_bytes=min_bytes)
     loaded = load(target)
-    if isinstance(loaded.model, nn.Module):
-        options.check_patterns(name for name, _ in loaded.model.named_modules())
+    options.check_patterns(loaded.model)
     model = loaded.model if loaded.loss is None else _with_loss(loaded.model, loaded.loss)
     report = explain(model, *loaded.args, bits=options.bits, min_bytes=min_bytes)
     if format is Format.json:

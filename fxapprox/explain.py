@@ -48,8 +48,7 @@ def explain(model: Callable[..., Any], *args: Any, **options: Any) -> Report:
         FxApproxError: nothing was captured, or nothing in the model needs a gradient.
     """
     explainer = _Explainer(Options.parse(options))
-    if isinstance(model, nn.Module):
-        explainer.options.check_patterns(name for name, _ in model.named_modules())
+    explainer.options.check_patterns(model)
     with _untouched(model), torch.enable_grad():
         torch.compile(_fresh(model), backend=explainer, dynamic=False)(*args)
     if not explainer.reports:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import nn
 
 from fxapprox.errors import OptionError
 
@@ -81,17 +83,16 @@ class Options:
         covering = [pattern for pattern in self.bits if covers(pattern, module)]
         return self.bits[max(covering, key=_literals)] if covering else DEFAULT_BITS
 
-    def check_patterns(self, modules: Iterable[str]) -> None:
-        """Checks that every pattern in ``bits`` covers some module of a model.
-
-        Args:
-            modules: the model's module paths, as in ``named_modules``.
+    def check_patterns(self, model: object) -> None:
+        """Checks that every pattern in ``bits`` covers some module of a model; a function has none to check.
 
         Raises:
             OptionError: a pattern covers none; the message names close ones.
         """
-        paths = list(modules)
-        for pattern in self.bits if isinstance(self.bits, Mapping) else ():
+        if not isinstance(self.bits, Mapping) or not isinstance(model, nn.Module):
+            return
+        paths = [name for name, _ in model.named_modules()]
+        for pattern in self.bits:
             if not any(covers(pattern, path) for path in paths):
                 near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4)
                 hint = f"close ones are {', '.join(map(repr, near))}" if near else "named_modules() lists them"

@@ -15,11 +15,16 @@ from tests.models import Case
 
 def step(case: Case, run: Callable[..., Any], seed: int = 1) -> tuple[Tensor, Tensor]:
     """(loss, all gradients in one vector) of one step."""
-    case.model.zero_grad()
-    torch.manual_seed(seed)
-    loss = case.loss(run(*case.args))
+    loss = forward(case, run, seed)
     loss.backward()
     return loss.detach(), gradients(case.model)
+
+
+def forward(case: Case, run: Callable[..., Any], seed: int = 1) -> Tensor:
+    """The loss of a step, before backward; old gradients are gone."""
+    case.model.zero_grad()
+    torch.manual_seed(seed)
+    return case.loss(run(*case.args))
 
 
 def gradients(model: nn.Module) -> Tensor:

@@ -31,7 +31,7 @@ from fxapprox.demo.model import preact_resnet
 from fxapprox.measure import stored_bytes
 from tests import models
 from tests.models import Case
-from tests.training import gradients, relative, unrewritten
+from tests.training import forward, gradients, relative, unrewritten
 from tools.cifar10 import load, normalized
 
 BITS = (None, 8, 4, 2)
@@ -111,9 +111,7 @@ class Measured(NamedTuple):
 
 def measure(case: Case, run: Callable[..., Any]) -> Measured:
     """One step; parameters, buffers and inputs are not counted as held."""
-    case.model.zero_grad()
-    torch.manual_seed(1)
-    loss = case.loss(run(*case.args))
+    loss = forward(case, run)
     held = stored_bytes(loss, exclude=[*case.model.parameters(), *case.model.buffers(), *case.args])
     loss.backward()
     return Measured(loss.detach(), gradients(case.model), held)
