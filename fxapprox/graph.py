@@ -181,7 +181,7 @@ class Inliner:
                 elif node.op == "get_attr":
                     raise UnsupportedGraph("inline", f"a codec captured the tensor {node.target!r}; use torch.full")
                 elif node.op != "placeholder":
-                    env[node] = self._gm.graph.node_copy(node, env.__getitem__)
+                    env[node] = adapter.copy_node(node, self._gm.graph, env.__getitem__)
         return result
 
     def _trace(self, fn: Callable[..., Any], inputs: Sequence[fx.Node], count: int, key: Hashable) -> fx.GraphModule:

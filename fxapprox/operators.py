@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import fx
@@ -135,13 +137,14 @@ DISCRETE_FLOATS = frozenset("aten.sign aten.sgn aten.floor aten.ceil aten.round 
 
 def op_name(node: fx.Node) -> str:
     """Name of the operator packet, e.g. "aten.mul"; for other targets a readable name."""
-    if node.op != "call_function":
-        return node.op
-    if adapter.is_operator(node.target):
-        return str(node.target.overloadpacket)  # type: ignore[union-attr]
-    if node.target is operator.getitem:
-        return "getitem"
-    return getattr(node.target, "__name__", str(node.target))
+    return _target_name(node.target) if node.op == "call_function" else node.op
+
+
+@cache
+def _target_name(target: Any) -> str:
+    if adapter.is_operator(target):
+        return str(target.overloadpacket)
+    return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))
 
 
 def rule_of(node: fx.Node) -> Rule | None:

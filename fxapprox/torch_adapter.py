@@ -29,6 +29,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.numbers import int_oo
 
@@ -171,6 +172,22 @@ def trace(fn: Callable[..., Any], values: Sequence[Any], fake_mode: FakeTensorMo
     """``fn`` as an FX graph over ``values`` (fake tensors and symbolic sizes), in Inductor's decompositions."""
     with fake_mode, _quiet_symbols(fake_mode):
         return make_fx(fn, decomposition_table=select_decomp_table(), tracing_mode="real")(*values)
+
+
+def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> fx.Node:
+    """``graph.node_copy`` without its search of every argument for symbolic sizes, which takes most of its time.
+
+    For operators with arguments that have been checked once already, when they were traced.
+    """
+    args, kwargs = map_arg(node.args, env), map_arg(node.kwargs, env)
+    name = graph._graph_namespace.create_name(node.name, None)
+    copied = fx.Node(graph, name, node.op, node.target, args, kwargs, node.type)  # type: ignore[arg-type]
+    copied.meta = node.meta.copy()
+    graph._graph_namespace.associate_name_with_obj(name, copied)
+    graph._insert(copied)
+    graph._find_nodes_lookup_table.insert(copied)
+    graph._len += 1
+    return copied
 
 
 @contextlib.contextmanager
@@ -339,6 +356,7 @@ __all__ = [
     "compile_inductor",
     "compiled_by",
     "compiler_of",
+    "copy_node",
     "default_saved",
     "exact_partition",
     "fake_mode_of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -37,7 +38,6 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
     outputs = _Outputs(forward, num_fwd_outputs)
     inputs = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
     produced = {n.name: n for n in forward.graph.nodes}
-    positions = {n: i for i, n in enumerate(forward.graph.nodes)}
     approximate: set[fx.Node] = set()
     traces: dict[Hashable, fx.GraphModule] = {}
     writers = Inliner(forward, traces), Inliner(backward, traces)
@@ -48,55 +48,55 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         if type(entry.codec) is Exact or entry.name not in produced:
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
-        new, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs, positions)
+        new, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs)
         parts.append(Parts(entry, new))
         approximate |= decoded
     outputs.write()
     for graph in (forward, backward):
         graph.graph.eliminate_dead_code()
         graph.graph.lint()
-        graph.recompile()
     verify(backward, approximate)
     outputs.verify_apart()
     return tuple(parts)
 
 
 class _Outputs:
-    """The forward graph's output list: the user's outputs first, then what is saved."""
+    """The forward graph's output list: the user's outputs first, then what is saved; that may be replaced."""
 
     def __init__(self, forward: fx.GraphModule, num_fwd_outputs: int) -> None:
         self.node = next(iter(forward.graph.find_nodes(op="output")))
-        self.values = list(self.node.args[0])  # type: ignore[arg-type]
-        self.descriptions = list(self.node.meta.get("desc", [None] * len(self.values)))
-        self.start = num_fwd_outputs
+        values: list[Any] = list(self.node.args[0])  # type: ignore[arg-type]
+        described = list(zip(values, self.node.meta.get("desc", [None] * len(values)), strict=True))
+        self._outputs = described[:num_fwd_outputs]
+        # what is saved in place of each saved value, with the value's description
+        self._saved = {value: ([value], about) for value, about in described[num_fwd_outputs:]}
+        self._names = set(self._saved)
 
-    def index(self, node: fx.Node) -> int | None:
-        """Where the node stands among the saved values; its place among the user's outputs does not count."""
-        for i in range(self.start, len(self.values)):
-            if self.values[i] is node:
-                return i
-        return None
+    def saves(self, node: fx.Node) -> bool:
+        """Whether the node stands among the saved values; its place among the user's outputs does not count."""
+        return node in self._names
 
     def replace(self, old: fx.Node, new: Sequence[fx.Node]) -> None:
-        at = self.index(old)
-        assert at is not None
-        self.values[at : at + 1] = new
-        self.descriptions[at : at + 1] = [self.descriptions[at]] * len(new)
+        self._saved[old][0][:] = new
+        self._names.discard(old)
+        self._names.update(new)
 
     def verify_apart(self) -> None:
         """No two saved tensors share memory: backward may write over each after its last use."""
         bases: dict[fx.Node, fx.Node] = {}
-        for node in self.values[self.start :]:
-            if isinstance(node, fx.Node) and tensor_of(node) is not None and node.op == "call_function":
+        for node in self._names:
+            if tensor_of(node) is not None and node.op == "call_function":
                 base = storage_of(node)
                 if bases.setdefault(base, node) is not node:
                     why = f"{node.name!r} and {bases[base].name!r} share memory, and both would be saved"
                     raise UnsupportedGraph("encode", why, node=node.name, source=source_line(node))
 
     def write(self) -> None:
-        self.node.args = (tuple(self.values),)
-        self.node.meta["desc"] = self.descriptions
-        traces = [v.meta.get("stack_trace") if isinstance(v, fx.Node) else None for v in self.values]
+        saved = [(node, about) for nodes, about in self._saved.values() for node in nodes]
+        values = [value for value, _ in (*self._outputs, *saved)]
+        self.node.args = (tuple(values),)
+        self.node.meta["desc"] = [about for _, about in (*self._outputs, *saved)]
+        traces = [v.meta.get("stack_trace") if isinstance(v, fx.Node) else None for v in values]
         self.node.meta["output_stack_traces"] = traces
         self.node.meta.pop("val", None)
 
@@ -108,7 +108,6 @@ def _encode_one(
     produced: dict[str, fx.Node],
     inputs: dict[str, fx.Node],
     outputs: _Outputs,
-    positions: dict[fx.Node, int],
 ) -> tuple[tuple[fx.Node, ...], set[fx.Node]]:
     """Rewrites one entry; returns the parts as forward's nodes, and the decoded approximate values."""
     value = produced[entry.name]
@@ -119,8 +118,7 @@ def _encode_one(
     context = _Context.of(entry, entry.affine, produced) if entry.affine is not None else None
     args = [value, *(context.nodes if context else ())]
     key = (entry.codec, like, context.signature if context else None)
-    at = _after(args, positions)
-    parts = writers[0].inline(_encoder(entry, context), args, before=at, key=("encode", key))
+    parts = writers[0].inline(_encoder(entry, context), args, before=_after(args), key=("encode", key))
 
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
@@ -128,14 +126,14 @@ def _encode_one(
     parts = tuple(storage_of(part) for part in parts)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
     # (a statistic that backward reads as well) is not saved again
-    fresh = [part for part in parts if outputs.index(part) is None]
+    fresh = [part for part in parts if not outputs.saves(part)]
     made = _new_placeholders(backward, entry, fresh, before=slots[0])
     inputs.update((part.name, node) for part, node in zip(fresh, made, strict=True))
     new_inputs = [inputs[part.name] for part in parts]
     outputs.replace(read[0], fresh)
     for node in read[1:]:
         outputs.replace(node, ())
-    first_use = _first_use(backward, slots)
+    first_use = min(user for slot in slots for user in slot.users)
     decoder = _decoder(entry, like, context, shapes)
     decoded = writers[1].inline(decoder, new_inputs, before=first_use, key=("decode", key, tuple(map(tuple, shapes))))
     results = dict(zip([entry.name, *entry.predicates], decoded, strict=True))
@@ -268,14 +266,9 @@ def _new_placeholders(
     return made
 
 
-def _after(nodes: Sequence[fx.Node], positions: dict[fx.Node, int]) -> fx.Node:
+def _after(nodes: Sequence[fx.Node]) -> fx.Node:
     """The first place in the graph where all of these are at hand."""
-    node = max(nodes, key=positions.__getitem__).next
+    node = max(nodes).next
     while node.op == "placeholder":
         node = node.next
     return node
-
-
-def _first_use(backward: fx.GraphModule, slots: Sequence[fx.Node]) -> fx.Node:
-    users = {user for slot in slots for user in slot.users}
-    return next(n for n in backward.graph.nodes if n in users)
