@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -81,7 +82,8 @@ def element_of(node: fx.Node) -> torch.Tensor | None:
 
 def numel(value: torch.Tensor) -> int:
     """Number of elements, symbolic sizes by their hints."""
-    return math.prod(adapter.hint(size) for size in value.shape)
+    count = value.numel()
+    return count if type(count) is int else math.prod(adapter.hint(size) for size in value.shape)
 
 
 def nbytes(value: torch.Tensor) -> int:
@@ -123,7 +125,11 @@ def storage_of(node: fx.Node) -> fx.Node:
 
 def source_line(node: fx.Node) -> str:
     """The user's line that made the node, as "file.py:12 in forward: code"; "" if unknown."""
-    trace = node.meta.get("stack_trace") or ""
+    return _last_line(node.meta.get("stack_trace") or "")
+
+
+@lru_cache(maxsize=4096)
+def _last_line(trace: str) -> str:
     lines = [line.strip() for line in trace.strip().splitlines()]
     for place, code in zip(reversed(lines[:-1]), reversed(lines[1:]), strict=True):
         if place.startswith("File "):
@@ -136,9 +142,12 @@ def source_line(node: fx.Node) -> str:
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module that made the node, as in ``named_modules``; "" at the top."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0]).replace("_modules", "")
+    return _plain_path(str(next(reversed(stack.values()))[0])) if stack else ""
+
+
+@lru_cache(maxsize=4096)
+def _plain_path(path: str) -> str:
+    path = path.replace("_modules", "")
     path = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path)
     path = re.sub(r"\.+", ".", path).strip(".")
     # what comes before the model: the name of a local variable, or the cell of a closure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -71,7 +73,13 @@ def rewrite(
     Raises:
         UnsupportedGraph: the graph cannot be handled, and ``options.strict`` is set.
     """
-    static = tuple(static_lifetime_input_indices or ())
+    with _collector_paused():
+        return _rewrite(gm, joint_inputs, num_fwd_outputs, tuple(static_lifetime_input_indices or ()), options)
+
+
+def _rewrite(
+    gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int, static: tuple[int, ...], options: Options
+) -> Rewrite:
     clock = _Clock()
     adapter.prepare_joint(gm)
     joint = Joint(gm, num_fwd_outputs, static)
@@ -106,6 +114,18 @@ def _exact(gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int
     return adapter.exact_partition(
         gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
     )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Passes make many objects that live on: collections would walk all that tracing has made, and free nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Clock:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import networkx as nx
+from networkx.algorithms.flow import boykov_kolmogorov
 
 from fxapprox.activation import CLASS_OF_USE, LEAST_BITS, Activation, Affine, Class, Plan, Stored, Use
 from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Threshold, Zero
@@ -165,13 +166,15 @@ def _cut(problem: _Problem) -> tuple[set[str], set[str]]:
     graph = _network(problem)
     exact: set[str] = set()
     approximate: set[str] = set()
-    inner = graph.subgraph(n for n in graph if n not in (SOURCE, SINK)).to_undirected(as_view=True)
-    for part in nx.connected_components(inner):
-        piece = graph.subgraph([*part, SOURCE, SINK])
-        if not piece.succ[SOURCE]:
+    inner = graph.copy()
+    inner.remove_nodes_from((SOURCE, SINK))
+    for part in nx.weakly_connected_components(inner):
+        piece = nx.DiGraph([*graph.in_edges(part, data=True), *graph.out_edges(part, data=True)])
+        if SOURCE not in piece:
             continue  # recomputed from free values alone
         try:
-            _, (have, _) = nx.minimum_cut(piece, SOURCE, SINK)
+            # on a handful of nodes networkx's default, preflow-push, spends its time on preparations
+            _, (have, _) = nx.minimum_cut(piece, SOURCE, SINK, flow_func=boykov_kolmogorov)
         except nx.NetworkXUnbounded:
             raise _impossible(piece, problem.values) from None
         for name, level, side in part:
