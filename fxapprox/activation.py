@@ -8,10 +8,14 @@ shows comes from the same records.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import sympy
 import torch
+
+from fxapprox.sizes import Size, evaluate
 
 if TYPE_CHECKING:
     from fxapprox.codecs import Codec
@@ -100,6 +104,7 @@ class Activation:
         name: node name in the joint graph.
         op: the operator that makes it, e.g. "aten.convolution".
         shape, dtype, device: of the tensor; sizes that are symbolic stand here as their hints.
+        sizes: the shape with symbolic sizes as expressions.
         nbytes: bytes of the value itself, at the hints.
         kind: its ``Class``, from every way in which backward can read it.
         reach: see ``Reach``; None if backward does not read it.
@@ -122,6 +127,7 @@ class Activation:
     name: str
     op: str
     shape: tuple[int, ...]
+    sizes: tuple[Size, ...]
     dtype: torch.dtype | None
     device: str
     nbytes: int
@@ -161,14 +167,14 @@ class Stored:
         carried: names of the decisions that the code carries: predicates, and rectifiers run again from it.
         predicates: those of them that are masks, and cross to backward only inside this code.
         kind: class of the value, given everything that is recomputed from it.
-        nbytes: bytes stored.
+        nbytes: bytes stored; an expression where sizes are symbolic.
         reason: why it is stored, and why so.
     """
 
     name: str
     codec: Codec
     kind: Class
-    nbytes: int
+    nbytes: Size
     reason: str
     affine: Affine | None = None
     carried: tuple[str, ...] = ()
@@ -195,13 +201,14 @@ class Decision:
 
     Attributes:
         value: node name in the joint graph.
-        shape, dtype: of the value.
+        shape, dtype: of the value; symbolic sizes by their hints.
         kind, reach: see ``Class`` and ``Reach``.
         storage: how it is kept, e.g. "4-bit threshold", "exact", "1-bit mask", "free".
         bytes_before, bytes_after: of the value itself, and of what is stored for it.
         predicates: predicates that its code carries.
         module, source: path of the module that made it, and the user's source line.
         reason: why.
+        sizes, expr_before, expr_after: shape and bytes as expressions of the symbolic sizes.
     """
 
     value: str
@@ -216,3 +223,15 @@ class Decision:
     module: str
     source: str
     reason: str
+    sizes: tuple[Size, ...]
+    expr_before: sympy.Expr
+    expr_after: sympy.Expr
+
+    def at(self, values: Mapping[str, int]) -> Decision:
+        """The decision with shape and bytes for these sizes, given by the symbols' names."""
+        return replace(
+            self,
+            shape=tuple(evaluate(size, values) for size in self.sizes),
+            bytes_before=evaluate(self.expr_before, values),
+            bytes_after=evaluate(self.expr_after, values),
+        )

@@ -27,6 +27,7 @@ from fxapprox.graph import (
     operands,
     source_line,
     storage_of,
+    symbolic_shape,
     tensor_of,
 )
 from fxapprox.intervals import EVERYTHING, Interval, interval
@@ -441,21 +442,22 @@ def _span(node: fx.Node) -> tuple[int, int] | None:
     source = tensor_of(maker.args[0])
     if source is None or (name not in ("aten.argmax", "aten.argmin") and position != 1):
         return None
-    sizes = source.shape
-    if any(not isinstance(size, int) for size in sizes):
-        return None
     if name == "prims._low_memory_max_pool_with_offsets":
         kernel = maker.args[1]
         if not isinstance(kernel, (list, tuple)):
             return None
         window = [size for size in kernel if isinstance(size, int)]
         return (0, math.prod(window) - 1) if len(window) == len(kernel) else None
+    sizes = list(source.shape)
     if name == "aten.max_pool2d_with_indices":
-        return (0, max(sizes[-1] * sizes[-2] - 1, 0))
-    dim = {"aten.topk": 2}.get(name, 1)
-    axis = maker.args[dim] if len(maker.args) > dim else (None if name in ("aten.argmax", "aten.argmin") else -1)
-    count = math.prod(sizes) if axis is None else sizes[axis] if isinstance(axis, int) and sizes else 1
-    return (0, max(count - 1, 0))
+        sizes = sizes[-2:]
+    else:
+        dim = {"aten.topk": 2}.get(name, 1)
+        axis = maker.args[dim] if len(maker.args) > dim else (None if name in ("aten.argmax", "aten.argmin") else -1)
+        if axis is not None and sizes:
+            sizes = [sizes[axis]] if isinstance(axis, int) else [1]
+    static = [size for size in sizes if isinstance(size, int)]
+    return (0, max(math.prod(static) - 1, 0)) if len(static) == len(sizes) else None
 
 
 # --- one record ----------------------------------------------------------------------------------
@@ -516,6 +518,7 @@ def _describe(
         name=node.name,
         op=op_name(node),
         shape=tuple(adapter.hint(s) for s in value.shape) if value is not None else (),
+        sizes=symbolic_shape(value) if value is not None else (),
         dtype=value.dtype if value is not None else None,
         device=str(value.device) if value is not None else "",
         nbytes=size,

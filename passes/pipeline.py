@@ -23,6 +23,7 @@ from fxapprox.passes.encode import Parts, encode
 from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import pin_inputs
 from fxapprox.passes.plan import plan
+from fxapprox.sizes import hints_of
 from fxapprox.torch_adapter import Partition
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -82,7 +83,7 @@ def rewrite(
     try:
         activations = classify(joint, min_bytes=options.min_bytes)
         clock.lap("classify")
-        chosen = plan(activations, options)
+        chosen = plan(activations, options, hints=hints_of(adapter.dynamic_sizes(gm)))
         clock.lap("plan")
         if any(a.demand is not None for a in activations):
             forward, backward = partition(joint, chosen)
