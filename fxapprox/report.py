@@ -12,7 +12,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Class, Decision, Reach, Stored
 from fxapprox.codecs import Codec, Exact
-from fxapprox.graph import nbytes_expression, storage_of, tensor_of
+from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.passes.pipeline import Rewrite
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
 
@@ -35,6 +35,8 @@ class Report:
         seconds: time spent in each step of the pipeline.
         joint, forward, backward: the graphs, as they went to Inductor.
         graphs: where this is the sum of several graphs: their reports.
+        copies: the inputs (weights, images) of which plain torch.compile on this device stores a second, channels-last
+            copy for backward, because Inductor's lowering makes one; the partitioner does not see them.
         baseline_expr, saved_expr: the bytes as expressions of the sizes.
         sizes: the dynamic dimensions that the expressions are made of.
         conditions: what the sizes have to fulfil for this graph to serve them.
@@ -49,10 +51,16 @@ class Report:
     forward: fx.GraphModule | None = field(default=None, repr=False, compare=False)
     backward: fx.GraphModule | None = field(default=None, repr=False, compare=False)
     graphs: tuple[Report, ...] = ()
+    copies: tuple[Decision, ...] = field(default=(), kw_only=True)
     baseline_expr: sympy.Expr = field(kw_only=True)
     saved_expr: sympy.Expr = field(kw_only=True)
     sizes: tuple[SizeSymbol, ...] = field(default=(), kw_only=True)
     conditions: tuple[sympy.Basic, ...] = field(default=(), kw_only=True, repr=False)
+
+    @property
+    def baseline_copies_bytes(self) -> int:
+        """What plain torch.compile stores beyond ``baseline_bytes``, in copies of inputs; not part of ``ratio``."""
+        return sum(copy.bytes_before for copy in self.copies)
 
     @property
     def ratio(self) -> float:
@@ -83,6 +91,7 @@ class Report:
             baseline_bytes=evaluate(self.baseline_expr, values),
             saved_bytes=evaluate(self.saved_expr, values),
             decisions=tuple(sorted(decisions, key=_largest_first)),
+            copies=tuple(copy.at(values) for copy in self.copies),
             graphs=tuple(graph._at(values) for graph in self.graphs),
             sizes=tuple(replace(symbol, hint=values[symbol.name]) for symbol in self.sizes),
         )
@@ -94,12 +103,14 @@ class Report:
                 "schema": SCHEMA,
                 "baseline_bytes": self.baseline_bytes,
                 "saved_bytes": self.saved_bytes,
+                "baseline_copies_bytes": self.baseline_copies_bytes,
                 "baseline_expr": str(self.baseline_expr),
                 "saved_expr": str(self.saved_expr),
                 "sizes": [asdict(symbol) for symbol in self.sizes],
                 "fallback": self.fallback,
                 "seconds": self.seconds,
                 "decisions": [_plain(decision) for decision in self.decisions],
+                "copies": [_plain(copy) for copy in self.copies],
             },
             indent=1,
         )
@@ -139,9 +150,8 @@ def report_of(result: Rewrite) -> Report:
             decisions.append(_decision(values[node.name], storage, size, 0, None, hints))
     kept = result.fallback or not result.activations
     saved = baseline if kept else sympy.sympify(sum(d.expr_after for d in decisions))
-    used = _free_symbols(
-        baseline, saved, *(size for d in decisions for size in (d.expr_before, d.expr_after, *d.sizes))
-    )
+    copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in result.copied)
+    used = _free_symbols(baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after)))
     return Report(
         evaluate(baseline, hints),
         evaluate(saved, hints),
@@ -151,6 +161,7 @@ def report_of(result: Rewrite) -> Report:
         result.joint.gm,
         result.forward,
         result.backward,
+        copies=copies,
         baseline_expr=baseline,
         saved_expr=saved,
         sizes=tuple(symbol for symbol in adapter.dynamic_sizes(gm) if symbol.name in used),
@@ -177,6 +188,7 @@ def merge(reports: Sequence[Report]) -> Report:
         "; ".join(r.fallback for r in reports if r.fallback),
         seconds,
         graphs=tuple(reports),
+        copies=tuple(copy for r in reports for copy in r.copies),
         baseline_expr=sum((r.baseline_expr for r in reports), sympy.Integer(0)),
         saved_expr=sum((r.saved_expr for r in reports), sympy.Integer(0)),
         sizes=sizes,
@@ -203,18 +215,19 @@ def _common_sizes(reports: Sequence[Report]) -> tuple[list[Report], tuple[SizeSy
 def _renamed(report: Report, names: Mapping[str, str]) -> Report:
     if not names:
         return report
-    decisions = [
-        replace(
-            d,
-            sizes=tuple(size if isinstance(size, int) else renamed(size, names) for size in d.sizes),
-            expr_before=renamed(d.expr_before, names),
-            expr_after=renamed(d.expr_after, names),
+
+    def own(decision: Decision) -> Decision:
+        return replace(
+            decision,
+            sizes=tuple(size if isinstance(size, int) else renamed(size, names) for size in decision.sizes),
+            expr_before=renamed(decision.expr_before, names),
+            expr_after=renamed(decision.expr_after, names),
         )
-        for d in report.decisions
-    ]
+
     return replace(
         report,
-        decisions=tuple(decisions),
+        decisions=tuple(map(own, report.decisions)),
+        copies=tuple(map(own, report.copies)),
         baseline_expr=renamed(report.baseline_expr, names),
         saved_expr=renamed(report.saved_expr, names),
         sizes=tuple(replace(symbol, name=names.get(symbol.name, symbol.name)) for symbol in report.sizes),
@@ -250,6 +263,32 @@ def _decision(
         expr_before=sympy.sympify(before),
         expr_after=sympy.sympify(after),
     )
+
+
+def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
+    """What becomes of the channels-last copy of an input."""
+    value = tensor_of(node)
+    assert value is not None
+    size = nbytes_expression(value)
+    shape = symbolic_shape(value)
+    return Decision(
+        value=node.name,
+        shape=tuple(evaluate(s, hints) for s in shape),
+        dtype=str(value.dtype).removeprefix("torch."),
+        kind=Class.FREE,
+        reach=None,
+        storage="copied (channels-last)" if kept else "not copied (channels-last)",
+        bytes_before=evaluate(size, hints),
+        bytes_after=evaluate(size, hints) if kept else 0,
+        predicates=(),
+        module=module_path(next(iter(node.users))),
+        source="",
+        reason="read by convolutions, and saved; its layout is made again in backward" if not kept else
+        "read by convolutions, and saved; its sizes are symbolic",
+        sizes=shape,
+        expr_before=sympy.sympify(size),
+        expr_after=sympy.sympify(size) if kept else sympy.Integer(0),
+    )  # fmt: skip
 
 
 def _storage_text(entry: Stored) -> str:

@@ -41,8 +41,17 @@ def summary(report: Report) -> str:
         text = f"stored exactly, as plain torch.compile does ({baseline}): {report.fallback}"
     else:
         text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({report.ratio:.2f}x less)"
-    lines = [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
+    lines = [_copies_text(report)] if report.copies else []
+    lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
     return "\n".join([text, *lines])
+
+
+def _copies_text(report: Report) -> str:
+    more = size_text(report.baseline_copies_bytes)
+    kept = sum(copy.bytes_after for copy in report.copies)
+    own = f"this plan {size_text(kept)}" if kept else "this plan none of it"
+    count = len(report.copies)
+    return f"not counted: {more} in channels-last copies of {count} inputs, which plain torch.compile stores; {own}"
 
 
 def decisions_table(report: Report, *, limit: int | None = None) -> Table:

@@ -122,6 +122,13 @@ def default_saved(gm: fx.GraphModule, *, num_fwd_outputs: int, static_inputs: Se
     return partitioners.choose_saved_values_set(gm.graph, info, memory_budget=1)
 
 
+def prefers_channels_last(gm: fx.GraphModule) -> bool:
+    """Whether Inductor lays out the images of this graph channels-last."""
+    from torch._inductor.graph import GraphLowering
+
+    return GraphLowering.decide_layout_opt(gm, is_inference=False)
+
+
 def split(
     gm: fx.GraphModule, saved: Sequence[fx.Node], *, num_fwd_outputs: int, static_inputs: Sequence[int] | None
 ) -> Partition:
@@ -409,6 +416,7 @@ __all__ = [
     "must_recompute",
     "must_save",
     "mutates",
+    "prefers_channels_last",
     "prepare_joint",
     "size_conditions",
     "size_symbols",

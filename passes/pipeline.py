@@ -21,7 +21,7 @@ from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
 from fxapprox.passes.partition import partition
-from fxapprox.passes.pin_inputs import pin_inputs
+from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
 from fxapprox.sizes import hints_of
 from fxapprox.torch_adapter import Partition
@@ -40,6 +40,8 @@ class Rewrite:
         plan: what is stored; empty if the graph was left alone.
         parts: what forward really returns for each entry of the plan.
         baseline: names of the values that plain torch.compile would save.
+        copied: names of the inputs of which plain torch.compile would store a channels-last copy.
+        recopied: those of them of which this plan has to store it as well.
         fallback: why the graph was left alone, or "".
         seconds: time spent in each step.
     """
@@ -51,6 +53,8 @@ class Rewrite:
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     parts: tuple[Parts, ...] = ()
     baseline: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    recopied: tuple[str, ...] = ()
     fallback: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -77,7 +81,9 @@ def rewrite(
     adapter.prepare_joint(gm)
     joint = Joint(gm, num_fwd_outputs, static)
     clock.lap("prepare")
-    baseline = tuple(n.name for n in adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static))
+    saved = adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static)
+    baseline = tuple(n.name for n in saved)
+    copied = copied_inputs(gm, saved)
     clock.lap("baseline")
     why = ""
     try:
@@ -91,16 +97,21 @@ def rewrite(
             parts = encode(forward, backward, chosen, num_fwd_outputs=num_fwd_outputs)
             clock.lap("encode")
             pin_inputs(forward, num_fwd_outputs=num_fwd_outputs)
+            recopied = copied_inputs(forward, forward.graph.find_nodes(op="output")[0].args[0][num_fwd_outputs:])
             forward, backward = adapter.finish_split(forward, backward)
             clock.lap("finish")
-            return Rewrite(joint, forward, backward, activations, chosen, parts, baseline, "", clock.laps)
+            return Rewrite(
+                joint, forward, backward, activations, chosen, parts, baseline, copied, recopied, "", clock.laps
+            )
     except UnsupportedGraph as error:
         if options.strict:
             raise
         why = str(error)
         warnings.warn(f"fxapprox stores this graph exactly: {why}", stacklevel=2)
     forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
-    return Rewrite(joint, forward, backward, baseline=baseline, fallback=why, seconds=clock.laps)
+    return Rewrite(
+        joint, forward, backward, baseline=baseline, copied=copied, recopied=copied, fallback=why, seconds=clock.laps
+    )
 
 
 def _exact(gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int, static: tuple[int, ...]) -> Partition:
