@@ -97,6 +97,23 @@ class Affine:
 
 
 @dataclass(frozen=True, slots=True)
+class Clamp:
+    """How a clamp comes back from an approximate operand without deciding again: where(predicate, operand, limit).
+
+    Attributes:
+        operand: what is clamped.
+        predicate: a decision that backward reads anyway: on which side of the limit the operand lay.
+        inside: what the predicate is where the operand passes unchanged; the limit stands elsewhere.
+        limit: the clamp's.
+    """
+
+    operand: str
+    predicate: str
+    inside: bool
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """One forward value of the joint graph.
 
@@ -122,6 +139,7 @@ class Activation:
         span: the range (low, high) that an integer is known to lie in, or None.
         nonnegative: whether no element can be below zero.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
+        clamp: for a clamp: how it can be run again on an approximate operand.
     """
 
     name: str
@@ -149,6 +167,7 @@ class Activation:
     span: tuple[int, int] | None = None
     nonnegative: bool = False
     embedded: Affine | None = None
+    clamp: Clamp | None = None
 
     @property
     def is_float(self) -> bool:
@@ -183,10 +202,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which forward values are stored for backward, and how; everything else backward reads is recomputed."""
+    """Which forward values are stored for backward, and how; everything else backward reads is recomputed.
+
+    ``clamps`` are those recomputed values that are clamps of approximate operands.
+    """
 
     stored: tuple[Stored, ...]
     recomputed: tuple[str, ...]
+    clamps: tuple[tuple[str, Clamp], ...] = ()
 
     @property
     def saved_names(self) -> tuple[str, ...]:

@@ -9,14 +9,14 @@ bounded), so a small interval analysis (``intervals.py``) runs first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Class, Operand, Reach, Use
+from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
 from fxapprox.graph import (
     Joint,
     element_of,
@@ -44,6 +44,7 @@ from fxapprox.operators import (
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDE = 8  # times larger than its operand
+CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
 COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
 
 
@@ -55,12 +56,13 @@ def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
     Changes numerics: no.
     """
     facts = _Facts.of(joint)
-    affines = {node: _embedding(node, joint, facts) for node in joint.forward_values}
-    uses = _uses_by_backward(joint, facts, affines)
+    clamps = {node: clamp for node in joint.forward_values if (clamp := _clamp(node, joint)) is not None}
+    affines = {node: _embedding(node, joint, facts) for node in joint.forward_values if node not in clamps}
+    uses = _uses_by_backward(joint, facts, affines, clamps)
     reaches = _reaches(joint, facts)
     predicates = _predicates_by_operand(joint, facts)
     return tuple(
-        _describe(node, joint, facts, uses, reaches, predicates, affines[node], min_bytes)
+        _describe(node, joint, facts, uses, reaches, predicates, affines.get(node), clamps.get(node), min_bytes)
         for node in joint.forward_values
     )
 
@@ -234,7 +236,7 @@ def _is_softmax_output(node: fx.Node, facts: _Facts) -> bool:
 
 
 def _uses_by_backward(
-    joint: Joint, facts: _Facts, affines: dict[fx.Node, Affine | None]
+    joint: Joint, facts: _Facts, affines: Mapping[fx.Node, Affine | None], clamps: Mapping[fx.Node, Clamp]
 ) -> dict[fx.Node, tuple[Use | None, Use | None, str]]:
     """Per forward node: the strictest use by backward's own operators, the strictest use in all, and its reason."""
     gradients = {n for n in joint.outputs[1] if isinstance(n, fx.Node)}
@@ -248,7 +250,7 @@ def _uses_by_backward(
             if user.op != "call_function" or not (own or (user in facts.again and found[user][1] is not None)):
                 continue
             use = max(operand_use(user, position, n, facts) for position, n in operands(user) if n is node)
-            if affines.get(user) is not None and _rectified(user) is node:
+            if user in clamps or (affines.get(user) is not None and _rectified(user) is node):
                 use = Use.LINEAR  # the decision can ride in a code; the plan insists on exactness where it does not
             known = table_use(user, 0) is not None
             if not own and adapter.must_recompute(user):
@@ -350,6 +352,44 @@ def _embedding(node: fx.Node, joint: Joint, facts: _Facts) -> Affine | None:
     mean, rstd = _statistics(root, steps)
     named = ((name, c.name if isinstance(c, fx.Node) else c) for name, c in reversed(steps))
     return Affine(root.name, tuple(named), threshold, upper, mean, rstd)
+
+
+def _clamp(node: fx.Node, joint: Joint) -> Clamp | None:
+    """How the node can be run again from an approximate operand, if it is a clamp whose decision backward reads.
+
+    Backward of hardswish and hardsigmoid asks where y <= -3 and y < 3; forward clamps y + 3 to 0 and 6. Both decide
+    alike, to the last bit: rounding y + 3 is monotone, and whole numbers are not rounded.
+    """
+    operand = node.args[0] if node.args else None
+    if op_name(node) not in CLAMPS or not isinstance(operand, fx.Node) or not _is_whole(node.args[1]):
+        return None
+    limit: float = node.args[1]  # type: ignore[assignment]
+    y, threshold = operand, limit
+    while isinstance(y, fx.Node) and _is_whole(threshold):
+        for user in y.users:
+            decides = op_name(user) in COMPARISONS and user.args[0] is y and user.args[1] == threshold
+            if decides and user not in joint.backward and any(reader in joint.backward for reader in user.users):
+                if any(adapter.must_recompute(n) for n in (node, user)):
+                    return None
+                return Clamp(operand.name, user.name, COMPARISONS[op_name(user)] == CLAMPS[op_name(node)], limit)
+        if op_name(y) == "aten.add" and not y.kwargs and _is_whole(y.args[1]):
+            y, threshold = y.args[0], threshold - y.args[1]  # type: ignore[operator,assignment]
+        elif op_name(y) in CLAMPS and CLAMPS[op_name(y)] != CLAMPS[op_name(node)] and _wraps(node, y) and y is operand:
+            y = y.args[0]  # type: ignore[assignment]
+        else:
+            return None
+    return None
+
+
+def _is_whole(number: object) -> bool:
+    """Whether the number is exact in every floating point type."""
+    return isinstance(number, (int, float)) and abs(number) <= 64 and number == int(number)
+
+
+def _wraps(outer: fx.Node, inner: fx.Node) -> bool:
+    """Whether two clamps leave an interval open between their limits."""
+    lower, upper = (outer, inner) if CLAMPS[op_name(outer)] else (inner, outer)
+    return _is_whole(inner.args[1]) and lower.args[1] <= upper.args[1]  # type: ignore[operator]
 
 
 def _affine_chain(z: fx.Node, facts: _Facts) -> tuple[list[fx.Node], list[tuple]]:
@@ -497,6 +537,7 @@ def _describe(
     reaches: dict[fx.Node, Reach],
     predicates: dict[fx.Node, list[str]],
     embedded: Affine | None,
+    clamp: Clamp | None,
     min_bytes: int,
 ) -> Activation:
     value = tensor_of(node)
@@ -544,6 +585,7 @@ def _describe(
         span=_span(node),
         nonnegative=facts.bounds[node][0] >= 0,
         embedded=embedded,
+        clamp=clamp,
     )
 
 

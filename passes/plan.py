@@ -47,7 +47,9 @@ def plan(activations: tuple[Activation, ...], options: Options, *, hints: Mappin
     need = _resolve(problem, exact, approximate)
     kinds = _kinds(problem, need)
     stored = tuple(_store(name, problem, need, kinds) for name in problem.values if name in need.stored)
-    return Plan(stored, tuple(name for name in problem.values if name in need.recomputed))
+    recomputed = tuple(name for name in problem.values if name in need.recomputed)
+    clamps = [(name, problem.values[name].clamp) for name in recomputed if need.level[name] == APPROXIMATE]
+    return Plan(stored, recomputed, tuple((name, clamp) for name, clamp in clamps if clamp is not None))
 
 
 # --- the problem ---------------------------------------------------------------------------------
@@ -114,6 +116,10 @@ class _Problem:
             yield value.embedded.root, APPROXIMATE
             if not value.is_float:
                 return
+        if value.clamp is not None and level == APPROXIMATE:
+            yield value.clamp.operand, APPROXIMATE
+            yield value.clamp.predicate, EXACT
+            return
         for operand in value.operands:
             carried = self.carried(value, level) and operand.use == Use.DECISION
             exact = level == EXACT or (operand.exact and not carried)
@@ -293,6 +299,10 @@ def _resolve(problem: _Problem, exact: set[str], approximate: set[str]) -> _Need
             why = f"needed in backward but not stored ({value.pinned})"
             raise UnsupportedGraph("plan", why, node=name, source=value.source)
         recomputed.add(name)
+        if value.clamp is not None and level[name] == APPROXIMATE:
+            want(value.clamp.operand, APPROXIMATE, name, Use.LINEAR)
+            want(value.clamp.predicate, EXACT, None, Use.DECISION)  # it may come later in the graph than its reader
+            continue
         for operand in value.operands:
             decided = rides and operand.use == Use.DECISION
             strict = level[name] == EXACT or (operand.exact and not decided)
