@@ -45,6 +45,7 @@ from fxapprox.operators import (
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDE = 8  # times larger than its operand
 CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
+JOINED = ("aten.bitwise_or", "aten.bitwise_and", "aten.logical_or", "aten.logical_and", "aten.__or__", "aten.__and__")
 COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
 
 
@@ -368,7 +369,7 @@ def _clamp(node: fx.Node, joint: Joint) -> Clamp | None:
     while isinstance(y, fx.Node) and _is_whole(threshold):
         for user in y.users:
             decides = op_name(user) in COMPARISONS and user.args[0] is y and user.args[1] == threshold
-            if decides and user not in joint.backward and any(reader in joint.backward for reader in user.users):
+            if decides and user not in joint.backward and _is_read_as_mask(user, joint):
                 if any(adapter.must_recompute(n) for n in (node, user)):
                     return None
                 return Clamp(operand.name, user.name, COMPARISONS[op_name(user)] == CLAMPS[op_name(node)], limit)
@@ -379,6 +380,12 @@ def _clamp(node: fx.Node, joint: Joint) -> Clamp | None:
         else:
             return None
     return None
+
+
+def _is_read_as_mask(predicate: fx.Node, joint: Joint) -> bool:
+    """Whether backward reads the decision, itself or joined to another (both limits of relu6 and hardtanh)."""
+    readers = [reader for user in predicate.users for reader in (user.users if op_name(user) in JOINED else (user,))]
+    return any(reader in joint.backward for reader in readers)
 
 
 def _is_whole(number: object) -> bool:

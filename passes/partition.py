@@ -9,8 +9,8 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Clamp, Plan
-from fxapprox.errors import InvalidPlan
-from fxapprox.graph import Inliner, Joint
+from fxapprox.errors import InvalidPlan, UnsupportedGraph
+from fxapprox.graph import Inliner, Joint, source_line
 from fxapprox.torch_adapter import Partition
 
 
@@ -24,6 +24,7 @@ def partition(joint: Joint, plan: Plan) -> Partition:
 
     Raises:
         InvalidPlan: the plan names a value that the graph does not have.
+        UnsupportedGraph: a clamp's decision does not reach backward.
     """
     nodes = {node.name: node for node in joint.gm.graph.nodes}
     missing = [name for name in plan.saved_names if name not in nodes]
@@ -50,7 +51,8 @@ def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
         if node is None:
             continue  # backward turned out not to read it
         if predicate is None or predicate.op != "placeholder":
-            raise InvalidPlan(f"{name!r} is clamped by {clamp.predicate!r}, which backward does not have")
+            why = f"it is clamped by {clamp.predicate!r}, which backward does not have"
+            raise UnsupportedGraph("partition", why, node=name, source=source_line(node))
         (chosen,) = writer.inline(_choose(clamp), [predicate, node.args[0]], before=node, key=clamp)  # type: ignore[list-item]
         node.replace_all_uses_with(chosen)
         backward.graph.erase_node(node)

@@ -54,10 +54,11 @@ def test_identity_codec_changes_no_bit(function: Callable[[Tensor], Tensor], dty
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("activation", [nn.Hardswish, nn.ReLU6])
 @pytest.mark.parametrize(("bits", "limit"), [(8, 0.02), (4, 0.2)])
-def test_conv_norm_hardswish_is_one_code_and_one_mask(bits: int, limit: float) -> None:
+def test_conv_norm_clamp_is_one_code_and_one_mask(bits: int, limit: float, activation: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Hardswish(), nn.Conv2d(16, 8, 3), nn.Flatten()]
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), activation(), nn.Conv2d(16, 8, 3), nn.Flatten()]
     model, x = nn.Sequential(*layers), torch.randn(8, 3, 32, 32)
     with torch.no_grad():
         model[1].weight.fill_(2)  # type: ignore[union-attr,operator]
