@@ -8,10 +8,14 @@ shows comes from the same records.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import sympy
 import torch
+
+from fxapprox.sizes import Size, evaluate
 
 if TYPE_CHECKING:
     from fxapprox.codecs import Codec
@@ -93,6 +97,23 @@ class Affine:
 
 
 @dataclass(frozen=True, slots=True)
+class Clamp:
+    """How a clamp comes back from an approximate operand without deciding again: where(predicate, operand, limit).
+
+    Attributes:
+        operand: what is clamped.
+        predicate: a decision that backward reads anyway: on which side of the limit the operand lay.
+        inside: what the predicate is where the operand passes unchanged; the limit stands elsewhere.
+        limit: the clamp's.
+    """
+
+    operand: str
+    predicate: str
+    inside: bool
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """One forward value of the joint graph.
 
@@ -100,6 +121,7 @@ class Activation:
         name: node name in the joint graph.
         op: the operator that makes it, e.g. "aten.convolution".
         shape, dtype, device: of the tensor; sizes that are symbolic stand here as their hints.
+        sizes: the shape with symbolic sizes as expressions.
         nbytes: bytes of the value itself, at the hints.
         kind: its ``Class``, from every way in which backward can read it.
         reach: see ``Reach``; None if backward does not read it.
@@ -117,11 +139,13 @@ class Activation:
         span: the range (low, high) that an integer is known to lie in, or None.
         nonnegative: whether no element can be below zero.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
+        clamp: for a clamp: how it can be run again on an approximate operand.
     """
 
     name: str
     op: str
     shape: tuple[int, ...]
+    sizes: tuple[Size, ...]
     dtype: torch.dtype | None
     device: str
     nbytes: int
@@ -143,6 +167,7 @@ class Activation:
     span: tuple[int, int] | None = None
     nonnegative: bool = False
     embedded: Affine | None = None
+    clamp: Clamp | None = None
 
     @property
     def is_float(self) -> bool:
@@ -161,14 +186,14 @@ class Stored:
         carried: names of the decisions that the code carries: predicates, and rectifiers run again from it.
         predicates: those of them that are masks, and cross to backward only inside this code.
         kind: class of the value, given everything that is recomputed from it.
-        nbytes: bytes stored.
+        nbytes: bytes stored; an expression where sizes are symbolic.
         reason: why it is stored, and why so.
     """
 
     name: str
     codec: Codec
     kind: Class
-    nbytes: int
+    nbytes: Size
     reason: str
     affine: Affine | None = None
     carried: tuple[str, ...] = ()
@@ -177,10 +202,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which forward values are stored for backward, and how; everything else backward reads is recomputed."""
+    """Which forward values are stored for backward, and how; everything else backward reads is recomputed.
+
+    ``clamps`` are those recomputed values that are clamps of approximate operands.
+    """
 
     stored: tuple[Stored, ...]
     recomputed: tuple[str, ...]
+    clamps: tuple[tuple[str, Clamp], ...] = ()
 
     @property
     def saved_names(self) -> tuple[str, ...]:
@@ -195,13 +224,14 @@ class Decision:
 
     Attributes:
         value: node name in the joint graph.
-        shape, dtype: of the value.
+        shape, dtype: of the value; symbolic sizes by their hints.
         kind, reach: see ``Class`` and ``Reach``.
         storage: how it is kept, e.g. "4-bit threshold", "exact", "1-bit mask", "free".
         bytes_before, bytes_after: of the value itself, and of what is stored for it.
         predicates: predicates that its code carries.
         module, source: path of the module that made it, and the user's source line.
         reason: why.
+        sizes, expr_before, expr_after: shape and bytes as expressions of the symbolic sizes.
     """
 
     value: str
@@ -216,3 +246,15 @@ class Decision:
     module: str
     source: str
     reason: str
+    sizes: tuple[Size, ...]
+    expr_before: sympy.Expr
+    expr_after: sympy.Expr
+
+    def at(self, values: Mapping[str, int]) -> Decision:
+        """The decision with shape and bytes for these sizes, given by the symbols' names."""
+        return replace(
+            self,
+            shape=tuple(evaluate(size, values) for size in self.sizes),
+            bytes_before=evaluate(self.expr_before, values),
+            bytes_after=evaluate(self.expr_after, values),
+        )

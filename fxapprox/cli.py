@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -67,6 +68,10 @@ def dump(
     ] = "8",
     min_bytes: Annotated[int, typer.Option(help="Leave smaller tensors alone.")] = 4096,
     all_rows: Annotated[bool, typer.Option("--all", help="Every value, not only the largest 20.")] = False,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Plan with symbolic sizes.")] = False,
+    size: Annotated[
+        str, typer.Option(help="With --dynamic: bytes at this size, or at these by name: 64, or s77=64,s12=128.")
+    ] = "",
 ) -> None:
     """Show what would be stored for backward, in how many bits and why, without running a step.
 
@@ -77,6 +82,7 @@ def dump(
         fxapprox dump train.py:make_model
         fxapprox dump mypackage.models:resnet --bits 4 --all
         fxapprox dump train.py:make_model --bits "blocks.*.attention=8,*=4"
+        fxapprox dump train.py:make_model --dynamic --size 64
         fxapprox dump train.py:make_model --format json > report.json
         fxapprox dump train.py:make_model --format fx --stage backward
     """
@@ -89,7 +95,10 @@ def dump(
     loaded = load(target)
     options.check_patterns(loaded.model)
     model = loaded.model if loaded.loss is None else _with_loss(loaded.model, loaded.loss)
-    report = explain(model, *loaded.args, bits=options.bits, min_bytes=min_bytes)
+    wanted = parse_size(size) if size else None
+    report = explain(model, *loaded.args, dynamic=dynamic, bits=options.bits, min_bytes=min_bytes)
+    if wanted is not None:
+        report = report.at(wanted)
     if format is Format.json:
         sys.stdout.write(report.to_json() + "\n")
     elif format is Format.fx:
@@ -115,10 +124,24 @@ def parse_bits(text: str) -> int | dict[str, int | None] | None:
     return {pattern: numbers[number] for pattern, _, number in pairs}
 
 
+def parse_size(text: str) -> int | dict[str, int]:
+    """The value of --size: "64", or "NAME=64,NAME=128".
+
+    Raises:
+        OptionError: something is not a number, or has no name.
+    """
+    pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
+    named = all(name for name, _, _ in pairs)
+    if not all(number.strip().isdecimal() for _, _, number in pairs) or not (named or text.strip().isdecimal()):
+        raise OptionError(f"--size {text}: expected a number, or numbers by name: s77=64,s12=128")
+    return {name.strip(): int(number) for name, _, number in pairs} if named else int(text)
+
+
 def _with_loss(model: Callable[..., Any], loss: Callable[[Any], Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         return loss(model(*args))
 
+    run.__signature__ = inspect.signature(getattr(model, "forward", model))  # type: ignore[attr-defined]  # names for reports
     return run
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +32,7 @@ class _Explainer(Backend):
         return outputs
 
 
-def explain(model: Callable[..., Any], *args: Any, **options: Any) -> Report:
+def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False, **options: Any) -> Report:
     """What fxapprox would store for backward, without running a step.
 
     The model is traced on fake tensors: no kernel runs, and parameters, gradients, buffers and random numbers stay
@@ -39,6 +42,9 @@ def explain(model: Callable[..., Any], *args: Any, **options: Any) -> Report:
     Args:
         model: the module or function, not compiled yet.
         *args: example inputs, tensors of the sizes to plan for.
+        dynamic: as for torch.compile: True plans with symbolic sizes, None with those that
+            ``torch._dynamo.mark_dynamic`` marked. The choice is made for the sizes of the example, the bytes are
+            expressions (``report.saved_expr``), and ``report.at`` evaluates them for other sizes.
         **options: see :class:`Options`.
 
     Returns: one report; for a model with several graphs their sum, with the graphs in ``report.graphs``.
@@ -50,13 +56,14 @@ def explain(model: Callable[..., Any], *args: Any, **options: Any) -> Report:
     explainer = _Explainer(Options.parse(options))
     explainer.options.check_patterns(model)
     with _untouched(model), torch.enable_grad():
-        torch.compile(_fresh(model), backend=explainer, dynamic=False)(*args)
+        torch.compile(_fresh(model), backend=explainer, dynamic=dynamic)(*args)
     if not explainer.reports:
         raise FxApproxError(
             "no training graph was captured: either no parameter or input requires a gradient, or torch.compile"
             " does not capture this model (nn.LSTM and nn.GRU run outside of it); TORCH_LOGS=graph_breaks says where"
         )
-    return merge(explainer.reports)
+    names = _argument_names(model, len(args))
+    return merge([_with_sources(report, names) for report in explainer.reports])
 
 
 def reports(compiled: object) -> tuple[Report, ...]:
@@ -87,6 +94,27 @@ def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
 
     code = run.__code__.replace(co_name=f"explain_{next(_serial)}")
     return types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
+
+
+def _argument_names(model: Callable[..., Any], count: int) -> list[str]:
+    """What the model calls its first arguments; "args[0]" and so on where it does not name them."""
+    function = model.forward if isinstance(model, nn.Module) else model
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # built into C
+        parameters = ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return [*named, *(f"args[{i}]" for i in range(len(named), count))][:count]
+
+
+def _with_sources(report: Report, names: Sequence[str]) -> Report:
+    """The report with its sizes' sources in the model's own names; ``_fresh`` has the arguments in a tuple."""
+
+    def own(source: str) -> str:
+        return re.sub(r"\bargs\[(\d+)\]", lambda found: names[int(found[1])], source)
+
+    return replace(report, sizes=tuple(replace(symbol, source=own(symbol.source)) for symbol in report.sizes))
 
 
 @contextmanager

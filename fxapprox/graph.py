@@ -15,6 +15,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.operators import DISCRETE_FLOATS, is_view, op_name, table_use
+from fxapprox.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,16 @@ def element_of(node: fx.Node) -> torch.Tensor | None:
     if isinstance(value, (tuple, list)) and value and all(isinstance(v, torch.Tensor) for v in value):
         return value[0]
     return tensor_of(node)
+
+
+def symbolic_shape(value: torch.Tensor) -> tuple[Size, ...]:
+    """The shape, symbolic sizes as expressions."""
+    return tuple(adapter.expression(size) for size in value.shape)
+
+
+def nbytes_expression(value: torch.Tensor) -> Size:
+    """Bytes of a dense copy, as an expression of the symbolic sizes."""
+    return math.prod(symbolic_shape(value)) * value.element_size()
 
 
 def numel(value: torch.Tensor) -> int:

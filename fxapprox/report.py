@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 
+import sympy
 from torch import fx
 
-from fxapprox.activation import Activation, Class, Decision, Stored
+from fxapprox import torch_adapter as adapter
+from fxapprox.activation import Activation, Class, Decision, Reach, Stored
 from fxapprox.codecs import Codec, Exact
-from fxapprox.graph import nbytes, storage_of, tensor_of
+from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.passes.pipeline import Rewrite
+from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Report:
-    """What happens to the activations of one training graph; bytes at the sizes it was traced with.
+    """What happens to the activations of one training graph.
+
+    Bytes are given at the sizes it was traced with. Where sizes are dynamic, they are also given as expressions, and
+    ``at`` evaluates them for other sizes.
 
     Attributes:
         baseline_bytes: what plain torch.compile would store for backward. Parameters, inputs and the user's own
@@ -29,6 +35,11 @@ class Report:
         seconds: time spent in each step of the pipeline.
         joint, forward, backward: the graphs, as they went to Inductor.
         graphs: where this is the sum of several graphs: their reports.
+        copies: the inputs (weights, images) of which plain torch.compile on this device stores a second, channels-last
+            copy for backward, because Inductor's lowering makes one; the partitioner does not see them.
+        baseline_expr, saved_expr: the bytes as expressions of the sizes.
+        sizes: the dynamic dimensions that the expressions are made of.
+        conditions: what the sizes have to fulfil for this graph to serve them.
     """
 
     baseline_bytes: int
@@ -40,6 +51,16 @@ class Report:
     forward: fx.GraphModule | None = field(default=None, repr=False, compare=False)
     backward: fx.GraphModule | None = field(default=None, repr=False, compare=False)
     graphs: tuple[Report, ...] = ()
+    copies: tuple[Decision, ...] = field(default=(), kw_only=True)
+    baseline_expr: sympy.Expr = field(kw_only=True)
+    saved_expr: sympy.Expr = field(kw_only=True)
+    sizes: tuple[SizeSymbol, ...] = field(default=(), kw_only=True)
+    conditions: tuple[sympy.Basic, ...] = field(default=(), kw_only=True, repr=False)
+
+    @property
+    def baseline_copies_bytes(self) -> int:
+        """What plain torch.compile stores beyond ``baseline_bytes``, in copies of inputs; not part of ``ratio``."""
+        return sum(copy.bytes_before for copy in self.copies)
 
     @property
     def ratio(self) -> float:
@@ -52,6 +73,29 @@ class Report:
             else float("inf")
         )
 
+    def at(self, size: int | Mapping[str, int]) -> Report:
+        """The report with all bytes (and shapes) for other sizes; the plan is the same.
+
+        Args:
+            size: {name of a size in ``sizes``: its value}, or the value where there is one size.
+
+        Raises:
+            OptionError: a size is unknown or missing, or the graph does not serve it.
+        """
+        return self._at(resolve(size, self.sizes, self.conditions))
+
+    def _at(self, values: Mapping[str, int]) -> Report:
+        decisions = [decision.at(values) for decision in self.decisions]
+        return replace(
+            self,
+            baseline_bytes=evaluate(self.baseline_expr, values),
+            saved_bytes=evaluate(self.saved_expr, values),
+            decisions=tuple(sorted(decisions, key=_largest_first)),
+            copies=tuple(copy.at(values) for copy in self.copies),
+            graphs=tuple(graph._at(values) for graph in self.graphs),
+            sizes=tuple(replace(symbol, hint=values[symbol.name]) for symbol in self.sizes),
+        )
+
     def to_json(self) -> str:
         """The report as JSON, without the graphs; `schema` grows by one when a field changes its meaning."""
         return json.dumps(
@@ -59,9 +103,14 @@ class Report:
                 "schema": SCHEMA,
                 "baseline_bytes": self.baseline_bytes,
                 "saved_bytes": self.saved_bytes,
+                "baseline_copies_bytes": self.baseline_copies_bytes,
+                "baseline_expr": str(self.baseline_expr),
+                "saved_expr": str(self.saved_expr),
+                "sizes": [asdict(symbol) for symbol in self.sizes],
                 "fallback": self.fallback,
                 "seconds": self.seconds,
                 "decisions": [_plain(decision) for decision in self.decisions],
+                "copies": [_plain(copy) for copy in self.copies],
             },
             indent=1,
         )
@@ -74,42 +123,60 @@ class Report:
 
 def report_of(result: Rewrite) -> Report:
     """The report of one rewrite."""
-    nodes = {node.name: node for node in result.joint.gm.graph.nodes}
+    gm = result.joint.gm
+    hints = hints_of(adapter.dynamic_sizes(gm))
+    nodes = {node.name: node for node in gm.graph.nodes}
     values = {a.name: a for a in result.activations}
     alive = {id(n) for n in result.joint.outputs[0]}
     before = _by_storage((nodes[name] for name in result.baseline if name in nodes), alive)
+    baseline = sympy.sympify(sum(before.values()))
     decisions: list[Decision] = []
     seen: set[fx.Node] = set()
     for parts in sorted(result.parts, key=lambda p: not isinstance(p.entry.codec, Exact)):
         entry = parts.entry
-        if entry.name not in values:
+        if entry.name not in values or adapter.is_symbolic_scalar(nodes[entry.name]):
             continue
         after = sum(size for node, size in _by_storage(parts.nodes, set()).items() if node not in seen)
         seen |= _by_storage(parts.nodes, set()).keys()
-        base = storage_of(nodes[entry.name])
-        decisions.append(_decision(values[entry.name], _storage_text(entry), before.pop(base, 0), after, entry))
+        was = before.pop(storage_of(nodes[entry.name]), 0)
+        decisions.append(_decision(values[entry.name], _storage_text(entry), was, after, entry, hints))
         for name in entry.predicates:
             text = f"in the code of {entry.name}"
             was = before.pop(storage_of(nodes[name]), 0)
-            decisions.append(_decision(values[name], text, was, 0, None))
+            decisions.append(_decision(values[name], text, was, 0, None, hints))
     for node, size in before.items():
         if node.name in values:
             storage = "recomputed" if node.name in result.plan.recomputed else "not needed"
-            decisions.append(_decision(values[node.name], storage, size, 0, None))
-    baseline = sum(_by_storage((nodes[name] for name in result.baseline if name in nodes), alive).values())
-    saved = sum(d.bytes_after for d in decisions) if not result.fallback and result.activations else baseline
-    decisions.sort(key=lambda d: (-d.bytes_before, -d.bytes_after))
+            decisions.append(_decision(values[node.name], storage, size, 0, None, hints))
+    kept = result.fallback or not result.activations
+    saved = baseline if kept else sympy.sympify(sum(d.expr_after for d in decisions))
+    copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in result.copied)
+    used = _free_symbols(baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after)))
     return Report(
-        baseline, saved, tuple(decisions), result.fallback, result.seconds,
-        result.joint.gm, result.forward, result.backward,
-    )  # fmt: skip
+        evaluate(baseline, hints),
+        evaluate(saved, hints),
+        tuple(sorted(decisions, key=_largest_first)),
+        result.fallback,
+        result.seconds,
+        result.joint.gm,
+        result.forward,
+        result.backward,
+        copies=copies,
+        baseline_expr=baseline,
+        saved_expr=saved,
+        sizes=tuple(symbol for symbol in adapter.dynamic_sizes(gm) if symbol.name in used),
+        conditions=tuple(c for c in adapter.size_conditions(gm) if _free_symbols(c) <= used),
+    )
 
 
 def merge(reports: Sequence[Report]) -> Report:
-    """The sum of several graphs' reports; a single one as it is."""
+    """The sum of several graphs' reports; a single one as it is.
+
+    Sizes of two graphs that have name, source and hint in common are taken for one; others get names of their own.
+    """
     if len(reports) == 1:
         return reports[0]
-    decisions = sorted((d for r in reports for d in r.decisions), key=lambda d: (-d.bytes_before, -d.bytes_after))
+    reports, sizes = _common_sizes(reports)
     seconds: dict[str, float] = {}
     for report in reports:
         for name, lap in report.seconds.items():
@@ -117,14 +184,68 @@ def merge(reports: Sequence[Report]) -> Report:
     return Report(
         sum(r.baseline_bytes for r in reports),
         sum(r.saved_bytes for r in reports),
-        tuple(decisions),
+        tuple(sorted((d for r in reports for d in r.decisions), key=_largest_first)),
         "; ".join(r.fallback for r in reports if r.fallback),
         seconds,
         graphs=tuple(reports),
+        copies=tuple(copy for r in reports for copy in r.copies),
+        baseline_expr=sum((r.baseline_expr for r in reports), sympy.Integer(0)),
+        saved_expr=sum((r.saved_expr for r in reports), sympy.Integer(0)),
+        sizes=sizes,
+        conditions=tuple(c for r in reports for c in r.conditions),
     )
 
 
-def _decision(value: Activation, storage: str, before: int, after: int, entry: Stored | None) -> Decision:
+def _common_sizes(reports: Sequence[Report]) -> tuple[list[Report], tuple[SizeSymbol, ...]]:
+    """The reports with one name for each size, and all sizes."""
+    known: dict[str, SizeSymbol] = {}
+    found = []
+    for report in reports:
+        names: dict[str, str] = {}
+        for symbol in report.sizes:
+            name, serial = symbol.name, 1
+            while name in known and (known[name].source, known[name].hint) != (symbol.source, symbol.hint):
+                name, serial = f"{symbol.name}_{serial}", serial + 1
+            names[symbol.name] = name
+            known[name] = replace(symbol, name=name).within(known.get(name))
+        found.append(_renamed(report, {old: new for old, new in names.items() if old != new}))
+    return found, tuple(known.values())
+
+
+def _renamed(report: Report, names: Mapping[str, str]) -> Report:
+    if not names:
+        return report
+
+    def own(decision: Decision) -> Decision:
+        return replace(
+            decision,
+            sizes=tuple(size if isinstance(size, int) else renamed(size, names) for size in decision.sizes),
+            expr_before=renamed(decision.expr_before, names),
+            expr_after=renamed(decision.expr_after, names),
+        )
+
+    return replace(
+        report,
+        decisions=tuple(map(own, report.decisions)),
+        copies=tuple(map(own, report.copies)),
+        baseline_expr=renamed(report.baseline_expr, names),
+        saved_expr=renamed(report.saved_expr, names),
+        sizes=tuple(replace(symbol, name=names.get(symbol.name, symbol.name)) for symbol in report.sizes),
+        conditions=tuple(renamed(condition, names) for condition in report.conditions),
+    )
+
+
+def _largest_first(decision: Decision) -> tuple[int, int]:
+    return -decision.bytes_before, -decision.bytes_after
+
+
+def _free_symbols(*sizes: Size | sympy.Basic) -> set[str]:
+    return {symbol.name for size in sizes if not isinstance(size, int) for symbol in size.free_symbols}  # type: ignore[attr-defined]
+
+
+def _decision(
+    value: Activation, storage: str, before: Size, after: Size, entry: Stored | None, hints: Mapping[str, int]
+) -> Decision:
     return Decision(
         value=value.name,
         shape=value.shape,
@@ -132,13 +253,42 @@ def _decision(value: Activation, storage: str, before: int, after: int, entry: S
         kind=entry.kind if entry is not None else value.kind,
         reach=value.reach,
         storage=storage,
-        bytes_before=before,
-        bytes_after=after,
+        bytes_before=evaluate(before, hints),
+        bytes_after=evaluate(after, hints),
         predicates=entry.predicates if entry is not None else (),
         module=value.module,
         source=value.source,
         reason=entry.reason if entry is not None else value.reason,
+        sizes=value.sizes,
+        expr_before=sympy.sympify(before),
+        expr_after=sympy.sympify(after),
     )
+
+
+def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
+    """What becomes of the channels-last copy of an input."""
+    value = tensor_of(node)
+    assert value is not None
+    size = nbytes_expression(value)
+    shape = symbolic_shape(value)
+    return Decision(
+        value=node.name,
+        shape=tuple(evaluate(s, hints) for s in shape),
+        dtype=str(value.dtype).removeprefix("torch."),
+        kind=Class.FREE,
+        reach=None,
+        storage="copied (channels-last)" if kept else "not copied (channels-last)",
+        bytes_before=evaluate(size, hints),
+        bytes_after=evaluate(size, hints) if kept else 0,
+        predicates=(),
+        module=module_path(next(iter(node.users))),
+        source="",
+        reason="read by convolutions, and saved; its layout is made again in backward" if not kept else
+        "read by convolutions, and saved; its sizes are symbolic",
+        sizes=shape,
+        expr_before=sympy.sympify(size),
+        expr_after=sympy.sympify(size) if kept else sympy.Integer(0),
+    )  # fmt: skip
 
 
 def _storage_text(entry: Stored) -> str:
@@ -148,22 +298,29 @@ def _storage_text(entry: Stored) -> str:
     return f"{codec.bits}-bit {codec.label}"
 
 
-def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, int]:
+def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, Size]:
     """Bytes of each piece of memory that these values keep alive; inputs and the user's outputs are not counted."""
-    held: dict[fx.Node, int] = {}
+    held: dict[fx.Node, Size] = {}
     for node in values:
         base = storage_of(node)
         if base.op in ("placeholder", "get_attr") or id(node) in alive or id(base) in alive:
             continue
         value = tensor_of(base) if tensor_of(base) is not None else tensor_of(node)
         if value is not None:
-            held[base] = nbytes(value)
+            held[base] = nbytes_expression(value)
     return held
 
 
 def _plain(decision: Decision) -> dict:
-    fields = asdict(decision)
-    for name, value in fields.items():
-        if isinstance(value, Class) or hasattr(value, "value"):
-            fields[name] = value.value
-    return fields
+    """The decision's fields as JSON has them: enumerations by their text, expressions as strings."""
+    plain = {}
+    for item in fields(decision):
+        value = getattr(decision, item.name)
+        if item.name == "sizes":
+            value = [size if isinstance(size, int) else str(size) for size in value]
+        elif isinstance(value, (Class, Reach)):
+            value = value.value
+        elif isinstance(value, sympy.Basic):
+            value = str(value)
+        plain[item.name] = value
+    return plain

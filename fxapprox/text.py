@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from torch import fx
@@ -28,18 +29,34 @@ def size_text(nbytes: float) -> str:
 
 
 def summary(report: Report) -> str:
-    """One line: what is stored, against what plain torch.compile would store."""
-    if report.fallback:
-        return f"stored exactly, as plain torch.compile does ({size_text(report.baseline_bytes)}): {report.fallback}"
-    return (
-        f"stored for backward: {size_text(report.saved_bytes)}; plain torch.compile: "
-        f"{size_text(report.baseline_bytes)} ({report.ratio:.2f}x less)"
+    """What is stored, against what plain torch.compile would store; symbolic sizes are on a line of their own."""
+    baseline, saved = (
+        size_text(number) if expression.is_Integer else f"{size_text(number)} = {expression} bytes"
+        for number, expression in (
+            (report.baseline_bytes, report.baseline_expr),
+            (report.saved_bytes, report.saved_expr),
+        )
     )
+    if report.fallback:
+        text = f"stored exactly, as plain torch.compile does ({baseline}): {report.fallback}"
+    else:
+        text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({report.ratio:.2f}x less)"
+    lines = [_copies_text(report)] if report.copies else []
+    lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
+    return "\n".join([text, *lines])
+
+
+def _copies_text(report: Report) -> str:
+    more = size_text(report.baseline_copies_bytes)
+    kept = sum(copy.bytes_after for copy in report.copies)
+    own = f"this plan {size_text(kept)}" if kept else "this plan none of it"
+    count = len(report.copies)
+    return f"not counted: {more} in channels-last copies of {count} inputs, which plain torch.compile stores; {own}"
 
 
 def decisions_table(report: Report, *, limit: int | None = None) -> Table:
     """The decisions, largest first; values that neither plan stores are left out."""
-    table = Table(title=summary(report), title_justify="left", title_style="bold", caption_justify="left")
+    table = Table(title=Text(summary(report)), title_justify="left", title_style="bold", caption_justify="left")
     for name in ("value", "module", "shape", "class", "reach", "storage", "before", "after", "reason"):
         number = name in ("before", "after")
         fold = "fold" if name in ("value", "module", "reason") else "ellipsis"

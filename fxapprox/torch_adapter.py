@@ -11,10 +11,12 @@ import contextlib
 import inspect
 import logging
 import operator
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import sympy
 import torch
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
@@ -32,6 +34,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.numbers import int_oo
+
+from fxapprox.sizes import Size, SizeSymbol
 
 log = logging.getLogger("fxapprox")
 
@@ -117,6 +121,13 @@ def default_saved(gm: fx.GraphModule, *, num_fwd_outputs: int, static_inputs: Se
         else:
             node.dist_from_bw = min((user.dist_from_bw + 1 for user in node.users), default=int(1e9))
     return partitioners.choose_saved_values_set(gm.graph, info, memory_budget=1)
+
+
+def prefers_channels_last(gm: fx.GraphModule) -> bool:
+    """Whether Inductor lays out the images of this graph channels-last."""
+    from torch._inductor.graph import GraphLowering
+
+    return GraphLowering.decide_layout_opt(gm, is_inference=False)
 
 
 def split(
@@ -214,6 +225,52 @@ def hint(size: Any) -> int:
 def size_symbols(gm: fx.GraphModule) -> list[fx.Node]:
     """The graph's symbolic-size inputs."""
     return [n for n in gm.graph.nodes if n.op == "placeholder" and is_symbolic_scalar(n)]
+
+
+def expression(size: Any) -> Size:
+    """A size as an int, or as an expression of the shape environment's symbols where it is not static."""
+    if isinstance(size, int):
+        return size
+    expr = sympy.sympify(size.node.expr)
+    return int(expr) if expr.is_Integer else expr
+
+
+def dynamic_sizes(gm: fx.GraphModule) -> tuple[SizeSymbol, ...]:
+    """The dynamic dimensions that the graph was traced with."""
+    env = _shape_env(gm)
+    return () if env is None else tuple(_size_symbol(env, symbol) for symbol in env.var_to_range)
+
+
+def size_conditions(gm: fx.GraphModule) -> tuple[sympy.Basic, ...]:
+    """What the sizes have to fulfil for the graph to serve them; the ranges of single symbols are not repeated."""
+    env = _shape_env(gm)
+    return () if env is None else tuple(guard.expr for guard in env.guards)
+
+
+def _shape_env(gm: fx.GraphModule) -> Any:
+    mode = fake_mode_of(gm)
+    return mode.shape_env if mode is not None else None
+
+
+def _size_symbol(env: Any, symbol: sympy.Symbol) -> SizeSymbol:
+    known = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val  # renamed in torch 2.10
+    bounds = env.var_to_range[symbol]
+    hint = known.get(symbol)
+    sources = [_source_text(source) for source in env.var_to_sources.get(symbol, ())]
+    return SizeSymbol(
+        name=symbol.name,
+        hint=int(hint) if hint is not None and hint.is_Integer else 1,  # unbacked: as `hint` has it
+        source=" = ".join(dict.fromkeys(sources)),
+        low=int(bounds.lower) if bounds.lower.is_Integer else 1,
+        high=int(bounds.upper) if bounds.upper.is_Integer else None,
+    )
+
+
+def _source_text(source: Any) -> str:
+    """Dynamo's name of a size in a reader's words: "x.size(0)" for L['x'].size()[0]."""
+    name = str(source.name() if callable(source.name) else source.name)  # a property since torch 2.10
+    name = re.sub(r"\b[LG]\['(\w+)'\]", r"\1", name)
+    return re.sub(r"\.(size|stride)\(\)\[(\d+)\]", r".\1(\2)", name)
 
 
 # --- backends ------------------------------------------------------------------------------------
@@ -358,7 +415,9 @@ __all__ = [
     "compiler_of",
     "copy_node",
     "default_saved",
+    "dynamic_sizes",
     "exact_partition",
+    "expression",
     "fake_mode_of",
     "finish_split",
     "flat_outputs",
@@ -375,7 +434,9 @@ __all__ = [
     "must_recompute",
     "must_save",
     "mutates",
+    "prefers_channels_last",
     "prepare_joint",
+    "size_conditions",
     "size_symbols",
     "split",
     "stand_in_outputs",

@@ -9,14 +9,14 @@ bounded), so a small interval analysis (``intervals.py``) runs first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Class, Operand, Reach, Use
+from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
 from fxapprox.graph import (
     Joint,
     element_of,
@@ -27,6 +27,7 @@ from fxapprox.graph import (
     operands,
     source_line,
     storage_of,
+    symbolic_shape,
     tensor_of,
 )
 from fxapprox.intervals import EVERYTHING, Interval, interval
@@ -43,6 +44,8 @@ from fxapprox.operators import (
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDE = 8  # times larger than its operand
+CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
+JOINED = ("aten.bitwise_or", "aten.bitwise_and", "aten.logical_or", "aten.logical_and", "aten.__or__", "aten.__and__")
 COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
 
 
@@ -54,12 +57,13 @@ def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
     Changes numerics: no.
     """
     facts = _Facts.of(joint)
-    affines = {node: _embedding(node, joint, facts) for node in joint.forward_values}
-    uses = _uses_by_backward(joint, facts, affines)
+    clamps = {node: clamp for node in joint.forward_values if (clamp := _clamp(node, joint)) is not None}
+    affines = {node: _embedding(node, joint, facts) for node in joint.forward_values if node not in clamps}
+    uses = _uses_by_backward(joint, facts, affines, clamps)
     reaches = _reaches(joint, facts)
     predicates = _predicates_by_operand(joint, facts)
     return tuple(
-        _describe(node, joint, facts, uses, reaches, predicates, affines[node], min_bytes)
+        _describe(node, joint, facts, uses, reaches, predicates, affines.get(node), clamps.get(node), min_bytes)
         for node in joint.forward_values
     )
 
@@ -233,7 +237,7 @@ def _is_softmax_output(node: fx.Node, facts: _Facts) -> bool:
 
 
 def _uses_by_backward(
-    joint: Joint, facts: _Facts, affines: dict[fx.Node, Affine | None]
+    joint: Joint, facts: _Facts, affines: Mapping[fx.Node, Affine | None], clamps: Mapping[fx.Node, Clamp]
 ) -> dict[fx.Node, tuple[Use | None, Use | None, str]]:
     """Per forward node: the strictest use by backward's own operators, the strictest use in all, and its reason."""
     gradients = {n for n in joint.outputs[1] if isinstance(n, fx.Node)}
@@ -247,7 +251,7 @@ def _uses_by_backward(
             if user.op != "call_function" or not (own or (user in facts.again and found[user][1] is not None)):
                 continue
             use = max(operand_use(user, position, n, facts) for position, n in operands(user) if n is node)
-            if affines.get(user) is not None and _rectified(user) is node:
+            if user in clamps or (affines.get(user) is not None and _rectified(user) is node):
                 use = Use.LINEAR  # the decision can ride in a code; the plan insists on exactness where it does not
             known = table_use(user, 0) is not None
             if not own and adapter.must_recompute(user):
@@ -351,6 +355,50 @@ def _embedding(node: fx.Node, joint: Joint, facts: _Facts) -> Affine | None:
     return Affine(root.name, tuple(named), threshold, upper, mean, rstd)
 
 
+def _clamp(node: fx.Node, joint: Joint) -> Clamp | None:
+    """How the node can be run again from an approximate operand, if it is a clamp whose decision backward reads.
+
+    Backward of hardswish and hardsigmoid asks where y <= -3 and y < 3; forward clamps y + 3 to 0 and 6. Both decide
+    alike, to the last bit: rounding y + 3 is monotone, and whole numbers are not rounded.
+    """
+    operand = node.args[0] if node.args else None
+    if op_name(node) not in CLAMPS or not isinstance(operand, fx.Node) or not _is_whole(node.args[1]):
+        return None
+    limit: float = node.args[1]  # type: ignore[assignment]
+    y, threshold = operand, limit
+    while isinstance(y, fx.Node) and _is_whole(threshold):
+        for user in y.users:
+            decides = op_name(user) in COMPARISONS and user.args[0] is y and user.args[1] == threshold
+            if decides and user not in joint.backward and _is_read_as_mask(user, joint):
+                if any(adapter.must_recompute(n) for n in (node, user)):
+                    return None
+                return Clamp(operand.name, user.name, COMPARISONS[op_name(user)] == CLAMPS[op_name(node)], limit)
+        if op_name(y) == "aten.add" and not y.kwargs and _is_whole(y.args[1]):
+            y, threshold = y.args[0], threshold - y.args[1]  # type: ignore[operator,assignment]
+        elif op_name(y) in CLAMPS and CLAMPS[op_name(y)] != CLAMPS[op_name(node)] and _wraps(node, y) and y is operand:
+            y = y.args[0]  # type: ignore[assignment]
+        else:
+            return None
+    return None
+
+
+def _is_read_as_mask(predicate: fx.Node, joint: Joint) -> bool:
+    """Whether backward reads the decision, itself or joined to another (both limits of relu6 and hardtanh)."""
+    readers = [reader for user in predicate.users for reader in (user.users if op_name(user) in JOINED else (user,))]
+    return any(reader in joint.backward for reader in readers)
+
+
+def _is_whole(number: object) -> bool:
+    """Whether the number is exact in every floating point type."""
+    return isinstance(number, (int, float)) and abs(number) <= 64 and number == int(number)
+
+
+def _wraps(outer: fx.Node, inner: fx.Node) -> bool:
+    """Whether two clamps leave an interval open between their limits."""
+    lower, upper = (outer, inner) if CLAMPS[op_name(outer)] else (inner, outer)
+    return _is_whole(inner.args[1]) and lower.args[1] <= upper.args[1]  # type: ignore[operator]
+
+
 def _affine_chain(z: fx.Node, facts: _Facts) -> tuple[list[fx.Node], list[tuple]]:
     """z and the values it is an affine function of, with the steps from z back to the last of them."""
     chain, steps = [z], []
@@ -441,21 +489,22 @@ def _span(node: fx.Node) -> tuple[int, int] | None:
     source = tensor_of(maker.args[0])
     if source is None or (name not in ("aten.argmax", "aten.argmin") and position != 1):
         return None
-    sizes = source.shape
-    if any(not isinstance(size, int) for size in sizes):
-        return None
     if name == "prims._low_memory_max_pool_with_offsets":
         kernel = maker.args[1]
         if not isinstance(kernel, (list, tuple)):
             return None
         window = [size for size in kernel if isinstance(size, int)]
         return (0, math.prod(window) - 1) if len(window) == len(kernel) else None
+    sizes = list(source.shape)
     if name == "aten.max_pool2d_with_indices":
-        return (0, max(sizes[-1] * sizes[-2] - 1, 0))
-    dim = {"aten.topk": 2}.get(name, 1)
-    axis = maker.args[dim] if len(maker.args) > dim else (None if name in ("aten.argmax", "aten.argmin") else -1)
-    count = math.prod(sizes) if axis is None else sizes[axis] if isinstance(axis, int) and sizes else 1
-    return (0, max(count - 1, 0))
+        sizes = sizes[-2:]
+    else:
+        dim = {"aten.topk": 2}.get(name, 1)
+        axis = maker.args[dim] if len(maker.args) > dim else (None if name in ("aten.argmax", "aten.argmin") else -1)
+        if axis is not None and sizes:
+            sizes = [sizes[axis]] if isinstance(axis, int) else [1]
+    static = [size for size in sizes if isinstance(size, int)]
+    return (0, max(math.prod(static) - 1, 0)) if len(static) == len(sizes) else None
 
 
 # --- one record ----------------------------------------------------------------------------------
@@ -495,6 +544,7 @@ def _describe(
     reaches: dict[fx.Node, Reach],
     predicates: dict[fx.Node, list[str]],
     embedded: Affine | None,
+    clamp: Clamp | None,
     min_bytes: int,
 ) -> Activation:
     value = tensor_of(node)
@@ -516,6 +566,7 @@ def _describe(
         name=node.name,
         op=op_name(node),
         shape=tuple(adapter.hint(s) for s in value.shape) if value is not None else (),
+        sizes=symbolic_shape(value) if value is not None else (),
         dtype=value.dtype if value is not None else None,
         device=str(value.device) if value is not None else "",
         nbytes=size,
@@ -541,6 +592,7 @@ def _describe(
         span=_span(node),
         nonnegative=facts.bounds[node][0] >= 0,
         embedded=embedded,
+        clamp=clamp,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Plan
-from fxapprox.errors import InvalidPlan
-from fxapprox.graph import Joint
+from fxapprox.activation import Clamp, Plan
+from fxapprox.errors import InvalidPlan, UnsupportedGraph
+from fxapprox.graph import Inliner, Joint, source_line
 from fxapprox.torch_adapter import Partition
 
 
@@ -15,12 +18,13 @@ def partition(joint: Joint, plan: Plan) -> Partition:
     """Forward and backward graphs that save exactly the plan's values, each as it is.
 
     Requires: a plan made for this joint graph.
-    Ensures: backward reads the plan's values and free ones, and recomputes the rest; AOTAutograd's order of inputs
-        and outputs.
+    Ensures: backward reads the plan's values and free ones, and recomputes the rest, clamps of approximate operands by
+        forward's decisions; AOTAutograd's order of inputs and outputs.
     Changes numerics: no.
 
     Raises:
         InvalidPlan: the plan names a value that the graph does not have.
+        UnsupportedGraph: a clamp's decision does not reach backward.
     """
     nodes = {node.name: node for node in joint.gm.graph.nodes}
     missing = [name for name in plan.saved_names if name not in nodes]
@@ -34,7 +38,34 @@ def partition(joint: Joint, plan: Plan) -> Partition:
         num_fwd_outputs=joint.num_fwd_outputs, static_inputs=joint.static_inputs,
     )  # fmt: skip
     _hoist(forward, joint.num_fwd_outputs)
+    _decide_clamps(backward, plan)
     return forward, backward
+
+
+def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
+    """Lets backward's clamps of approximate operands take forward's decision: where(predicate, operand, limit)."""
+    nodes = {node.name: node for node in backward.graph.nodes}
+    writer = Inliner(backward, {})
+    for name, clamp in plan.clamps:
+        node, predicate = nodes.get(name), nodes.get(clamp.predicate)
+        if node is None:
+            continue  # backward turned out not to read it
+        if predicate is None or predicate.op != "placeholder":
+            why = f"it is clamped by {clamp.predicate!r}, which backward does not have"
+            raise UnsupportedGraph("partition", why, node=name, source=source_line(node))
+        (chosen,) = writer.inline(_choose(clamp), [predicate, node.args[0]], before=node, key=clamp)  # type: ignore[list-item]
+        node.replace_all_uses_with(chosen)
+        backward.graph.erase_node(node)
+    backward.recompile()
+
+
+def _choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
+    def run(predicate: Tensor, x: Tensor) -> tuple[Tensor]:
+        if clamp.inside:
+            return (torch.where(predicate, x, clamp.limit),)
+        return (torch.where(predicate, clamp.limit, x),)
+
+    return run
 
 
 def _hoist(forward: fx.GraphModule, num_fwd_outputs: int) -> None:

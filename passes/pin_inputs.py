@@ -8,11 +8,14 @@ strides), and only what is made from the view changes its layout; backward makes
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.graph import tensor_of
+from fxapprox.graph import is_dense, memory_order, tensor_of
+from fxapprox.operators import op_name
 
 IMAGE_DIMS = (4, 5)  # what has a channels-last layout
 
@@ -46,6 +49,38 @@ def pin_inputs(forward: fx.GraphModule, *, num_fwd_outputs: int) -> tuple[str, .
         for reader in readers:
             reader.replace_input_with(node, view)
     return tuple(node.name for node in pinned)
+
+
+def copied_inputs(gm: fx.GraphModule, saved: Collection[object]) -> tuple[str, ...]:
+    """Names of the saved inputs of which Inductor stores a copy in channels-last memory, if it is given this graph.
+
+    Its rule: where it lays images out channels-last, every four-dimensional input that a convolution is made from
+    takes that layout, unless it has it already (sizes of 1 have no place in a layout), or is read through a view of
+    given strides. (``find_nodes_prefer_channels_last`` in torch/_inductor/graph.py)
+
+    Args:
+        gm: a joint graph, or a forward graph.
+        saved: what forward saves for backward.
+    """
+    if not adapter.prefers_channels_last(gm):
+        return ()
+    feeding: set[fx.Node] = set()
+    stack = [n for n in gm.graph.nodes if op_name(n) == "aten.convolution"]
+    while stack:
+        node = stack.pop()
+        if node not in feeding:
+            feeding.add(node)
+            stack += () if op_name(node) == "aten.as_strided" else node.all_input_nodes
+    inputs = gm.graph.find_nodes(op="placeholder")
+    return tuple(n.name for n in inputs if n in feeding and n in saved and _would_be_copied(n))
+
+
+def _would_be_copied(node: fx.Node) -> bool:
+    value = tensor_of(node)
+    if value is None or value.dim() != 4 or not is_dense(value):
+        return False
+    sizes = [adapter.hint(size) for size in value.shape]
+    return [d for d in memory_order(value) if sizes[d] > 1] != [d for d in (0, 2, 3, 1) if sizes[d] > 1]
 
 
 def _can_be_pinned(node: fx.Node) -> bool:

@@ -23,8 +23,9 @@ from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
 from fxapprox.passes.partition import partition
-from fxapprox.passes.pin_inputs import pin_inputs
+from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
+from fxapprox.sizes import hints_of
 from fxapprox.torch_adapter import Partition
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -41,6 +42,8 @@ class Rewrite:
         plan: what is stored; empty if the graph was left alone.
         parts: what forward really returns for each entry of the plan.
         baseline: names of the values that plain torch.compile would save.
+        copied: names of the inputs of which plain torch.compile would store a channels-last copy.
+        recopied: those of them of which this plan has to store it as well.
         fallback: why the graph was left alone, or "".
         seconds: time spent in each step.
     """
@@ -52,6 +55,8 @@ class Rewrite:
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     parts: tuple[Parts, ...] = ()
     baseline: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    recopied: tuple[str, ...] = ()
     fallback: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -84,13 +89,15 @@ def _rewrite(
     adapter.prepare_joint(gm)
     joint = Joint(gm, num_fwd_outputs, static)
     clock.lap("prepare")
-    baseline = tuple(n.name for n in adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static))
+    saved = adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static)
+    baseline = tuple(n.name for n in saved)
+    copied = copied_inputs(gm, saved)
     clock.lap("baseline")
     why = ""
     try:
         activations = classify(joint, min_bytes=options.min_bytes)
         clock.lap("classify")
-        chosen = plan(activations, options)
+        chosen = plan(activations, options, hints=hints_of(adapter.dynamic_sizes(gm)))
         clock.lap("plan")
         if any(a.demand is not None for a in activations):
             forward, backward = partition(joint, chosen)
@@ -98,16 +105,21 @@ def _rewrite(
             parts = encode(forward, backward, chosen, num_fwd_outputs=num_fwd_outputs)
             clock.lap("encode")
             pin_inputs(forward, num_fwd_outputs=num_fwd_outputs)
+            recopied = copied_inputs(forward, forward.graph.find_nodes(op="output")[0].args[0][num_fwd_outputs:])
             forward, backward = adapter.finish_split(forward, backward)
             clock.lap("finish")
-            return Rewrite(joint, forward, backward, activations, chosen, parts, baseline, "", clock.laps)
+            return Rewrite(
+                joint, forward, backward, activations, chosen, parts, baseline, copied, recopied, "", clock.laps
+            )
     except UnsupportedGraph as error:
         if options.strict:
             raise
         why = str(error)
         warnings.warn(f"fxapprox stores this graph exactly: {why}", stacklevel=2)
     forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
-    return Rewrite(joint, forward, backward, baseline=baseline, fallback=why, seconds=clock.laps)
+    return Rewrite(
+        joint, forward, backward, baseline=baseline, copied=copied, recopied=copied, fallback=why, seconds=clock.laps
+    )
 
 
 def _exact(gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int, static: tuple[int, ...]) -> Partition:

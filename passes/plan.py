@@ -21,6 +21,7 @@ from fxapprox.activation import CLASS_OF_USE, LEAST_BITS, Activation, Affine, Cl
 from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Threshold, Zero
 from fxapprox.errors import OptionError, UnsupportedGraph
 from fxapprox.options import Options
+from fxapprox.sizes import evaluate
 
 SOURCE, SINK = "source", "sink"
 EXACT, APPROXIMATE = "exact", "approximate"
@@ -28,10 +29,12 @@ EXACT, APPROXIMATE = "exact", "approximate"
 Values = Mapping[str, Activation]
 
 
-def plan(activations: tuple[Activation, ...], options: Options) -> Plan:
+def plan(activations: tuple[Activation, ...], options: Options, *, hints: Mapping[str, int] | None = None) -> Plan:
     """Chooses what is stored for backward and in which codec.
 
-    Requires: the Activations of one joint graph.
+    Where sizes are symbolic, bytes are expressions, and the choice is made for the hints.
+
+    Requires: the Activations of one joint graph, and a hint for each symbol in their sizes.
     Ensures: everything backward reads is free, stored, or recomputable from what is; every decision it reads is
         stored without loss or carried by a code; nothing sensitive is approximate.
     Changes numerics: no graph is touched.
@@ -40,12 +43,14 @@ def plan(activations: tuple[Activation, ...], options: Options) -> Plan:
         UnsupportedGraph: a value can be neither saved nor recomputed.
         OptionError: the user's policy returned something that is not a codec.
     """
-    problem = _Problem.of(activations, options)
+    problem = _Problem.of(activations, options, hints or {})
     exact, approximate = _cut(problem)
     need = _resolve(problem, exact, approximate)
     kinds = _kinds(problem, need)
     stored = tuple(_store(name, problem, need, kinds) for name in problem.values if name in need.stored)
-    return Plan(stored, tuple(name for name in problem.values if name in need.recomputed))
+    recomputed = tuple(name for name in problem.values if name in need.recomputed)
+    clamps = [(name, problem.values[name].clamp) for name in recomputed if need.level[name] == APPROXIMATE]
+    return Plan(stored, recomputed, tuple((name, clamp) for name, clamp in clamps if clamp is not None))
 
 
 # --- the problem ---------------------------------------------------------------------------------
@@ -53,16 +58,20 @@ def plan(activations: tuple[Activation, ...], options: Options) -> Plan:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The values, bits by module, the codecs that the user's policy fixed, and whose code carries a decision."""
+    """The values, bits by module, the codecs that the user's policy fixed, and whose code carries a decision.
+
+    ``hints`` are the numbers that symbolic sizes have while the plan is made.
+    """
 
     values: Values
     options: Options
     bits: Mapping[str, int | None]
     fixed: Mapping[str, Codec]
     carriers: Mapping[str, Affine]
+    hints: Mapping[str, int]
 
     @classmethod
-    def of(cls, activations: tuple[Activation, ...], options: Options) -> _Problem:
+    def of(cls, activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> _Problem:
         values = {a.name: a for a in activations}
         bits = {module: options.bits_of(module) for module in {a.module for a in activations}}
         for name, value in values.items():
@@ -84,7 +93,7 @@ class _Problem:
                 carriers[root.name] = first
             else:  # a code carries one threshold; any other decision is stored by itself
                 values[name] = replace(value, embedded=None)
-        return cls(values, options, bits, fixed, carriers)
+        return cls(values, options, bits, fixed, carriers, hints)
 
     def carried(self, value: Activation, level: str) -> bool:
         """Whether another value's code gives this decision, or lets this rectifier be run again."""
@@ -108,6 +117,10 @@ class _Problem:
             yield value.embedded.root, APPROXIMATE
             if not value.is_float:
                 return
+        if value.clamp is not None and level == APPROXIMATE:
+            yield value.clamp.operand, APPROXIMATE
+            yield value.clamp.predicate, EXACT
+            return
         for operand in value.operands:
             carried = self.carried(value, level) and operand.use == Use.DECISION
             exact = level == EXACT or (operand.exact and not carried)
@@ -118,12 +131,16 @@ class _Problem:
         if not value.storable:
             return None
         if value.kind is Class.DISCRETE:
-            return max(_lossless(value).nbytes(value.shape, value.dtype), 1)
+            return max(self.bytes(_lossless(value), value), 1)
         whole = max(value.nbytes, 8)
         if not value.approximable:
             return whole
-        encoded = self.codec(value, value.kind).nbytes(value.shape, value.dtype)
+        encoded = self.bytes(self.codec(value, value.kind), value)
         return encoded if level == APPROXIMATE else max(whole - encoded, 1)
+
+    def bytes(self, codec: Codec, value: Activation) -> int:
+        """Bytes of the value in the codec, at the hints."""
+        return evaluate(codec.nbytes(value.sizes, value.dtype), self.hints)
 
     def codec(self, value: Activation, kind: Class) -> Codec:
         """The codec of a value of which an approximate copy will do."""
@@ -136,7 +153,8 @@ class _Problem:
         bits = max(asked, LEAST_BITS.get(kind, 8))
         affine = self.carriers.get(value.name)
         if affine is None:
-            return Group(bits, self.options.rounding, uniform=kind is Class.SOFTMAX or value.nonnegative)
+            group = Group(bits, self.options.rounding, uniform=kind is Class.SOFTMAX or value.nonnegative)
+            return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
         rectified = not affine.steps and affine.threshold == 0 and value.nonnegative
         return Zero(bits) if rectified else Threshold(bits)
 
@@ -284,6 +302,10 @@ def _resolve(problem: _Problem, exact: set[str], approximate: set[str]) -> _Need
             why = f"needed in backward but not stored ({value.pinned})"
             raise UnsupportedGraph("plan", why, node=name, source=value.source)
         recomputed.add(name)
+        if value.clamp is not None and level[name] == APPROXIMATE:
+            want(value.clamp.operand, APPROXIMATE, name, Use.LINEAR)
+            want(value.clamp.predicate, EXACT, None, Use.DECISION)  # it may come later in the graph than its reader
+            continue
         for operand in value.operands:
             decided = rides and operand.use == Use.DECISION
             strict = level[name] == EXACT or (operand.exact and not decided)
@@ -312,17 +334,17 @@ def _store(name: str, problem: _Problem, need: _Need, kinds: Mapping[str, Class]
     if need.level[name] == EXACT or not value.approximable:
         codec = _lossless(value)
         reason = value.reason if not value.approximable else "backward needs it exactly as well"
-        return Stored(name, codec, kind, codec.nbytes(value.shape, value.dtype), reason)
+        return Stored(name, codec, kind, codec.nbytes(value.sizes, value.dtype), reason)
     codec = problem.codec(value, kind)
     carried = need.carried.get(name, ())
     if carried or not isinstance(codec, Carrier):
         affine = problem.carriers[name] if carried else None
         carried = tuple(sorted(carried, key=lambda p: problem.values[p].is_float))
         predicates = tuple(p for p in carried if not problem.values[p].is_float)
-        size = codec.nbytes(value.shape, value.dtype)
+        size = codec.nbytes(value.sizes, value.dtype)
         return Stored(name, codec, kind, size, value.reason, affine, carried, predicates)
     plain = replace(problem, carriers={}).codec(value, kind)
-    return Stored(name, plain, kind, plain.nbytes(value.shape, value.dtype), value.kept or value.reason)
+    return Stored(name, plain, kind, plain.nbytes(value.sizes, value.dtype), value.kept or value.reason)
 
 
 def _lossless(value: Activation) -> Codec:

@@ -242,7 +242,7 @@ def test_unknown_operators_are_kept_exactly() -> None:
 
 
 def test_a_graph_that_cannot_be_handled_keeps_its_exact_partition(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(activations: tuple[fxapprox.Activation, ...], options: fxapprox.Options) -> Plan:
+    def refuse(activations: tuple[fxapprox.Activation, ...], options: fxapprox.Options, **_: object) -> Plan:
         raise fxapprox.UnsupportedGraph("plan", "made up", node=activations[-1].name)
 
     model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), torch.randn(32, 64)

@@ -87,3 +87,36 @@ def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     for command in ("dump", "demo"):
         assert run(monkeypatch, command, "--help") == 0
         assert "Examples:" in capsys.readouterr().out
+
+
+def test_symbolic_sizes(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("dump", f"{target}:make", "--dynamic", "--format", "json")
+    assert run(monkeypatch, *arguments) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [s["source"] for s in planned["sizes"]] == ["input.size(0)", "input.size(2) = input.size(3)"]
+    names = [s["name"] for s in planned["sizes"]]
+    assert run(monkeypatch, *arguments, "--size", f"{names[0]}=4,{names[1]}=16") == 0
+    half = json.loads(capsys.readouterr().out)
+    assert half["sizes"][0]["hint"] == 4
+    assert half["saved_bytes"] < planned["saved_bytes"] < 2 * half["saved_bytes"]
+    assert half["saved_expr"] == planned["saved_expr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "8"), "dynamic=True"),
+        (("--dynamic", "--size", "8"), "several sizes"),
+        (("--dynamic", "--size", "many"), "expected a number"),
+        (("--dynamic", "--size", "8,s7=3"), "expected a number"),
+    ],
+)
+def test_sizes_are_checked(
+    arguments: tuple[str, ...],
+    message: str,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", *arguments) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")

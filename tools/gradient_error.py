@@ -33,6 +33,7 @@ from tests import models
 from tests.models import Case
 from tests.training import forward, gradients, relative, unrewritten
 from tools.cifar10 import load, normalized
+from tools.selection import select
 
 BITS = (None, 8, 4, 2)
 
@@ -127,11 +128,8 @@ def main(
     if (checkpoint is None) != (data is None):
         raise typer.BadParameter("--checkpoint and --data go together")
     cases = CASES if checkpoint is None or data is None else trained(checkpoint, data)
-    wanted = [part.lower() for part in only.split(",") if part]
-    names = [name for name in cases if not wanted or any(part in name.lower() for part in wanted)]
-    if not names:
-        raise typer.BadParameter(f"no model matches {only!r}; there are: {'; '.join(cases)}")
-    rows = [(name, row(cases[name](), lowering)) for name in track(names, description="models")]
+    chosen = track(select(cases, only), description="models")
+    rows = [(name, row(cases[name](), lowering)) for name in chosen]
     print("| model | exact mode | 8 bits | 4 bits | 2 bits |\n|---|---|---|---|---|")
     for name, cells in rows:
         print(f"| {name} | {' | '.join(cells)} |")

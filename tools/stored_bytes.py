@@ -26,6 +26,8 @@ from fxapprox.demo.model import preact_resnet
 from fxapprox.text import size_text
 from tests import models
 from tests.models import Case
+from tests.models.mobilenet_v3 import LARGE, SMALL, mobilenet_v3
+from tools.selection import select
 
 BITS = (4, 8, None)
 
@@ -118,6 +120,8 @@ ZOO: dict[str, tuple[Callable[[], Case], tuple[float, float, float] | None]] = {
     "Llama shape, width 384, vocabulary 50257": (lambda: llama(50257), None),
     "BERT shape, width 256, dropout 0.1, vocabulary 8192": (bert, None),
     "MobileNetV2": (mobilenet, None),
+    "MobileNetV3-large": (lambda: classifier("mobilenet-v3-large", mobilenet_v3(LARGE), images(16, 64)), None),
+    "MobileNetV3-small": (lambda: classifier("mobilenet-v3-small", mobilenet_v3(SMALL), images(16, 64)), None),
     "T5 shape, width 256, vocabulary 8192": (t5, None),
 }  # fmt: skip
 
@@ -152,12 +156,8 @@ def main(
     top: Annotated[int, typer.Option(min=0, help="also the largest values stored at 4 bits")] = 0,
 ) -> None:
     """Prints the table."""
-    wanted = [part.strip().lower() for part in only.split(",") if part.strip()]
-    names = [name for name in ZOO if not wanted or any(part in name.lower() for part in wanted)]
-    if not names:
-        raise typer.BadParameter(f"no model matches {only!r}; there are: {'; '.join(ZOO)}")
     rows, details = [], []
-    for name in track(names, description="models"):
+    for name in track(select(ZOO, only), description="models"):
         torch.manual_seed(0)
         build, floors = ZOO[name]
         reports = [report_of(build(), bits) for bits in BITS]

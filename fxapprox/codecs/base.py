@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.sizes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class Codec:
         """The value back from its parts."""
         raise NotImplementedError
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
-        """Bytes of the parts for a value of this shape and dtype."""
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
+        """Bytes of the parts for a value of this shape and dtype; an expression where a size is one."""
         raise NotImplementedError
 
 
@@ -107,7 +108,7 @@ class Exact(Codec):
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return parts[0]
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return math.prod(shape) * dtype.itemsize if dtype is not None else 8
 
 
@@ -140,6 +141,6 @@ class Identity(Carrier):
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         assert dtype is not None
         return math.prod(shape) * dtype.itemsize + packed_bytes(shape, 1)

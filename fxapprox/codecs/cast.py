@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.errors import OptionError
+from fxapprox.sizes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +43,5 @@ class Cast(Codec):
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(parts[0])
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return math.prod(shape) * self.to.itemsize

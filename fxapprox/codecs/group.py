@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import compress, expand, finite, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
+from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
 
 SMALLEST, LARGEST = 64, 256
@@ -100,13 +101,13 @@ class Group(Codec):
         fine = (top / 2 + margin).clamp_min(0.25)
         return materialize(top), materialize(offset), materialize(fine)
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)
         width = 8 if dtype == torch.float64 else 4
         return packed_bytes((rows, size), self.bits) + rows * (width + 2)
 
 
-def group_shape(shape: Sequence[int]) -> tuple[int, int]:
+def group_shape(shape: Sequence[Any]) -> tuple[Any, int]:
     """(groups, elements in each) for a value of this shape.
 
     A group is a run of trailing dimensions: for (N, C, H, W) the pixels of one channel, for (B, T, C) one row; from 64

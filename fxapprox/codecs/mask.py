@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.sizes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Mask(Codec):
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(unpack(parts[0], 1, like.shape))
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return packed_bytes(shape, 1)
 
 
@@ -60,7 +61,7 @@ class Integer(Codec):
             return like.restride(unpack(parts[0], self.bits, like.shape).to(like.dtype) + self.low)
         return like.restride(parts[0].to(like.dtype) + (self.low + 2 ** (self.bits - 1)))
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return packed_bytes(shape, self.bits) if self.bits <= 8 else math.prod(shape) * self.bits // 8
 
 

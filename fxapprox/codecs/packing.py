@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxapprox.sizes import Size
+
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Packs ``8 // bits`` codes into each byte.
@@ -63,6 +65,6 @@ def split_dim(shape: Sequence[int], per_byte: int) -> int | None:
     return None
 
 
-def packed_bytes(shape: Sequence[int], bits: int) -> int:
+def packed_bytes(shape: Sequence[Size], bits: int) -> Size:
     """Bytes that :func:`pack` makes of codes of this shape."""
-    return -(-math.prod(shape) * bits // 8)
+    return (math.prod(shape) * bits + 7) // 8

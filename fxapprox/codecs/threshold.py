@@ -26,6 +26,7 @@ from torch import Tensor
 from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
 
 # (range in deviations, k of the compander): the least error over Gaussian values and Student's with 8 degrees of
@@ -100,7 +101,7 @@ class Threshold(Carrier):
         flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(channel))
         return materialize(compress(v, k) * 0.5 + 0.5), flip
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
         return packed_bytes(shape, self.bits) + channels * 5
 

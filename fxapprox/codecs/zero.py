@@ -18,6 +18,7 @@ from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, work_dtype
 from fxapprox.codecs.group import group_shape, round_up
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
 
 CURVE = {8: 0.8, 4: 0.8, 2: 0.1}
@@ -68,6 +69,6 @@ class Zero(Carrier):
         """The largest code of a finite value, per group."""
         return torch.where(special, float(2**self.bits - 3), float(2**self.bits - 1)).to(dtype)
 
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)
         return packed_bytes((rows, size), self.bits) + rows * 2

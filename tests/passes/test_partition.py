@@ -43,3 +43,19 @@ def test_masks_are_taken_where_their_operands_are_made() -> None:
     first_mask = order.index("aten.le")
     assert order[:first_mask].count("aten.mm") == 1
     forward.graph.lint()
+
+
+def test_clamps_of_approximate_values_take_forwards_decisions() -> None:
+    joint = joint_of(lambda x: (F.hardswish(x @ W) @ W).sum(), torch.randn(32, 16))
+    chosen = plan(classify(joint, min_bytes=0), Options(bits=8, min_bytes=0))
+    assert [(clamp.inside, clamp.limit) for _, clamp in chosen.clamps] == [(False, 0), (True, 6)]
+    assert {clamp.predicate for _, clamp in chosen.clamps} <= set(chosen.saved_names)
+    forward, backward = partition(joint, chosen)
+    assert {"aten.clamp_min", "aten.clamp_max"} <= {op_name(n) for n in forward.graph.nodes}
+    assert not {"aten.clamp_min", "aten.clamp_max"} & {op_name(n) for n in backward.graph.nodes}
+    backward.graph.lint()
+
+
+def test_exact_clamps_run_again_as_they_are() -> None:
+    joint = joint_of(lambda x: (F.hardswish(x @ W) @ W).sum(), torch.randn(32, 16))
+    assert plan(classify(joint, min_bytes=0), Options(bits=None, min_bytes=0)).clamps == ()
