@@ -2,10 +2,12 @@
 
 from fxapprox.activation import Activation, Class, Decision, Reach
 from fxapprox.backend import compile
+from fxapprox.calibrate import calibrate
 from fxapprox.errors import FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
 from fxapprox.explain import explain, reports
 from fxapprox.options import Options
 from fxapprox.report import Report
+from fxapprox.sensitivity import Sensitivities
 
 __version__ = "0.1.0"
 
@@ -19,8 +21,10 @@ __all__ = [
     "Options",
     "Reach",
     "Report",
+    "Sensitivities",
     "TargetError",
     "UnsupportedGraph",
+    "calibrate",
     "compile",
     "explain",
     "reports",

@@ -55,8 +55,8 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
     """
     explainer = _Explainer(Options.parse(options))
     explainer.options.check_patterns(model)
-    with _untouched(model), torch.enable_grad():
-        torch.compile(_fresh(model), backend=explainer, dynamic=dynamic)(*args)
+    with untouched(model), torch.enable_grad():
+        torch.compile(fresh(model), backend=explainer, dynamic=dynamic)(*args)
     if not explainer.reports:
         raise FxApproxError(
             "no training graph was captured: either no parameter or input requires a gradient, or torch.compile"
@@ -86,7 +86,7 @@ def reports(compiled: object) -> tuple[Report, ...]:
     )
 
 
-def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+def fresh(model: Callable[..., Any]) -> Callable[..., Any]:
     """The model behind a code object of its own, so that explaining never uses up Dynamo's cache of the model's."""
 
     def run(*args: Any) -> Any:
@@ -109,7 +109,7 @@ def _argument_names(model: Callable[..., Any], count: int) -> list[str]:
 
 
 def _with_sources(report: Report, names: Sequence[str]) -> Report:
-    """The report with its sizes' sources in the model's own names; ``_fresh`` has the arguments in a tuple."""
+    """The report with its sizes' sources in the model's own names; ``fresh`` has the arguments in a tuple."""
 
     def own(source: str) -> str:
         return re.sub(r"\bargs\[(\d+)\]", lambda found: names[int(found[1])], source)
@@ -118,7 +118,7 @@ def _with_sources(report: Report, names: Sequence[str]) -> Report:
 
 
 @contextmanager
-def _untouched(model: Callable[..., Any]) -> Iterator[None]:
+def untouched(model: Callable[..., Any]) -> Iterator[None]:
     """Puts buffers and random numbers back: code between graph breaks runs for real."""
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
     kept = [b.detach().clone() for b in buffers]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from fxapprox.errors import OptionError
+from fxapprox.sensitivity import Sensitivities
 
 if TYPE_CHECKING:
     from fxapprox.activation import Activation
@@ -20,6 +21,7 @@ Rounding = Literal["nearest", "stochastic"]
 Lowering = Literal["inductor", "eager"]
 BITS = (8, 4, 2)
 DEFAULT_BITS = 8
+PROVISIONAL_BITS = 4  # with which "auto" decides what to store, before it chooses bits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,9 @@ class Options:
             Or a mapping from patterns of module paths to such numbers, as in ``{"layers.*.attn": 8, "*": 4}``: a
             pattern covers the modules whose path it matches, and all inside them; where several do, the one with
             most literal characters wins; what none covers gets 8.
+            Or "auto": 8, 4 or 2 for each value, where they lower the gradient error most.
+        average_bits: with ``bits="auto"``: bits per stored element on the average, 2 to 8.
+        sensitivities: with ``bits="auto"``: what :func:`calibrate` measured; None: bits are chosen by the graph alone.
         rounding: "nearest" (least error per step), or "stochastic" (unbiased: the group codec's error
             averages out over steps; ActNN, Chen et al. 2021, section 3).
         min_bytes: leave tensors smaller than this many bytes as they are.
@@ -43,7 +48,9 @@ class Options:
         OptionError: a value is not one of those above.
     """
 
-    bits: int | Mapping[str, int | None] | None = 8
+    bits: int | Literal["auto"] | Mapping[str, int | None] | None = 8
+    average_bits: float = 4.0
+    sensitivities: Sensitivities | None = None
     rounding: Rounding = "nearest"
     min_bytes: int = 4096
     policy: Callable[[Activation], Codec | None] | None = None
@@ -55,7 +62,12 @@ class Options:
             _require_patterns(self.bits)
             object.__setattr__(self, "bits", dict(self.bits))  # the caller's may change
         else:
-            _require(_is_bits(self.bits), "bits", self.bits, "8, 4, 2, None for exact mode, or a mapping from patterns")
+            _require(_is_bits(self.bits) or self.bits == "auto", "bits", self.bits,
+                     '8, 4, 2, None for exact mode, "auto", or a mapping from patterns')  # fmt: skip
+        _require(type(self.average_bits) in (int, float) and 2 <= self.average_bits <= 8, "average_bits",
+                 self.average_bits, "a number from 2 to 8")  # fmt: skip
+        _require(self.sensitivities is None or isinstance(self.sensitivities, Sensitivities), "sensitivities",
+                 self.sensitivities, "what fxapprox.calibrate returned, or Sensitivities.load(path)")  # fmt: skip
         _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,
                  "a number of bytes, 0 or more")  # fmt: skip
@@ -78,6 +90,8 @@ class Options:
 
     def bits_of(self, module: str) -> int | None:
         """Bits for values made in the module with this path; None: exactly."""
+        if self.bits == "auto":
+            return PROVISIONAL_BITS
         if not isinstance(self.bits, Mapping):
             return self.bits
         covering = [pattern for pattern in self.bits if covers(pattern, module)]

@@ -310,9 +310,17 @@ def compile_inductor(
 
 
 def compile_eager(
-    gm: fx.GraphModule, inputs: Sequence[Any], partitioner: JointPartitioner, patches: dict[str, Any]
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    partitioner: JointPartitioner,
+    patches: dict[str, Any],
+    *,
+    backward: Callable[[fx.GraphModule], Callable[..., Any]] = lambda graph: graph.forward,
 ) -> Callable[..., Any]:
-    """Runs the same forward and backward graphs as :func:`compile_inductor`, operator by operator."""
+    """Runs the same forward and backward graphs as :func:`compile_inductor`, operator by operator.
+
+    ``backward`` makes the function that runs a backward graph.
+    """
     from torch._inductor.compile_fx import partition_fn
 
     def partition(joint: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Partition:
@@ -326,9 +334,12 @@ def compile_eager(
     def run(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         return make_boxed_func(graph.forward)
 
+    def run_backward(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        return make_boxed_func(backward(graph))
+
     with functorch_config.patch(enable_autograd_cache=False):
         return aot_autograd(
-            fw_compiler=run, bw_compiler=run, partition_fn=partition, decompositions=select_decomp_table,
+            fw_compiler=run, bw_compiler=run_backward, partition_fn=partition, decompositions=select_decomp_table,
             keep_inference_input_mutations=True,
         )(gm, list(inputs))  # fmt: skip
 

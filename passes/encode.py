@@ -18,10 +18,17 @@ from fxapprox.operators import op_name
 
 @dataclass(frozen=True)
 class Parts:
-    """What the forward graph really stores for one entry of the plan: the nodes, as forward returns them."""
+    """What is really stored for one entry of the plan.
+
+    Attributes:
+        entry: of the plan.
+        nodes: what forward returns for it.
+        inputs: names of the inputs by which backward takes it, in the same order.
+    """
 
     entry: Stored
     nodes: tuple[fx.Node, ...]
+    inputs: tuple[str, ...] = ()
 
 
 def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int) -> tuple[Parts, ...]:
@@ -48,8 +55,8 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         if type(entry.codec) is Exact or entry.name not in produced:
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
-        new, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs)
-        parts.append(Parts(entry, new))
+        made, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs)
+        parts.append(made)
         approximate |= decoded
     outputs.write()
     for graph in (forward, backward):
@@ -108,8 +115,8 @@ def _encode_one(
     produced: dict[str, fx.Node],
     inputs: dict[str, fx.Node],
     outputs: _Outputs,
-) -> tuple[tuple[fx.Node, ...], set[fx.Node]]:
-    """Rewrites one entry; returns the parts as forward's nodes, and the decoded approximate values."""
+) -> tuple[Parts, set[fx.Node]]:
+    """Rewrites one entry; returns its parts, and the decoded approximate values."""
     value = produced[entry.name]
     like = Like.of(fake, memory_order(fake)) if (fake := tensor_of(value)) is not None else None
     if like is None:
@@ -126,7 +133,7 @@ def _encode_one(
     parts = tuple(storage_of(part) for part in parts)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
     # (a statistic that backward reads as well) is not saved again
-    fresh = [part for part in parts if not outputs.saves(part)]
+    fresh = [part for part in dict.fromkeys(parts) if not outputs.saves(part)]
     made = _new_placeholders(backward, entry, fresh, before=slots[0])
     inputs.update((part.name, node) for part, node in zip(fresh, made, strict=True))
     new_inputs = [inputs[part.name] for part in parts]
@@ -144,7 +151,7 @@ def _encode_one(
         backward.graph.erase_node(slot)
         if node is value and _loses(entry) and result.meta["val"].dtype.is_floating_point:
             approximate.add(result)
-    return parts, approximate
+    return Parts(entry, parts, tuple(node.name for node in new_inputs)), approximate
 
 
 @dataclass(frozen=True)

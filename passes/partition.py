@@ -44,6 +44,8 @@ def partition(joint: Joint, plan: Plan) -> Partition:
 
 def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
     """Lets backward's clamps of approximate operands take forward's decision: where(predicate, operand, limit)."""
+    if not plan.clamps:
+        return
     nodes = {node.name: node for node in backward.graph.nodes}
     writer = Inliner(backward, {})
     for name, clamp in plan.clamps:
@@ -56,7 +58,6 @@ def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
         (chosen,) = writer.inline(_choose(clamp), [predicate, node.args[0]], before=node, key=clamp)  # type: ignore[list-item]
         node.replace_all_uses_with(chosen)
         backward.graph.erase_node(node)
-    backward.recompile()
 
 
 def _choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:

@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +20,7 @@ from fxapprox.activation import Activation, Plan
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint
 from fxapprox.options import Options
+from fxapprox.passes.allocate import allocate
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
 from fxapprox.passes.partition import partition
@@ -68,6 +69,7 @@ def rewrite(
     num_fwd_outputs: int,
     static_lifetime_input_indices: Sequence[int] | None = None,
     options: Options,
+    revise: Callable[[Plan, Sequence[Activation]], Plan] = lambda plan, _: plan,
 ) -> Rewrite:
     """Splits a joint graph along our plan; a graph that cannot be handled is split exactly, with a warning.
 
@@ -79,11 +81,16 @@ def rewrite(
         UnsupportedGraph: the graph cannot be handled, and ``options.strict`` is set.
     """
     with _collector_paused():
-        return _rewrite(gm, joint_inputs, num_fwd_outputs, tuple(static_lifetime_input_indices or ()), options)
+        return _rewrite(gm, joint_inputs, num_fwd_outputs, tuple(static_lifetime_input_indices or ()), options, revise)
 
 
 def _rewrite(
-    gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int, static: tuple[int, ...], options: Options
+    gm: fx.GraphModule,
+    joint_inputs: Sequence[Any],
+    num_fwd_outputs: int,
+    static: tuple[int, ...],
+    options: Options,
+    revise: Callable[[Plan, Sequence[Activation]], Plan],
 ) -> Rewrite:
     clock = _Clock()
     adapter.prepare_joint(gm)
@@ -97,7 +104,7 @@ def _rewrite(
     try:
         activations = classify(joint, min_bytes=options.min_bytes)
         clock.lap("classify")
-        chosen = plan(activations, options, hints=hints_of(adapter.dynamic_sizes(gm)))
+        chosen = revise(_chosen(activations, options, hints_of(adapter.dynamic_sizes(gm))), activations)
         clock.lap("plan")
         if any(a.demand is not None for a in activations):
             forward, backward = partition(joint, chosen)
@@ -120,6 +127,12 @@ def _rewrite(
     return Rewrite(
         joint, forward, backward, baseline=baseline, copied=copied, recopied=copied, fallback=why, seconds=clock.laps
     )
+
+
+def _chosen(activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:
+    """The plan that the options ask for."""
+    chosen = plan(activations, options, hints=hints)
+    return allocate(chosen, activations, options, hints) if options.bits == "auto" else chosen
 
 
 def _exact(gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int, static: tuple[int, ...]) -> Partition:
@@ -169,5 +182,6 @@ def cache_key(options: Options) -> str | None:
     if policy is None:
         return None
     bits = sorted(options.bits.items()) if isinstance(options.bits, Mapping) else options.bits
-    parts = (bits, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
+    chosen = (options.average_bits, options.sensitivities) if options.bits == "auto" else ()
+    parts = (bits, chosen, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
     return f"fxapprox-{source_hash()}-{parts!r}"

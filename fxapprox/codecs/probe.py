@@ -1,0 +1,62 @@
+"""The probe: a value as it is, and beside it its codes in several numbers of bits, to be compared in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fxapprox.codecs.base import Carrier, Codec, Like
+from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.sizes import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(Carrier):
+    """Stores the value exactly, the decision it carries as bits, and after them the codes; decodes to the exact value.
+
+    Attributes:
+        inner: the codec that is tried.
+        tried: numbers of bits that it is tried with.
+        carries: whether a decision is stored with the value.
+    """
+
+    label: ClassVar[str] = "probe"
+    bits: int | None = None
+    inner: Codec = None  # type: ignore[assignment]
+    tried: tuple[int, ...] = ()
+    carries: bool = False
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.clone(), *(part for codec in self._codecs for part in codec.encode(x))
+
+    def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        return like.restride(parts[0])
+
+    def encode_with(self, x: Tensor, *context: Any) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        mask = (pack(context[0].upper.to(torch.int32), 1),) if self.carries else ()
+        return x.clone(), *mask, *(part for codec in self._codecs for part in codec.encode_with(x, *context))
+
+    def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
+        return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)
+
+    def approximations(self, parts: Sequence[Tensor], like: Like) -> dict[int, Tensor]:
+        """{bits: the value as its code in so many bits gives it back}."""
+        rest = parts[2:] if self.carries else parts[1:]
+        each = len(rest) // len(self.tried)
+        found = {}
+        for i, codec in enumerate(self._codecs):
+            own = tuple(rest[i * each : (i + 1) * each])
+            found[self.tried[i]] = codec.decode_with(own, like)[0] if self.carries else codec.decode(own, like)
+        return found
+
+    @property
+    def _codecs(self) -> list[Any]:
+        return [replace(self.inner, bits=bits) for bits in self.tried]  # type: ignore[call-arg,type-var]
+
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
+        own = sum((codec.nbytes(shape, dtype) for codec in self._codecs), start=packed_bytes(shape, 1))
+        return own + self.inner.nbytes(shape, dtype)

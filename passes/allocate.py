@@ -1,0 +1,154 @@
+"""Chooses the number of bits of each stored value under an average: where a bit buys the most.
+
+Every value starts with the fewest bits that its class allows, and the bit that lowers the squared gradient error the
+most per byte is bought first, until the average is used up (greedy on the lower convex hull of each value's error over
+its size: the optimum of the problem's linear relaxation, Everett 1963; ActNN, Chen et al. 2021, section 4.2, allocates
+per layer by dynamic programming).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fxapprox.activation import Activation, Class, Plan, Reach, Stored
+from fxapprox.codecs import Codec, Exact, Mask
+from fxapprox.options import BITS, Options
+from fxapprox.sensitivity import Errors
+from fxapprox.sizes import evaluate
+
+# What measuring may go down to: attention's eight bits are caution, softmax's are not (its error is exponential).
+FEWEST = {Class.LINEAR: 2, Class.SMOOTH: 4, Class.ATTENTION: 4, Class.SOFTMAX: 8}
+# Squared relative error of a Gaussian value's code, by its bits (tools/codec_error.py).
+DISTORTION = {8: 0.006**2, 4: 0.1**2, 2: 0.36**2}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A stored value whose bits can be chosen.
+
+    Attributes:
+        name: of the value.
+        elements: how many it has.
+        errors: {bits: squared relative gradient error}.
+    """
+
+    name: str
+    elements: int
+    errors: Mapping[int, float]
+
+
+def allocate(plan: Plan, activations: Sequence[Activation], options: Options, hints: Mapping[str, int]) -> Plan:
+    """The plan with bits for each value, so that ``options.average_bits`` an element are used on the average.
+
+    Requires: a plan for these activations, made for some uniform number of bits; a hint for each symbolic size.
+    Ensures: the same values are stored; no class gets fewer bits than it needs; the same input gives the same bits.
+    Changes numerics: no graph is touched.
+
+    Warns: the average cannot be had because of what classes need, or the measured sensitivities are of another model.
+    """
+    values = {a.name: a for a in activations}
+    entries = [entry for entry in plan.stored if adjustable(entry, values[entry.name], options)]
+    errors = _errors(entries, values, options)
+    choices = [
+        Choice(
+            entry.name,
+            evaluate(math.prod(values[entry.name].sizes), hints),
+            {bits: errors[entry.name][bits] for bits in levels(entry)},
+        )
+        for entry in entries
+    ]
+    bits = choose(choices, options.average_bits)
+    spent = sum(bits[c.name] * c.elements for c in choices)
+    total = sum(c.elements for c in choices)
+    if spent > options.average_bits * total:
+        warnings.warn(
+            f"average_bits={options.average_bits:g} cannot be had: what the values' classes need comes to"
+            f" {spent / total:.2f} bits an element",
+            stacklevel=2,
+        )
+    return replace(plan, stored=tuple(_with_bits(e, values[e.name], bits.get(e.name)) for e in plan.stored))
+
+
+def adjustable(entry: Stored, value: Activation, options: Options) -> bool:
+    """Whether the number of bits of this entry is ours to choose."""
+    codec = entry.codec
+    fixed = options.policy is not None and options.policy(value) is not None
+    return value.approximable and not fixed and not isinstance(codec, (Exact, Mask)) and codec.bits in BITS
+
+
+def levels(entry: Stored) -> tuple[int, ...]:
+    """The numbers of bits that the entry's class allows, fewest first."""
+    return tuple(bits for bits in sorted(BITS) if bits >= FEWEST.get(entry.kind, 8))
+
+
+def choose(choices: Sequence[Choice], average_bits: float) -> dict[str, int]:
+    """{value: bits}: the least error with ``average_bits`` an element; the fewest bits that there are if that is more.
+
+    Args:
+        choices: each with at least one number of bits.
+    """
+    bits = {choice.name: min(choice.errors) for choice in choices}
+    left = sum((average_bits - bits[choice.name]) * choice.elements for choice in choices)
+    steps = [(iter(_hull(choice)), choice) for choice in choices]
+    heap: list[tuple[float, str, int, int]] = []
+
+    def offer(index: int) -> None:
+        step = next(steps[index][0], None)
+        if step is not None:
+            heapq.heappush(heap, (-step[0], steps[index][1].name, step[1], index))
+
+    for index in range(len(steps)):
+        offer(index)
+    while heap:
+        _, name, more, index = heapq.heappop(heap)
+        price = (more - bits[name]) * steps[index][1].elements
+        if price <= left:  # a smaller value may still fit where this one does not
+            left -= price
+            bits[name] = more
+            offer(index)
+    return bits
+
+
+def _hull(choice: Choice) -> Iterator[tuple[float, int]]:
+    """(squared error saved per bit, bits) of each step up that is worth it, best first."""
+    at = min(choice.errors)
+    while True:
+        gains = [
+            ((choice.errors[at] - error) / ((bits - at) * choice.elements), bits)
+            for bits, error in choice.errors.items() if bits > at
+        ]  # fmt: skip
+        if not gains or max(gains)[0] <= 0:
+            return
+        best = max(gains)
+        yield best
+        at = best[1]
+
+
+def _errors(entries: Sequence[Stored], values: Mapping[str, Activation], options: Options) -> Errors:
+    if options.sensitivities is not None:
+        measured = options.sensitivities.of(entry.name for entry in entries)
+        if measured is not None:
+            return measured
+        warnings.warn(
+            "the sensitivities were measured on another model, or other options: bits are chosen by the graph alone;"
+            " fxapprox.calibrate measures again",
+            stacklevel=2,
+        )
+    return {entry.name: _estimate(values[entry.name]) for entry in entries}
+
+
+def _estimate(value: Activation) -> dict[int, float]:
+    """What the graph alone tells: an error that passes on to earlier layers counts for more than one that ends."""
+    weight = 4.0 if value.reach is Reach.CHAIN else 1.0
+    return {bits: weight * distortion for bits, distortion in DISTORTION.items()}
+
+
+def _with_bits(entry: Stored, value: Activation, bits: int | None) -> Stored:
+    if bits is None or bits == entry.codec.bits:
+        return entry
+    codec: Codec = replace(entry.codec, bits=bits)  # type: ignore[type-var]
+    return replace(entry, codec=codec, nbytes=codec.nbytes(value.sizes, value.dtype))
