@@ -4,8 +4,9 @@ from fxapprox.activation import Activation, Class, Decision, Reach
 from fxapprox.backend import compile
 from fxapprox.calibrate import calibrate
 from fxapprox.errors import FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
-from fxapprox.explain import explain, reports
+from fxapprox.explain import explain, reports, save_plan
 from fxapprox.options import Options
+from fxapprox.plan_file import SavedPlan
 from fxapprox.report import Report
 from fxapprox.sensitivity import Sensitivities
 
@@ -21,6 +22,7 @@ __all__ = [
     "Options",
     "Reach",
     "Report",
+    "SavedPlan",
     "Sensitivities",
     "TargetError",
     "UnsupportedGraph",
@@ -28,4 +30,5 @@ __all__ = [
     "compile",
     "explain",
     "reports",
+    "save_plan",
 ]

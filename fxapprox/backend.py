@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.errors import OptionError
+from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.options import NAMES, Options, unknown_option
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
 from fxapprox.report import Report, report_of
@@ -39,7 +39,10 @@ class Backend:
         return COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor))
 
     def _partition(self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> adapter.Partition:
-        result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
+        try:
+            result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
+        except FxApproxError as error:
+            raise adapter.through_dynamo(error) from error.__cause__
         self.reports.append(report_of(result))
         return result.forward, result.backward
 

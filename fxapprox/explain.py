@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +85,18 @@ def reports(compiled: object) -> tuple[Report, ...]:
         "reports() wants what fxapprox.compile or torch.compile(backend='fxapprox') returned,"
         f" not {type(compiled).__name__}"
     )
+
+
+def save_plan(compiled: object, path: str | Path) -> None:
+    """Writes what a compiled model stores, and in which codecs, to a JSON file for ``compile(model, plan=path)``.
+
+    Raises:
+        FxApproxError: it is not compiled by fxapprox, has run no training step, or uses codecs of the user's own.
+    """
+    found = reports(compiled)
+    if not found:
+        raise FxApproxError("save_plan() wants a model that has run: no training graph has been compiled yet")
+    merge(found).plan.save(path)
 
 
 def fresh(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,11 +6,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
 from fxapprox.errors import OptionError
+from fxapprox.plan_file import SavedPlan
 from fxapprox.sensitivity import Sensitivities
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Options:
             Or "auto": 8, 4 or 2 for each value, where they lower the gradient error most.
         average_bits: with ``bits="auto"``: bits per stored element on the average, 2 to 8.
         sensitivities: with ``bits="auto"``: what :func:`calibrate` measured; None: bits are chosen by the graph alone.
+        plan: a plan that was saved (``report.plan.save(path)``), or the path of its file: what it stores is stored,
+            in its codecs; bits, rounding and policy are not asked.
         rounding: "nearest" (least error per step), or "stochastic" (unbiased: the group codec's error
             averages out over steps; ActNN, Chen et al. 2021, section 3).
         min_bytes: leave tensors smaller than this many bytes as they are.
@@ -51,6 +55,7 @@ class Options:
     bits: int | Literal["auto"] | Mapping[str, int | None] | None = 8
     average_bits: float = 4.0
     sensitivities: Sensitivities | None = None
+    plan: SavedPlan | str | Path | None = None
     rounding: Rounding = "nearest"
     min_bytes: int = 4096
     policy: Callable[[Activation], Codec | None] | None = None
@@ -68,6 +73,10 @@ class Options:
                  self.average_bits, "a number from 2 to 8")  # fmt: skip
         _require(self.sensitivities is None or isinstance(self.sensitivities, Sensitivities), "sensitivities",
                  self.sensitivities, "what fxapprox.calibrate returned, or Sensitivities.load(path)")  # fmt: skip
+        if isinstance(self.plan, (str, Path)):
+            object.__setattr__(self, "plan", SavedPlan.load(self.plan))
+        _require(self.plan is None or isinstance(self.plan, SavedPlan), "plan", self.plan,
+                 "a SavedPlan or the path of its file")  # fmt: skip
         _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,
                  "a number of bytes, 0 or more")  # fmt: skip

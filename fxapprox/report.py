@@ -14,6 +14,7 @@ from fxapprox.activation import Activation, Class, Decision, Reach, Stored
 from fxapprox.codecs import Codec, Exact
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.passes.pipeline import Rewrite
+from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
 
 SCHEMA = 1
@@ -56,6 +57,12 @@ class Report:
     saved_expr: sympy.Expr = field(kw_only=True)
     sizes: tuple[SizeSymbol, ...] = field(default=(), kw_only=True)
     conditions: tuple[sympy.Basic, ...] = field(default=(), kw_only=True, repr=False)
+    entries: tuple[SavedEntry, ...] = field(default=(), kw_only=True, repr=False)
+
+    @property
+    def plan(self) -> SavedPlan:
+        """The plan as ``plan.save(path)`` writes it, for ``compile(model, plan=path)``."""
+        return SavedPlan(tuple(report.entries for report in self.graphs or (self,) if report.entries))
 
     @property
     def baseline_copies_bytes(self) -> int:
@@ -166,6 +173,7 @@ def report_of(result: Rewrite) -> Report:
         saved_expr=saved,
         sizes=tuple(symbol for symbol in adapter.dynamic_sizes(gm) if symbol.name in used),
         conditions=tuple(c for c in adapter.size_conditions(gm) if _free_symbols(c) <= used),
+        entries=saved_entries(result.plan, result.activations),
     )
 
 

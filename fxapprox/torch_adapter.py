@@ -24,6 +24,7 @@ import torch._inductor.inductor_prims
 from functorch.compile import make_boxed_func
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import partitioners
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
@@ -344,6 +345,16 @@ def compile_eager(
         )(gm, list(inputs))  # fmt: skip
 
 
+def through_dynamo(error: Exception) -> Exception:
+    """The same error as one that Dynamo hands to the caller of the model as it is, not inside one of its own."""
+    kind: Any = type(error)
+    transparent = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__})
+    twin = transparent.__new__(transparent, *error.args)
+    twin.args = error.args
+    twin.__dict__.update({**error.__dict__, "first_useful_frame": None})
+    return twin
+
+
 def stand_in_outputs(gm: fx.GraphModule) -> Callable[..., list[Any]]:
     """A function that returns zeros where a Dynamo graph returns tensors, and runs nothing."""
     output = next(iter(gm.graph.find_nodes(op="output")))
@@ -451,5 +462,6 @@ __all__ = [
     "size_symbols",
     "split",
     "stand_in_outputs",
+    "through_dynamo",
     "trace",
 ]

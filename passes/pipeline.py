@@ -26,6 +26,8 @@ from fxapprox.passes.encode import Parts, encode
 from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
+from fxapprox.passes.restore import restore
+from fxapprox.plan_file import SavedPlan
 from fxapprox.sizes import hints_of
 from fxapprox.torch_adapter import Partition
 
@@ -131,6 +133,8 @@ def _rewrite(
 
 def _chosen(activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:
     """The plan that the options ask for."""
+    if isinstance(options.plan, SavedPlan) and any(a.demand is not None for a in activations):
+        return restore(options.plan, activations, options, hints)
     chosen = plan(activations, options, hints=hints)
     return allocate(chosen, activations, options, hints) if options.bits == "auto" else chosen
 
@@ -183,5 +187,5 @@ def cache_key(options: Options) -> str | None:
         return None
     bits = sorted(options.bits.items()) if isinstance(options.bits, Mapping) else options.bits
     chosen = (options.average_bits, options.sensitivities) if options.bits == "auto" else ()
-    parts = (bits, chosen, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
+    parts = (bits, chosen, options.plan, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
     return f"fxapprox-{source_hash()}-{parts!r}"

@@ -11,7 +11,7 @@ A decision (mask, index, sign) is stored without loss, unless the code of anothe
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import networkx as nx
@@ -44,7 +44,26 @@ def plan(activations: tuple[Activation, ...], options: Options, *, hints: Mappin
         OptionError: the user's policy returned something that is not a codec.
     """
     problem = _Problem.of(activations, options, hints or {})
-    exact, approximate = _cut(problem)
+    return _plan_of(problem, *_cut(problem))
+
+
+def plan_storing(
+    activations: tuple[Activation, ...],
+    options: Options,
+    hints: Mapping[str, int],
+    *,
+    exact: Collection[str],
+    approximate: Collection[str],
+) -> Plan:
+    """The plan that stores these values, instead of those of the cheapest cut; those that backward needs not are left.
+
+    Raises:
+        UnsupportedGraph: backward needs more than these.
+    """
+    return _plan_of(_Problem.of(activations, options, hints), set(exact), set(approximate))
+
+
+def _plan_of(problem: _Problem, exact: set[str], approximate: set[str]) -> Plan:
     need = _resolve(problem, exact, approximate)
     kinds = _kinds(problem, need)
     stored = tuple(_store(name, problem, need, kinds) for name in problem.values if name in need.stored)

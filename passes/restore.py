@@ -1,0 +1,72 @@
+"""Takes up a plan that was saved: the same values in the same codecs, if the graph is still one that it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fxapprox.activation import Activation, Plan
+from fxapprox.codecs import Codec, Exact, Identity, Integer, Mask
+from fxapprox.errors import InvalidPlan, UnsupportedGraph
+from fxapprox.options import PROVISIONAL_BITS, Options
+from fxapprox.passes.allocate import FEWEST
+from fxapprox.passes.plan import plan_storing
+from fxapprox.plan_file import SavedEntry, SavedPlan, best_match
+
+LOSSLESS = (Exact, Identity, Mask, Integer)
+
+
+def restore(saved: SavedPlan, activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:
+    """The saved plan of this graph.
+
+    Everything is derived again from the graph, except for which values are stored and in which codec, and then
+    compared with the file: a plan that would store too little, decide on approximate values or give a class fewer bits
+    than it needs does not pass.
+
+    Requires: the Activations of one joint graph, a hint for each symbolic size.
+    Ensures: what ``plan`` does.
+    Changes numerics: no graph is touched.
+
+    Raises:
+        InvalidPlan: the plan does not fit the graph.
+    """
+    entries, misfit = best_match(saved, activations)
+    if misfit:
+        raise InvalidPlan(_message(misfit))
+    codecs = {entry.value: entry.codec for entry in entries}
+    lossless = {name for name, codec in codecs.items() if isinstance(codec, LOSSLESS)}
+    given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: _policy(codecs.get(value.name)))
+    try:
+        plan = plan_storing(activations, given, hints, exact=lossless, approximate=codecs.keys() - lossless)
+    except UnsupportedGraph as error:
+        raise InvalidPlan(_message(str(error))) from None
+    _compare(plan, entries)
+    return plan
+
+
+def _policy(codec: Codec | None) -> Codec | None:
+    return None if isinstance(codec, (Mask, Integer)) else codec
+
+
+def _compare(plan: Plan, entries: tuple[SavedEntry, ...]) -> None:
+    found = {entry.name: entry for entry in plan.stored}
+    for entry in entries:
+        mine = found.pop(entry.value, None)
+        if mine is None:
+            raise InvalidPlan(_message(f"backward does not need {entry.value!r} stored"))
+        if mine.codec != entry.codec or set(mine.carried) != set(entry.carries):
+            raise InvalidPlan(_message(f"{entry.value!r} would be stored in {mine.codec}, not in {entry.codec}"))
+        bits = entry.codec.bits
+        if not isinstance(entry.codec, LOSSLESS) and bits is not None and bits < FEWEST.get(mine.kind, 8):
+            raise InvalidPlan(
+                _message(f"{entry.value!r} needs {FEWEST.get(mine.kind, 8)} bits ({mine.kind.value}), not {bits}")
+            )
+    if found:
+        raise InvalidPlan(_message(f"backward needs {next(iter(found))!r} stored as well"))
+
+
+def _message(why: str) -> str:
+    return (
+        f"the saved plan does not fit this graph: {why}. The model, its input sizes, min_bytes or the torch version"
+        " changed since it was saved; compile without plan= and save again"
+    )
