@@ -24,6 +24,7 @@ from fxapprox.sizes import evaluate
 FEWEST = {Class.LINEAR: 2, Class.SMOOTH: 4, Class.ATTENTION: 4, Class.SOFTMAX: 8}
 # Squared relative error of a Gaussian value's code, by its bits (tools/codec_error.py).
 DISTORTION = {8: 0.006**2, 4: 0.1**2, 2: 0.36**2}
+WEIGHT = {Class.SMOOTH: 4.0, Class.LINEAR: 1.0, Class.ATTENTION: 0.25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,13 @@ def allocate(plan: Plan, activations: Sequence[Activation], options: Options, hi
     """
     values = {a.name: a for a in activations}
     entries = [entry for entry in plan.stored if adjustable(entry, values[entry.name], options)]
-    errors = _errors(entries, values, options)
-    choices = [
-        Choice(
-            entry.name,
-            evaluate(math.prod(values[entry.name].sizes), hints),
-            {bits: errors[entry.name][bits] for bits in levels(entry)},
-        )
-        for entry in entries
-    ]
+    elements = {entry.name: evaluate(math.prod(values[entry.name].sizes), hints) for entry in entries}
+    measured = _measured(entries, options)
+    choices = []
+    for entry in entries:
+        name = entry.name
+        errors = measured[name] if measured is not None else _estimate(values[name], elements[name])
+        choices.append(Choice(name, elements[name], {bits: errors[bits] for bits in levels(entry)}))
     bits = choose(choices, options.average_bits)
     spent = sum(bits[c.name] * c.elements for c in choices)
     total = sum(c.elements for c in choices)
@@ -128,23 +127,28 @@ def _hull(choice: Choice) -> Iterator[tuple[float, int]]:
         at = best[1]
 
 
-def _errors(entries: Sequence[Stored], values: Mapping[str, Activation], options: Options) -> Errors:
-    if options.sensitivities is not None:
-        measured = options.sensitivities.of(entry.name for entry in entries)
-        if measured is not None:
-            return measured
+def _measured(entries: Sequence[Stored], options: Options) -> Errors | None:
+    if options.sensitivities is None:
+        return None
+    measured = options.sensitivities.of(entry.name for entry in entries)
+    if measured is None:
         warnings.warn(
-            "the sensitivities were measured on another model, or other options: bits are chosen by the graph alone;"
-            " fxapprox.calibrate measures again",
+            "the sensitivities were measured on another model, or with other options: bits are chosen by the graph"
+            " alone; fxapprox.calibrate measures again",
             stacklevel=2,
         )
-    return {entry.name: _estimate(values[entry.name]) for entry in entries}
+    return measured
 
 
-def _estimate(value: Activation) -> dict[int, float]:
-    """What the graph alone tells: an error that passes on to earlier layers counts for more than one that ends."""
-    weight = 4.0 if value.reach is Reach.CHAIN else 1.0
-    return {bits: weight * distortion for bits, distortion in DISTORTION.items()}
+def _estimate(value: Activation, elements: int) -> dict[int, float]:
+    """What the graph alone tells; the weights are round numbers from what calibrate found in ResNets and transformers.
+
+    A gradient sums over positions (images, pixels, tokens), over which rounding errors average out; a derivative of a
+    smooth function passes its error on in full, attention a small part; what ends in one gradient harms no other.
+    """
+    channels = value.shape[1] if len(value.shape) >= 4 else value.shape[-1] if value.shape else 1
+    weight = WEIGHT.get(value.kind, 1.0) * (1.0 if value.reach is Reach.CHAIN else 0.25)
+    return {bits: weight * distortion * channels / max(elements, 1) for bits, distortion in DISTORTION.items()}
 
 
 def _with_bits(entry: Stored, value: Activation, bits: int | None) -> Stored:
