@@ -93,6 +93,18 @@ class Affine:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """The exact statistics by which a normalization over the batch standardizes a value: (x - mean) * rstd.
+
+    Attributes:
+        mean, rstd: node names; no mean where the value is centred already.
+    """
+
+    mean: str | None
+    rstd: str
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """One forward value of the joint graph.
 
@@ -117,6 +129,7 @@ class Activation:
         span: the range (low, high) that an integer is known to lie in, or None.
         nonnegative: whether no element can be below zero.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
+        moments: for a value that a normalization over the batch standardizes: see ``Moments``.
     """
 
     name: str
@@ -143,6 +156,7 @@ class Activation:
     span: tuple[int, int] | None = None
     nonnegative: bool = False
     embedded: Affine | None = None
+    moments: Moments | None = None
 
     @property
     def is_float(self) -> bool:
@@ -158,6 +172,7 @@ class Stored:
         name: the value.
         codec: how it is stored.
         affine: for a code that carries a predicate: where the predicate's threshold lies.
+        moments: for a code whose range comes from statistics: which.
         carried: names of the decisions that the code carries: predicates, and rectifiers run again from it.
         predicates: those of them that are masks, and cross to backward only inside this code.
         kind: class of the value, given everything that is recomputed from it.
@@ -171,6 +186,7 @@ class Stored:
     nbytes: int
     reason: str
     affine: Affine | None = None
+    moments: Moments | None = None
     carried: tuple[str, ...] = ()
     predicates: tuple[str, ...] = ()
 

@@ -9,6 +9,7 @@ from fxapprox.codecs.base import Carrier, Codec, Copy, Exact, Identity, Like, Pr
 from fxapprox.codecs.cast import Cast
 from fxapprox.codecs.group import Group
 from fxapprox.codecs.mask import Integer, Mask
+from fxapprox.codecs.standard import Standard
 from fxapprox.codecs.threshold import Threshold
 from fxapprox.codecs.zero import Zero
 
@@ -24,6 +25,7 @@ __all__ = [
     "Like",
     "Mask",
     "Predicate",
+    "Standard",
     "Threshold",
     "Zero",
 ]

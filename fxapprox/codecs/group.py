@@ -27,7 +27,7 @@ SMALLEST, LARGEST = 64, 256
 NAN, MINUS_INF, PLUS_INF, SPECIALS = 0, 1, 2, 3
 # (k of the compander, how far the range ends beyond the outermost level, in steps): the least error over bell-shaped,
 # heavy-tailed, one-sided and partly zero values (tools/codec_error.py --scan).
-CURVE = {8: (0.8, 0.25), 4: (0.8, 0.125), 2: (0.4, 0.4)}
+CURVE = {8: (0.8, 0.25), 4: (0.8, 0.125), 3: (0.8, 0.25), 2: (0.4, 0.4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Group(Codec):
     """``bits`` per element, and a centre (float32) and a radius (bfloat16) per group.
 
     Attributes:
-        bits: 8, 4 or 2.
+        bits: 8, 4, 3 or 2.
         rounding: "nearest", or "stochastic": unbiased over a uniform grid. The random numbers are a hash of the
             value and its place, so no generator moves.
         uniform: equidistant levels, for values that are not bell-shaped (softmax, and all that are never negative).
@@ -48,7 +48,7 @@ class Group(Codec):
 
     def __post_init__(self) -> None:
         if self.bits not in CURVE:
-            raise OptionError(f"Group(bits={self.bits!r}): expected 8, 4 or 2")
+            raise OptionError(f"Group(bits={self.bits!r}): expected 8, 4, 3 or 2")
         if self.rounding not in ("nearest", "stochastic"):
             raise OptionError(f'Group(rounding={self.rounding!r}): expected "nearest" or "stochastic"')
 

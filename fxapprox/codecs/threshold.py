@@ -30,7 +30,7 @@ from fxapprox.torch_adapter import materialize
 
 # (range in deviations, k of the compander): the least error over Gaussian values and Student's with 8 degrees of
 # freedom, whose tails are those of a trained network (tools/codec_error.py --scan). 8 bits can afford not to clip.
-GRID = {8: (20.0, 64.0), 4: (4.0, 2.4), 2: (2.2, 0.4)}
+GRID = {8: (20.0, 64.0), 4: (4.0, 2.4), 3: (3.0, 1.2), 2: (2.2, 0.4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Threshold(Carrier):
     A channel with a NaN or an infinity decodes to NaN throughout; its decisions stay exact.
 
     Attributes:
-        bits: 8, 4 or 2.
+        bits: 8, 4, 3 or 2.
     """
 
     label: ClassVar[str] = "threshold"
@@ -48,10 +48,10 @@ class Threshold(Carrier):
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         x = x.to(work_dtype(x))
-        reach, k = GRID[self.bits]
         channel = _channel_shape(x, predicate)
+        reach, k = grid(self.bits, x.shape, channel)
         mean, rstd, clean = _statistics(x, predicate, channel)
-        edge, flip = self._edge(predicate, mean, rstd, channel)
+        edge, flip = _edge(predicate, mean, rstd, channel, (reach, k))
         split = materialize((edge * 2**self.bits).round().clamp(1, 2**self.bits - 1))
         # per channel: from places on the grid (-1 to 1) to levels, on either side of the threshold
         fine_above = materialize((2**self.bits - split) / (2 * (1 - edge).clamp_min(1e-6)))
@@ -71,7 +71,7 @@ class Threshold(Carrier):
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, split, signed, mean, rstd = parts
-        reach, k = GRID[self.bits]
+        reach, k = grid(self.bits, like.shape, signed.shape)
         edge, cut = signed.abs(), split.to(signed.dtype)
         above, below = (1 - edge) * 2 / (2**self.bits - cut), edge * 2 / cut
         start = edge * 2 - 1 + (0.5 - cut) * above
@@ -83,26 +83,41 @@ class Threshold(Carrier):
         place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
         return like.restride(expand(place, k) * gain + mean), upper
 
-    def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, channel: list[int]) -> tuple[Tensor, Tensor]:
-        """The threshold's place on the grid turned so that "true" is above, and which way it is turned."""
-        reach, k = GRID[self.bits]
-        if predicate.scale is None or predicate.shift is None:
-            scale, shift = 1 / rstd, mean  # z is x itself
-        elif predicate.mean is None:
-            scale, shift = predicate.scale / rstd, predicate.scale * mean + predicate.shift
-        else:
-            scale, shift = predicate.scale, predicate.shift
-        scale, shift = materialize(scale.to(mean.dtype)), materialize(shift.to(mean.dtype))
-        at = materialize(-shift / scale.abs())
-        never = torch.where(shift > 0, -math.inf, math.inf)
-        at = torch.where((scale == 0) | (at != at), never, at)
-        v = materialize((at / reach).clamp(-1, 1).expand(channel))
-        flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(channel))
-        return materialize(compress(v, k) * 0.5 + 0.5), flip
-
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
         return packed_bytes(shape, self.bits) + channels * 5
+
+
+def grid(bits: int, shape: Sequence[int], channel: Sequence[int]) -> tuple[float, float]:
+    """(range in deviations, k of the compander) for values of which each channel has its own mean and deviation.
+
+    Of n numbers none is further than sqrt(n - 1) deviations from their mean (Samuelson 1968), so that a channel of few
+    needs no wide range.
+    """
+    reach, k = GRID[bits]
+    count = math.prod(shape) // max(math.prod(channel), 1)
+    most = math.sqrt(max(count - 1, 1)) if isinstance(count, int) else reach
+    return (reach, k) if most >= reach else (most, k * (most / reach) ** 2)
+
+
+def _edge(
+    predicate: Predicate, mean: Tensor, rstd: Tensor, channel: list[int], curve: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """The threshold's place on the grid turned so that "true" is above, and which way it is turned."""
+    reach, k = curve
+    if predicate.scale is None or predicate.shift is None:
+        scale, shift = 1 / rstd, mean  # z is x itself
+    elif predicate.mean is None:
+        scale, shift = predicate.scale / rstd, predicate.scale * mean + predicate.shift
+    else:
+        scale, shift = predicate.scale, predicate.shift
+    scale, shift = materialize(scale.to(mean.dtype)), materialize(shift.to(mean.dtype))
+    at = materialize(-shift / scale.abs())
+    never = torch.where(shift > 0, -math.inf, math.inf)
+    at = torch.where((scale == 0) | (at != at), never, at)
+    v = materialize((at / reach).clamp(-1, 1).expand(channel))
+    flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(channel))
+    return materialize(compress(v, k) * 0.5 + 0.5), flip
 
 
 def kept_dims(dims: int) -> tuple[int, ...]:
