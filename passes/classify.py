@@ -17,6 +17,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Class, Moments, Operand, Reach, Use
+from fxapprox.codecs.threshold import kept_dims
 from fxapprox.graph import (
     Joint,
     element_of,
@@ -459,8 +460,9 @@ def _over_the_batch(x: fx.Node, mean: object) -> bool:
     value, small = tensor_of(x), tensor_of(mean) if isinstance(mean, fx.Node) else None
     if value is None or small is None or value.dim() < 2 or numel(small) == 1:
         return False
-    shared = small.dim() < value.dim() or small.shape[0] == 1
-    return shared and numel(value) >= WIDE * numel(small)
+    sizes = [1] * (value.dim() - small.dim()) + list(small.shape)
+    kept = tuple(d for d, size in enumerate(sizes) if not isinstance(size, int) or size != 1)
+    return 0 not in kept and kept == kept_dims(value.dim()) and numel(value) >= WIDE * numel(small)
 
 
 def _strip_views(node: fx.Node | None) -> fx.Node | None:

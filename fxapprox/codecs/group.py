@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import compress, expand, finite, work_dtype
+from fxapprox.codecs.grid import bend_low, compress, expand, finite, unbend_low, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.torch_adapter import materialize
@@ -38,13 +38,15 @@ class Group(Codec):
         bits: 8, 4, 3 or 2.
         rounding: "nearest", or "stochastic": unbiased over a uniform grid. The random numbers are a hash of the
             value and its place, so no generator moves.
-        uniform: equidistant levels, for values that are not bell-shaped (softmax, and all that are never negative).
+        uniform: equidistant levels, for values that are not bell-shaped (logits, and all that are never negative).
+        skewed: levels close together at the low end, for attention weights: most are small, and few hold the sum.
     """
 
     label: ClassVar[str] = "group"
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     rounding: str = "nearest"
     uniform: bool = False
+    skewed: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in CURVE:
@@ -54,7 +56,11 @@ class Group(Codec):
 
     @property
     def _curve(self) -> tuple[float, float]:
-        return (0.0, 0.0) if self.uniform or self.rounding == "stochastic" else CURVE[self.bits]
+        return (0.0, 0.0) if self.uniform or self.skewed or self.rounding == "stochastic" else CURVE[self.bits]
+
+    @property
+    def _low(self) -> bool:
+        return self.skewed and self.rounding == "nearest"
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         k, margin = self._curve
@@ -71,7 +77,7 @@ class Group(Codec):
 
         v = ((torch.where(ok, groups, centre) - centre) * gain).clamp(-1, 1)
         nudge = 0.5 if self.rounding == "nearest" else dither(groups)
-        place = compress(v, k) * fine + (fine - margin + nudge)
+        place = (bend_low(v) if self._low else compress(v, k)) * fine + (fine - margin + nudge)
         codes = torch.minimum(place.floor().clamp_min(0), top) + offset
         infinity = torch.where(groups > 0, float(PLUS_INF), float(MINUS_INF))
         codes = torch.where(ok, codes, torch.where(groups != groups, float(NAN), infinity))
@@ -85,7 +91,8 @@ class Group(Codec):
         _, offset, fine = self._levels(special, centre.dtype)
         step = materialize(1 / fine)
         start = materialize((margin - offset) / fine - 1)
-        values = expand(codes * step + start, k) * radius.abs().to(centre.dtype) + centre
+        place = codes * step + start
+        values = (unbend_low(place) if self._low else expand(place, k)) * radius.abs().to(centre.dtype) + centre
         infinity = torch.where(codes == PLUS_INF, math.inf, -math.inf)
         odd = torch.where(codes == NAN, math.nan, infinity)
         values = torch.where(special & (codes < SPECIALS), odd, values)

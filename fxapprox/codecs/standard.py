@@ -1,12 +1,13 @@
 """The standard codec: a value that its own normalization standardizes, and no decision with it.
 
 The input of a BatchNorm before a residual addition: the rstd of its channel is stored for backward anyway and gives the
-code its range, so nothing is stored beside the codes. What backward reads is the input less its mean; where the plan
-stores that, it needs no mean either. The grid is the threshold codec's, without a threshold.
+code its scale, so that two bytes a channel are stored beside the codes. What backward reads is the input less its
+mean; where the plan stores that, it needs no mean either. The grid is the threshold codec's, without a threshold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import compress, expand, work_dtype
+from fxapprox.codecs.grid import bend, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
-from fxapprox.codecs.threshold import GRID, grid
+from fxapprox.codecs.threshold import GRID, kept_dims, stretch_of
 from fxapprox.errors import OptionError
 from fxapprox.torch_adapter import materialize
 
@@ -49,20 +50,21 @@ class Standard(Codec):
             mean: None where ``x`` is centred.
         """
         x = x.to(work_dtype(x))
-        reach, k = grid(self.bits, x.shape, rstd.shape)
         half = 2 ** (self.bits - 1)
+        stretch = stretch_of(x, mean, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape), self.bits)
         centred = x if mean is None else x - mean
-        place = compress((centred * materialize(rstd / reach)).clamp(-1, 1), k)
-        codes = (place * half + half).to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any code; it decodes to NaN
-        return pack(codes, self.bits), rstd, *(() if mean is None else (mean,))
+        place = bend(centred * materialize(rstd / GRID[self.bits][2])) * materialize(stretch.to(x.dtype) * half)
+        codes = (place + half).floor().to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any; its channel is NaN
+        return pack(codes, self.bits), stretch, rstd, *(() if mean is None else (mean,))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
-        packed, rstd, *mean = parts
-        reach, k = grid(self.bits, like.shape, rstd.shape)
+        packed, stretch, rstd, *mean = parts
         half = 2 ** (self.bits - 1)
-        place = unpack(packed, self.bits, like.shape).to(rstd.dtype) * (1 / half) + (0.5 / half - 1)
-        values = expand(place, k) * materialize(reach / rstd)
+        step = materialize(1 / (half * stretch.to(rstd.dtype)))
+        place = (unpack(packed, self.bits, like.shape).to(rstd.dtype) + (0.5 - half)) * step
+        values = unbend(place) * materialize(GRID[self.bits][2] / rstd)
         return like.restride(values + mean[0] if mean else values)
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:
-        return packed_bytes(shape, self.bits)
+        channels = math.prod(shape[d] for d in kept_dims(len(shape)))
+        return packed_bytes(shape, self.bits) + channels * 2
