@@ -128,6 +128,7 @@ class Activation:
         kept: why it is stored as it is if it is stored at all ("too small" or not dense); "" if it can be encoded.
         span: the range (low, high) that an integer is known to lie in, or None.
         nonnegative: whether no element can be below zero.
+        weights: whether it is the output of a softmax: few large elements, and many near zero.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
         moments: for a value that a normalization over the batch standardizes: see ``Moments``.
     """
@@ -155,6 +156,7 @@ class Activation:
     partial: bool = False
     span: tuple[int, int] | None = None
     nonnegative: bool = False
+    weights: bool = False
     embedded: Affine | None = None
     moments: Moments | None = None
 

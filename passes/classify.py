@@ -233,6 +233,16 @@ def _is_softmax_output(node: fx.Node, facts: _Facts) -> bool:
     return op_name(node.args[0]) == "aten.sub" and facts.bounds[node.args[0]][1] <= 0
 
 
+def _is_weights(node: fx.Node) -> bool:
+    """Whether the node is a softmax: exp(...) over its own sum, whatever was subtracted or multiplied before."""
+    if op_name(node) == "aten._softmax":
+        return True
+    if op_name(node) != "aten.div" or not all(isinstance(a, fx.Node) for a in node.args):
+        return False
+    exponential, total = node.args
+    return op_name(exponential) == "aten.exp" and op_name(total) == "aten.sum" and total.args[0] is exponential  # type: ignore[union-attr, arg-type]
+
+
 def _uses_by_backward(
     joint: Joint, facts: _Facts, affines: dict[fx.Node, Affine | None]
 ) -> dict[fx.Node, tuple[Use | None, Use | None, str]]:
@@ -583,6 +593,7 @@ def _describe(
         kept=kept,
         span=_span(node),
         nonnegative=facts.bounds[node][0] >= 0,
+        weights=_is_weights(node),
         embedded=embedded,
         moments=_moments(node) if approximable else None,
     )

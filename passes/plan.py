@@ -156,7 +156,7 @@ class _Problem:
         rounding, uniform = self.options.rounding, kind is Class.SOFTMAX or value.nonnegative
         if value.moments and kind in (Class.LINEAR, Class.SMOOTH) and rounding == "nearest" and not uniform:
             return Standard(bits)
-        skewed = kind is Class.SOFTMAX and value.nonnegative and rounding == "nearest"
+        skewed = value.weights and rounding == "nearest"
         return Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
 
 

@@ -72,6 +72,31 @@ def test_group_codec_keeps_nan_and_infinity_in_their_places(bits: int, rounding:
     assert torch.equal(found.isfinite(), x.isfinite())
 
 
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.005), (4, 0.08), (3, 0.16), (2, 0.36)])
+def test_skewed_levels_suit_attention_weights(bits: int, limit: float) -> None:
+    weights = torch.softmax(2 * torch.randn(8, 4, 64, 64), -1)
+    skewed, uniform = (
+        relative(codec.decode(codec.encode(weights), Like.of(weights)), weights)
+        for codec in (Group(bits, skewed=True), Group(bits, uniform=True))
+    )
+    assert skewed < min(limit, uniform)
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.12), (4, 0.65)])
+def test_heavy_tails_are_not_clipped(bits: int, limit: float) -> None:
+    """One value owns its channel (of it, a grid to 4 deviations would lose 94%); the other keeps its fine grid."""
+    x = torch.randn(16, 2, 16, 16)
+    x[0, 0, 0, 0] = 600.0
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    one, zero = torch.ones(2, 1, 1), torch.zeros(2, 1, 1)
+    predicate = Predicate(x > mean, one, zero, mean, torch.rsqrt(var))
+    carried, _ = Threshold(bits).decode_with(Threshold(bits).encode_with(x, predicate), Like.of(x))
+    plain = Standard(bits).decode(Standard(bits).encode_with(x, torch.rsqrt(var), mean), Like.of(x))
+    for found in (carried, plain):
+        assert relative(found[:, 0] - mean[:, 0], x[:, 0] - mean[:, 0]) < limit
+        assert relative(found[:, 1] - mean[:, 1], x[:, 1] - mean[:, 1]) < {8: 0.01, 4: 0.11}[bits]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("codec", [Group(8), Identity(), Cast(torch.bfloat16)], ids=lambda c: c.label)
 def test_dtype_and_strides_come_back(dtype: torch.dtype, codec: Group) -> None:

@@ -93,6 +93,16 @@ def test_softmax_gets_eight_bits_and_most_levels_for_small_weights() -> None:
     assert entry.codec == Group(8, skewed=True)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_attention_weights_get_most_levels_near_zero(scale: float) -> None:
+    def attend(x: Tensor) -> Tensor:
+        return (torch.softmax((x @ W) @ (x @ W.t()).t() * scale, -1) @ (x @ W)).square().sum()
+
+    assert any(isinstance(e.codec, Group) and e.codec.skewed for e in planned(attend, X, bits=8).stored)
+    unbiased = [e.codec for e in planned(attend, X, bits=8, rounding="stochastic").stored]
+    assert not any(isinstance(codec, Group) and codec.skewed for codec in unbiased)
+
+
 def test_dropout_masks_are_stored_as_bits_never_drawn_again() -> None:
     chosen = planned(lambda x: (F.dropout(x @ W, 0.5) @ W).sum(), X, bits=4)
     assert any(entry.codec == Mask() for entry in chosen.stored)
