@@ -204,8 +204,8 @@ def scan() -> Iterator[str]:
     bells, few = torch.randn(400, 256), torch.randn(1600, 64)
     groups = [bells, few, student(8.0).view(-1, 256), F.gelu(bells), bells * (torch.rand(bells.shape) > 0.1)]
     for bits in BITS:
-        grids = itertools.product([0.05, 0.4, 0.65, 1, 1.1], [0, 3], [2.2, 2.8, 3.2], [1.5, 2, 3, 3.5, 5])
-        yield from best("threshold: share, cut, least, knee", threshold_codec.GRID, bits, list(grids), tails, standard)
+        grids = itertools.product([0.05, 0.2, 0.4, 0.65, 0.8, 1.1], [2.2, 2.8, 3.2], [1.5, 2, 2.5, 3, 3.5, 5])
+        yield from best("threshold: share, least, knee", threshold_codec.GRID, bits, list(grids), tails, standard)
         curves = list(itertools.product([0, 0.1, 0.4, 0.8, 1.2], [0, 0.125, 0.25, 0.4, 0.5, 0.6]))
         yield from best("group: k, margin", group_codec.CURVE, bits, curves, groups, group)
 

@@ -53,7 +53,7 @@ class Standard(Codec):
         half = 2 ** (self.bits - 1)
         stretch = stretch_of(x, mean, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape), self.bits)
         centred = x if mean is None else x - mean
-        place = bend(centred * materialize(rstd / GRID[self.bits][3])) * materialize(stretch.to(x.dtype) * half)
+        place = bend(centred * materialize(rstd / GRID[self.bits][2])) * materialize(stretch.to(x.dtype) * half)
         codes = (place + half).floor().to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any; its channel is NaN
         return pack(codes, self.bits), stretch, rstd, *(() if mean is None else (mean,))
 
@@ -62,7 +62,7 @@ class Standard(Codec):
         half = 2 ** (self.bits - 1)
         step = materialize(1 / (half * stretch.to(rstd.dtype)))
         place = (unpack(packed, self.bits, like.shape).to(rstd.dtype) + (0.5 - half)) * step
-        values = unbend(place) * materialize(GRID[self.bits][3] / rstd)
+        values = unbend(place) * materialize(GRID[self.bits][2] / rstd)
         return like.restride(values + mean[0] if mean else values)
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype | None) -> int:

@@ -28,10 +28,9 @@ from fxapprox.codecs.grid import bend, finite, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.torch_adapter import materialize
 
-# (share, cut, least, knee), in deviations: the grid reaches to share * the channel's largest value - cut, or to least,
-# and bends at the knee: little error for values from Gaussian ones to Student's with 3 degrees of freedom
-# (tools/codec_error.py --scan).
-GRID = {8: (1.1, 0.0, 3.0, 2.0), 4: (1.0, 3.0, 3.2, 3.0), 3: (0.4, 0.0, 2.8, 3.5), 2: (0.05, 0.0, 2.2, 5.0)}
+# (reach, as a share of the channel's largest value; the least reach; the knee), in deviations: the least error over
+# values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
+GRID = {8: (1.1, 3.0, 2.0), 4: (0.65, 3.2, 3.0), 3: (0.4, 2.8, 3.5), 2: (0.05, 2.2, 5.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Threshold(Carrier):
         fine_above = materialize((2**self.bits - split) / (2 * (1 - edge).clamp_min(1e-6)))
         fine_below = materialize(split / (2 * edge.clamp_min(1e-6)))
         start = materialize(split - (2 * edge - 1) * fine_above)
-        place = bend((x - mean) * materialize(rstd * flip / GRID[self.bits][3])) * stretch.to(x.dtype)
+        place = bend((x - mean) * materialize(rstd * flip / GRID[self.bits][2])) * stretch.to(x.dtype)
         upper = predicate.upper
         level = place.clamp(-1, 1) * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
@@ -74,7 +73,7 @@ class Threshold(Carrier):
         edge, cut, grain = signed.abs(), split.to(signed.dtype), 1 / stretch.to(signed.dtype)
         above, below = (1 - edge) * 2 / (2**self.bits - cut) * grain, edge * 2 / cut * grain
         start = (edge * 2 - 1) * grain + (0.5 - cut) * above
-        gain = torch.sign(signed) * GRID[self.bits][3] / rstd
+        gain = torch.sign(signed) * GRID[self.bits][2] / rstd
         cut, above, below, start, bottom, gain = map(materialize, (cut, above, below, start, below * 0.5 - grain, gain))
         codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
         upper = codes >= cut
@@ -93,7 +92,7 @@ class Threshold(Carrier):
         at = materialize(-shift / scale.abs())
         never = torch.where(shift > 0, -math.inf, math.inf)
         at = torch.where((scale == 0) | (at != at), never, at)
-        v = bend(at.clamp(-1e6, 1e6) / GRID[self.bits][3]) * stretch.to(mean.dtype)
+        v = bend(at.clamp(-1e6, 1e6) / GRID[self.bits][2]) * stretch.to(mean.dtype)
         flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(stretch.shape))
         return materialize(v.clamp(-1, 1) * 0.5 + 0.5), flip
 
@@ -112,8 +111,8 @@ def stretch_of(x: Tensor, mean: Tensor | None, rstd: Tensor, channel: Sequence[i
     high, low = (x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)) if x.numel() else (rstd, rstd)
     most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
     most = torch.where(finite(most), most, 0.0)
-    share, cut, least, knee = GRID[bits]
-    return materialize((1 + knee / (most * share - cut).clamp_min(least)).to(torch.bfloat16))
+    share, least, knee = GRID[bits]
+    return materialize((1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16))
 
 
 def kept_dims(dims: int) -> tuple[int, ...]:
