@@ -114,6 +114,18 @@ class Clamp:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """The exact statistics by which a normalization over the batch standardizes a value: (x - mean) * rstd.
+
+    Attributes:
+        mean, rstd: node names; no mean where the value is centred already.
+    """
+
+    mean: str | None
+    rstd: str
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """One forward value of the joint graph.
 
@@ -138,8 +150,10 @@ class Activation:
         kept: why it is stored as it is if it is stored at all ("too small" or not dense); "" if it can be encoded.
         span: the range (low, high) that an integer is known to lie in, or None.
         nonnegative: whether no element can be below zero.
+        weights: whether it is the output of a softmax: few large elements, and many near zero.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
         clamp: for a clamp: how it can be run again on an approximate operand.
+        moments: for a value that a normalization over the batch standardizes: see ``Moments``.
     """
 
     name: str
@@ -166,8 +180,10 @@ class Activation:
     partial: bool = False
     span: tuple[int, int] | None = None
     nonnegative: bool = False
+    weights: bool = False
     embedded: Affine | None = None
     clamp: Clamp | None = None
+    moments: Moments | None = None
 
     @property
     def is_float(self) -> bool:
@@ -183,6 +199,7 @@ class Stored:
         name: the value.
         codec: how it is stored.
         affine: for a code that carries a predicate: where the predicate's threshold lies.
+        moments: for a code whose range comes from statistics: which.
         carried: names of the decisions that the code carries: predicates, and rectifiers run again from it.
         predicates: those of them that are masks, and cross to backward only inside this code.
         kind: class of the value, given everything that is recomputed from it.
@@ -196,6 +213,7 @@ class Stored:
     nbytes: Size
     reason: str
     affine: Affine | None = None
+    moments: Moments | None = None
     carried: tuple[str, ...] = ()
     predicates: tuple[str, ...] = ()
 

@@ -18,8 +18,7 @@ from torch import Tensor, fx, nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Plan
 from fxapprox.backend import Backend
-from fxapprox.codecs import Like
-from fxapprox.codecs.probe import Probe
+from fxapprox.codecs import Like, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.explain import fresh, untouched
 from fxapprox.graph import memory_order
@@ -37,10 +36,10 @@ def calibrate(
     progress: bool = True,
     **options: Any,
 ) -> Sensitivities:
-    """Measures the gradient error that each stored value causes in 8, 4 and 2 bits.
+    """Measures the gradient error that each stored value causes in 8, 4, 3 and 2 bits.
 
     A batch smaller than those of training will do: errors are relative. Parameters, gradients, buffers and random
-    numbers stay as they are. Takes about as many backward passes as there are stored values, times two.
+    numbers stay as they are. Takes about as many backward passes as there are stored values, times three.
 
     Args:
         model: the module or function, not compiled.

@@ -36,7 +36,7 @@ class Options:
             Or a mapping from patterns of module paths to such numbers, as in ``{"layers.*.attn": 8, "*": 4}``: a
             pattern covers the modules whose path it matches, and all inside them; where several do, the one with
             most literal characters wins; what none covers gets 8.
-            Or "auto": 8, 4 or 2 for each value, where they lower the gradient error most.
+            Or "auto": 8, 4, 3 or 2 for each value, where they lower the gradient error most.
         average_bits: with ``bits="auto"``: bits per stored element on the average, 2 to 8.
         sensitivities: with ``bits="auto"``: what :func:`calibrate` measured; None: bits are chosen by the graph alone.
         plan: a plan that was saved (``report.plan.save(path)``), or the path of its file: what it stores is stored,

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 
 from fxapprox.activation import Activation, Class, Plan, Reach, Stored
 from fxapprox.codecs import Codec, Exact, Mask
-from fxapprox.options import BITS, Options
+from fxapprox.options import Options
 from fxapprox.sensitivity import Errors
 from fxapprox.sizes import evaluate
 
 # What measuring may go down to: attention's eight bits are caution, softmax's are not (its error is exponential).
 FEWEST = {Class.LINEAR: 2, Class.SMOOTH: 4, Class.ATTENTION: 4, Class.SOFTMAX: 8}
 # Squared relative error of a Gaussian value's code, by its bits (tools/codec_error.py).
-DISTORTION = {8: 0.006**2, 4: 0.1**2, 2: 0.36**2}
+DISTORTION = {8: 0.006**2, 4: 0.1**2, 3: 0.19**2, 2: 0.36**2}
 WEIGHT = {Class.SMOOTH: 4.0, Class.LINEAR: 1.0, Class.ATTENTION: 0.25}
 
 
@@ -76,12 +76,12 @@ def adjustable(entry: Stored, value: Activation, options: Options) -> bool:
     """Whether the number of bits of this entry is ours to choose."""
     codec = entry.codec
     fixed = options.policy is not None and options.policy(value) is not None
-    return value.approximable and not fixed and not isinstance(codec, (Exact, Mask)) and codec.bits in BITS
+    return value.approximable and not fixed and not isinstance(codec, (Exact, Mask)) and codec.bits in DISTORTION
 
 
 def levels(entry: Stored) -> tuple[int, ...]:
     """The numbers of bits that the entry's class allows, fewest first."""
-    return tuple(bits for bits in sorted(BITS) if bits >= FEWEST.get(entry.kind, 8))
+    return tuple(bits for bits in sorted(DISTORTION) if bits >= FEWEST.get(entry.kind, 8))
 
 
 def choose(choices: Sequence[Choice], average_bits: float) -> dict[str, int]:

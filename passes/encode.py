@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxapprox.activation import Affine, Plan, Stored
-from fxapprox.codecs import Carrier, Exact, Identity, Like, Predicate
+from fxapprox.activation import Affine, Moments, Plan, Stored
+from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
 from fxapprox.graph import Inliner, memory_order, source_line, storage_of, tensor_of, verify
 from fxapprox.operators import op_name
@@ -122,9 +122,9 @@ def _encode_one(
     if like is None:
         raise InvalidPlan(f"{entry.name!r} cannot be encoded: it is not a tensor")
     predicates = [produced[name] for name in entry.predicates]
-    context = _Context.of(entry, entry.affine, produced) if entry.affine is not None else None
-    args = [value, *(context.nodes if context else ())]
-    key = (entry.codec, like, context.signature if context else None)
+    context = _context(entry, produced)
+    args = [value, *context.nodes]
+    key = (entry.codec, like, len(context.nodes), context.signature)
     parts = writers[0].inline(_encoder(entry, context), args, before=_after(args), key=("encode", key))
 
     read = [n for n in (value, *predicates) if n.name in inputs]
@@ -154,9 +154,43 @@ def _encode_one(
     return Parts(entry, parts, tuple(node.name for node in new_inputs)), approximate
 
 
+class _Alone:
+    """What a codec reads in forward besides the value; most read nothing."""
+
+    nodes: tuple[fx.Node, ...] = ()
+    signature: Hashable = None  # what the trace depends on besides the codec and shapes
+
+    def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The parts of x; ``values`` are those of ``nodes``. Runs under the trace, as does decode."""
+        return codec.encode(x)
+
+    def decode(self, codec: Codec, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, ...]:
+        """The value, then the entry's predicates."""
+        return (codec.decode(parts, like),)
+
+
+class _Standardized(_Alone):
+    """The statistics that standardize the value: rstd, and the mean unless the value is centred."""
+
+    def __init__(self, moments: Moments, produced: dict[str, fx.Node]) -> None:
+        self.nodes = tuple(produced[name] for name in (moments.rstd, moments.mean) if name)
+
+    def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        assert isinstance(codec, (Standard, Probe))
+        return codec.encode_with(x, *values)
+
+
+def _context(entry: Stored, produced: dict[str, fx.Node]) -> _Alone:
+    if entry.affine is not None:
+        return _Decision.of(entry, entry.affine, produced)
+    if entry.moments is not None:
+        return _Standardized(entry.moments, produced)
+    return _Alone()
+
+
 @dataclass(frozen=True)
-class _Context:
-    """What a carrier reads in forward besides the value: a predicate, the steps' coefficients, the statistics."""
+class _Decision(_Alone):
+    """A predicate, the steps' coefficients, the statistics."""
 
     affine: Affine
     upper_is_true: tuple[bool, ...]
@@ -164,25 +198,34 @@ class _Context:
     coefficients: dict[str, fx.Node]
 
     @classmethod
-    def of(cls, entry: Stored, affine: Affine, produced: dict[str, fx.Node]) -> _Context:
+    def of(cls, entry: Stored, affine: Affine, produced: dict[str, fx.Node]) -> _Decision:
         names = [c for _, c in _own_steps(affine) if isinstance(c, str)]
         names += [n for n in (affine.mean, affine.rstd) if n]
         sides = tuple(_upper_is_true(produced[name]) for name in entry.predicates)
         return cls(affine, sides, produced[entry.carried[0]], {name: produced[name] for name in names})
 
     @property
-    def nodes(self) -> tuple[fx.Node, ...]:
+    def nodes(self) -> tuple[fx.Node, ...]:  # type: ignore[override]
         return (self.predicate, *self.coefficients.values())
 
     @property
-    def signature(self) -> Hashable:
-        """What the trace depends on besides shapes; coefficients by their order, not by their names."""
+    def signature(self) -> Hashable:  # type: ignore[override]
+        """Coefficients by their order, not by their names."""
         order = list(self.coefficients)
         steps = tuple((op, order.index(c) if isinstance(c, str) else (c,)) for op, c in _own_steps(self.affine))
         return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true
 
+    def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        assert isinstance(codec, Carrier)
+        return codec.encode_with(x, self.read(x, values))
+
+    def decode(self, codec: Codec, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, ...]:
+        assert isinstance(codec, Carrier)
+        value, upper = codec.decode_with(parts, like)
+        return value, *(upper if side else ~upper for side in self.upper_is_true)
+
     def read(self, x: Tensor, values: Sequence[Tensor]) -> Predicate:
-        """The predicate as the codec wants it; runs under the trace."""
+        """The predicate as the codec wants it."""
         taken = values[0]
         named = dict(zip(self.coefficients, values[1:], strict=True))
         if taken.dtype.is_floating_point:  # a rectifier whose mask backward does not read
@@ -229,30 +272,16 @@ def _upper_is_true(predicate: fx.Node) -> bool:
     return op_name(predicate) in ("aten.gt", "aten.ge")
 
 
-def _encoder(entry: Stored, context: _Context | None) -> Callable[..., tuple[Tensor, ...]]:
-    codec = entry.codec
-
-    def run(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        if context is None:
-            return codec.encode(x)
-        assert isinstance(codec, Carrier)
-        return codec.encode_with(x, context.read(x, values))
-
-    return run
+def _encoder(entry: Stored, context: _Alone) -> Callable[..., tuple[Tensor, ...]]:
+    return lambda x, *values: context.encode(entry.codec, x, values)
 
 
 def _decoder(
-    entry: Stored, like: Like, context: _Context | None, shapes: Sequence[Sequence[int]]
+    entry: Stored, like: Like, context: _Alone, shapes: Sequence[Sequence[int]]
 ) -> Callable[..., tuple[Tensor, ...]]:
-    codec = entry.codec
-
     def run(*saved: Tensor) -> tuple[Tensor, ...]:
         parts = tuple(part.reshape(shape) for part, shape in zip(saved, shapes, strict=True))
-        if context is None:
-            return (codec.decode(parts, like),)
-        assert isinstance(codec, Carrier)
-        value, upper = codec.decode_with(parts, like)
-        return value, *(upper if side else ~upper for side in context.upper_is_true)
+        return context.decode(entry.codec, parts, like)
 
     return run
 

@@ -18,7 +18,7 @@ import networkx as nx
 from networkx.algorithms.flow import boykov_kolmogorov
 
 from fxapprox.activation import CLASS_OF_USE, LEAST_BITS, Activation, Affine, Class, Plan, Stored, Use
-from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Threshold, Zero
+from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.errors import OptionError, UnsupportedGraph
 from fxapprox.options import Options
 from fxapprox.sizes import evaluate
@@ -165,17 +165,37 @@ class _Problem:
         """The codec of a value of which an approximate copy will do."""
         if value.kept:
             return Copy() if value.partial else Exact()
-        if value.name in self.fixed:
-            return self.fixed[value.name]
-        asked = self.bits[value.module]
-        assert asked is not None
-        bits = max(asked, LEAST_BITS.get(kind, 8))
-        affine = self.carriers.get(value.name)
-        if affine is None:
-            group = Group(bits, self.options.rounding, uniform=kind is Class.SOFTMAX or value.nonnegative)
-            return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
-        rectified = not affine.steps and affine.threshold == 0 and value.nonnegative
-        return Zero(bits) if rectified else Threshold(bits)
+        given = self.fixed.get(value.name)
+        if given is not None and self._fits(given, value):
+            return given
+        bits = given.bits if given is not None else self.bits[value.module]
+        assert bits is not None
+        bits = bits if given is not None else max(bits, LEAST_BITS.get(kind, 8))
+        if value.name in self.carriers:
+            return Zero(bits) if self._rectified(value) else Threshold(bits)
+        return self._plain_codec(value, kind, bits)
+
+    def _fits(self, codec: Codec, value: Activation) -> bool:
+        """Whether a codec that asks something of the value can have it: a decision to carry, or statistics."""
+        if isinstance(codec, Standard):
+            return value.moments is not None
+        if isinstance(codec, (Threshold, Zero)):
+            return value.name in self.carriers and (self._rectified(value) or isinstance(codec, Threshold))
+        return True
+
+    def _rectified(self, value: Activation) -> bool:
+        """Whether the value is a rectifier's output, and the decision is that it is not zero."""
+        affine = self.carriers[value.name]
+        return not affine.steps and affine.threshold == 0 and value.nonnegative
+
+    def _plain_codec(self, value: Activation, kind: Class, bits: int) -> Codec:
+        """The codec of a value that carries no decision."""
+        rounding, uniform = self.options.rounding, kind is Class.SOFTMAX or value.nonnegative
+        if value.moments and kind in (Class.LINEAR, Class.SMOOTH) and rounding == "nearest" and not uniform:
+            return Standard(bits)
+        skewed = value.weights and rounding == "nearest"
+        group = Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
+        return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
 
 
 def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:
@@ -355,15 +375,16 @@ def _store(name: str, problem: _Problem, need: _Need, kinds: Mapping[str, Class]
         reason = value.reason if not value.approximable else "backward needs it exactly as well"
         return Stored(name, codec, kind, codec.nbytes(value.sizes, value.dtype), reason)
     codec = problem.codec(value, kind)
-    carried = need.carried.get(name, ())
-    if carried or not isinstance(codec, Carrier):
-        affine = problem.carriers[name] if carried else None
-        carried = tuple(sorted(carried, key=lambda p: problem.values[p].is_float))
-        predicates = tuple(p for p in carried if not problem.values[p].is_float)
-        size = codec.nbytes(value.sizes, value.dtype)
-        return Stored(name, codec, kind, size, value.reason, affine, carried, predicates)
-    plain = replace(problem, carriers={}).codec(value, kind)
-    return Stored(name, plain, kind, plain.nbytes(value.sizes, value.dtype), value.kept or value.reason)
+    carried = tuple(sorted(need.carried.get(name, ()), key=lambda p: problem.values[p].is_float))
+    if not carried and isinstance(codec, Carrier):
+        codec = replace(problem, carriers={}).codec(value, kind)
+    return Stored(
+        name, codec, kind, codec.nbytes(value.sizes, value.dtype), value.kept or value.reason,
+        affine=problem.carriers[name] if carried else None,
+        moments=value.moments if isinstance(codec, Standard) else None,
+        carried=carried,
+        predicates=tuple(p for p in carried if not problem.values[p].is_float),
+    )  # fmt: skip
 
 
 def _lossless(value: Activation) -> Codec:

@@ -1,9 +1,13 @@
-"""How much each codec loses: relative error ||x - decoded|| / ||x|| for values of several kinds, as a markdown table.
+"""How much each codec loses, beside the least that a scalar code of as many bits can lose, as a markdown table.
 
-The last column is the optimum of Lloyd (1982) and Max (1960) for a scalar code of Gaussian values: no fixed code of as
-many bits an element is better (the group codec is, a little, since it stores a range for every group as well).
+The error is ||f(x) - f(decoded)|| / ||f(x)||, with f what backward makes of the stored value: itself, the value
+standardized by its BatchNorm, or GELU. A weight's gradient is a product with f(x), g^T f(x), so that its expected
+relative error is the same for gradients g that do not depend on x.
 
-With --scan the constants of the companded grids (fxapprox/codecs) are varied: how they were found.
+The optimum is that of Lloyd (1982) and Max (1960), by iteration over the very sample, f(x), all in one scale: no
+fixed code of as many bits an element is better. Codecs with a range for every group or channel are, a little.
+
+With --scan the constants of the grids (fxapprox/codecs) are varied: how they were found.
 
 Examples:
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Annotated
 from unittest.mock import patch
 
@@ -24,24 +29,43 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxapprox.codecs import Group, Like, Predicate, Threshold, Zero
+from fxapprox.codecs import Group, Like, Predicate, Standard, Threshold, Zero
 from fxapprox.codecs import group as group_codec
 from fxapprox.codecs import threshold as threshold_codec
 
-BITS = (8, 4, 2)
+BITS = (8, 4, 3, 2)
 SHAPE = (64, 16, 32, 32)
-REACHES = (2.2, 2.6, 3, 3.5, 4, 4.5, 6, 8, 12, 20)  # deviations
-KNEES = (1.8, 2.2, 2.6, 3, 3.5)  # where the compander bends, in deviations: k is (range / knee) squared
 
 
-def gaussian() -> Tensor:
-    """Standard normal values."""
-    return torch.randn(SHAPE)
+def as_it_is(x: Tensor, sample: Tensor) -> Tensor:
+    """What backward makes of most values."""
+    return x
 
 
-def softmaxed() -> Tensor:
-    """Rows of attention weights: softmax of normal scores of deviation 2."""
-    return torch.softmax(2 * torch.randn(SHAPE), -1)
+def gelu(x: Tensor, sample: Tensor) -> Tensor:
+    """The input of the next layer, computed again."""
+    return F.gelu(x)
+
+
+def standardized(x: Tensor, sample: Tensor) -> Tensor:
+    """By the exact statistics of the sample."""
+    mean, rstd = statistics(sample)
+    return (x - mean) * rstd
+
+
+@dataclass(frozen=True)
+class Values:
+    """One kind of value.
+
+    Attributes:
+        make: a sample.
+        chosen: the codec that the plan takes for it.
+        seen: what backward makes of a decoded value and the sample.
+    """
+
+    make: Callable[[], Tensor]
+    chosen: str
+    seen: Callable[[Tensor, Tensor], Tensor] = as_it_is
 
 
 def student(degrees: float) -> Tensor:
@@ -49,28 +73,60 @@ def student(degrees: float) -> Tensor:
     return torch.distributions.StudentT(degrees).sample(SHAPE)
 
 
-VALUES: dict[str, Callable[[], Tensor]] = {
-    "Gaussian": gaussian,
-    "Student, 8 degrees": lambda: student(8.0),
-    "Student, 3 degrees": lambda: student(3.0),
-    "after GELU": lambda: F.gelu(gaussian()),
-    "after ReLU": lambda: gaussian().relu(),
-    "attention weights": softmaxed,
+def channels(x: Tensor) -> Tensor:
+    """With a scale and a shift for each channel, as the outputs of a convolution have them."""
+    return x * (torch.randn(1, SHAPE[1], 1, 1) / 2).exp() + torch.randn(1, SHAPE[1], 1, 1)
+
+
+def attention() -> Tensor:
+    """Rows of attention weights: softmax of normal scores of deviation 2."""
+    return torch.softmax(2 * torch.randn(SHAPE), -1)
+
+
+def heads() -> Tensor:
+    """q, k or v: (batch, heads, tokens, 64), each column with a scale of its own."""
+    return torch.randn(16, 8, 128, 64) * (torch.randn(1, 8, 1, 64) / 3).exp()
+
+
+VALUES = {
+    "Gaussian": Values(lambda: torch.randn(SHAPE), "group"),
+    "before BatchNorm and ReLU": Values(lambda: channels(student(8.0)), "threshold", standardized),
+    "before BatchNorm alone": Values(lambda: channels(student(8.0)), "standard", standardized),
+    "before GELU": Values(lambda: torch.randn(SHAPE), "group", gelu),
+    "after ReLU": Values(lambda: torch.randn(SHAPE).relu(), "zero"),
+    "attention weights": Values(attention, "group, skewed"),
+    "q, k, v": Values(heads, "group"),
+    "Student, 3 degrees": Values(lambda: student(3.0), "group"),
+    "Student, 3 degrees, before BatchNorm": Values(lambda: channels(student(3.0)), "threshold", standardized),
 }
 
 
-def group(x: Tensor, bits: int, *, uniform: bool = False, rounding: str = "nearest") -> Tensor:
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, rstd) of each channel, as BatchNorm takes them."""
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    return mean, torch.rsqrt(var)
+
+
+def group(x: Tensor, bits: int, **options: object) -> Tensor:
     """Through the group codec."""
-    codec = Group(bits, rounding, uniform=uniform)
+    codec = Group(bits, **options)  # type: ignore[arg-type]
     return codec.decode(codec.encode(x), Like.of(x))
 
 
 def threshold(x: Tensor, bits: int) -> Tensor:
-    """Through the threshold codec, with a threshold at zero and statistics per channel."""
+    """Through the threshold codec: BatchNorm's weights around 1, its biases around 0."""
+    torch.manual_seed(1)
+    mean, rstd = statistics(x)
+    scale, shift = torch.rand(1, x.shape[1], 1, 1) + 0.5, 0.3 * torch.randn(1, x.shape[1], 1, 1)
+    upper = (x - mean) * rstd * scale + shift > 0
     codec = Threshold(bits)
-    shape = (1, x.shape[1], 1, 1)
-    scale, shift = torch.ones(shape), torch.zeros(shape)
-    return codec.decode_with(codec.encode_with(x, Predicate(x > 0, scale, shift)), Like.of(x))[0]
+    return codec.decode_with(codec.encode_with(x, Predicate(upper, scale, shift, mean, rstd)), Like.of(x))[0]
+
+
+def standard(x: Tensor, bits: int) -> Tensor:
+    """Through the standard codec."""
+    mean, rstd = statistics(x)
+    return Standard(bits).decode(Standard(bits).encode_with(x, rstd, mean), Like.of(x))
 
 
 def zero(x: Tensor, bits: int) -> Tensor:
@@ -82,8 +138,10 @@ def zero(x: Tensor, bits: int) -> Tensor:
 CODECS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "group": group,
     "group, uniform": lambda x, bits: group(x, bits, uniform=True),
+    "group, skewed": lambda x, bits: group(x, bits, skewed=True),
     "group, stochastic": lambda x, bits: group(x, bits, rounding="stochastic"),
     "threshold": threshold,
+    "standard": standard,
     "zero": zero,
 }
 
@@ -93,71 +151,85 @@ def relative_error(found: Tensor, x: Tensor) -> float:
     return float((found - x).norm() / x.norm())
 
 
-def lloyd_max(bits: int, steps: int = 300) -> float:
-    """The least relative error of a scalar code of 2**bits levels for standard normal values, by Lloyd's iteration."""
-    grid = torch.linspace(-7, 7, 200_001, dtype=torch.float64)
-    mass = torch.exp(-grid.square() / 2)
-    mass /= mass.sum()
-    # Panter & Dite (1951): at many bits the best levels are the quantiles of a Gaussian of deviation sqrt(3)
-    levels = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits) * 3**0.5
-    cell = torch.zeros_like(grid, dtype=torch.int64)
+def lloyd_max(x: Tensor, bits: int, steps: int = 200) -> float:
+    """The least relative error of a scalar code of 2**bits levels for this sample, by Lloyd's iteration."""
+    x = x.flatten().double().sort().values
+    sums = torch.cat([x.new_zeros(1), x.cumsum(0)])
+    levels = _first_levels(x, 2**bits)
     for _ in range(steps):
-        cell = torch.bucketize(grid, (levels[1:] + levels[:-1]) / 2)
-        weight = torch.zeros_like(levels).scatter_add_(0, cell, mass)
-        total = torch.zeros_like(levels).scatter_add_(0, cell, mass * grid)
-        levels = torch.where(weight > 0, total / weight.clamp_min(1e-300), levels)
-    return float((mass * (grid - levels[cell]).square()).sum().sqrt())
+        cuts = torch.searchsorted(x, (levels[1:] + levels[:-1]) / 2)
+        cuts = torch.cat([cuts.new_zeros(1), cuts, cuts.new_tensor([len(x)])])
+        count = cuts.diff()
+        levels = torch.where(count > 0, sums[cuts].diff() / count.clamp_min(1), levels)
+    return relative_error(levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)], x)
+
+
+def _first_levels(x: Tensor, count: int) -> Tensor:
+    """Quantiles of the cube root of the sorted sample's density, the best at many bits (Panter & Dite 1951)."""
+    middle, places = x[len(x) // 2], torch.linspace(-1, 1, 20_001, dtype=x.dtype) ** 3
+    edges = middle + places * torch.where(places < 0, middle - x[0], x[-1] - middle)
+    width = edges.diff().clamp_min(1e-30)
+    share = ((torch.searchsorted(x, edges).diff() / width) ** (1 / 3) * width).cumsum(0)
+    wanted = (torch.arange(count, dtype=x.dtype) + 0.5) / count * share[-1]
+    return edges[torch.searchsorted(share, wanted)]
 
 
 def table() -> Iterator[str]:
-    """The lines of the markdown table."""
-    yield f"| codec | bits | {' | '.join(VALUES)} | optimum for Gaussian |"
-    yield "|---" + "|---:" * (len(VALUES) + 2) + "|"
-    for name, bits in track(list(itertools.product(CODECS, BITS)), description="codecs"):
-        cells = [cell(CODECS[name], make, bits, only_positive=name == "zero") for make in VALUES.values()]
-        yield f"| {name} | {bits} | {' | '.join(cells)} | {lloyd_max(bits):.2%} |"
+    """The lines of the markdown table: error / optimum, the codec that the plan takes in bold."""
+    yield f"| codec | bits | {' | '.join(VALUES)} |"
+    yield "|---" + "|---:" * (len(VALUES) + 1) + "|"
+    samples, best = {}, {}
+    for name, values in VALUES.items():
+        torch.manual_seed(0)
+        samples[name] = values.make()
+        for bits in BITS:
+            best[name, bits] = lloyd_max(values.seen(samples[name], samples[name]), bits)
+    for codec, bits in track(list(itertools.product(CODECS, BITS)), description="codecs"):
+        cells = [cell(codec, values, samples[name], bits, best[name, bits]) for name, values in VALUES.items()]
+        yield f"| {codec} | {bits} | {' | '.join(cells)} |"
 
 
-def cell(codec: Callable[[Tensor, int], Tensor], make: Callable[[], Tensor], bits: int, *, only_positive: bool) -> str:
-    """The error of one codec on values of one kind; "-" for values that it does not take."""
-    torch.manual_seed(0)
-    x = make()
-    return "-" if only_positive and bool((x < 0).any()) else f"{relative_error(codec(x, bits), x):.2%}"
+def cell(codec: str, values: Values, x: Tensor, bits: int, best: float) -> str:
+    """The error of one codec on values of one kind, and the optimum; "-" for values that it does not take."""
+    if codec == "zero" and bool((x < 0).any()):
+        return "-"
+    error = relative_error(values.seen(CODECS[codec](x, bits), x), values.seen(x, x))
+    return f"**{error:.2%}** / {best:.2%}" if codec == values.chosen else f"{error:.2%}"
 
 
 def scan() -> Iterator[str]:
     """The best constants found, and the error of those in use."""
     torch.manual_seed(0)
-    values = [torch.randn(64, 8, 32, 32), torch.distributions.StudentT(8.0).sample((64, 8, 32, 32))]
+    tails = [torch.randn(32, 8, 32, 32), *(student(degrees)[:32, :8] for degrees in (8.0, 5.0, 3.0))]
     bells, few = torch.randn(400, 256), torch.randn(1600, 64)
-    groups = [bells, few, values[1].view(-1, 256), F.gelu(bells), bells * (torch.rand(bells.shape) > 0.1)]
+    groups = [bells, few, student(8.0).view(-1, 256), F.gelu(bells), bells * (torch.rand(bells.shape) > 0.1)]
     for bits in BITS:
-        ranges = [(reach, (reach / knee) ** 2) for reach in REACHES for knee in KNEES]
-        yield from best("threshold: range, k", threshold_codec.GRID, bits, ranges, values, threshold)
+        grids = itertools.product([0.05, 0.2, 0.4, 0.65, 0.8, 1.1], [2.2, 2.8, 3.2], [1.5, 2, 2.5, 3, 3.5, 5])
+        yield from best("threshold: share, least, knee", threshold_codec.GRID, bits, list(grids), tails, standard)
         curves = list(itertools.product([0, 0.1, 0.4, 0.8, 1.2], [0, 0.125, 0.25, 0.4, 0.5, 0.6]))
         yield from best("group: k, margin", group_codec.CURVE, bits, curves, groups, group)
 
 
 def best(
     title: str,
-    constants: dict[int, tuple[float, float]],
+    constants: dict,
     bits: int,
-    tried: list[tuple[float, float]],
+    tried: list[tuple],
     values: list[Tensor],
     codec: Callable[[Tensor, int], Tensor],
 ) -> Iterator[str]:
-    """The mean error over several values with the constants in use, and with the best of those tried."""
+    """The error over that of the optimum, mean over several values: with the constants in use, and the best tried."""
+    least_errors = [lloyd_max(x, bits) for x in values]
 
-    def error(pair: tuple[float, float]) -> float:
-        with patch.dict(constants, {bits: pair}):
-            return sum(relative_error(codec(x, bits), x) for x in values) / len(values)
+    def error(used: tuple) -> float:
+        with patch.dict(constants, {bits: used}):
+            errors = [relative_error(codec(x, bits), x) for x in values]
+        return sum(e / least for e, least in zip(errors, least_errors, strict=True)) / len(values)
 
-    used, errors = constants[bits], {pair: error(pair) for pair in tried}
-    least = min(errors, key=errors.__getitem__)
-    yield (
-        f"{title}, {bits} bits: in use {used[0]:g}, {used[1]:g}: {error(used):.3%};"
-        f" best of {len(tried)}: {least[0]:g}, {least[1]:.3g}: {errors[least]:.3%}"
-    )
+    ratios = {used: error(used) for used in tried}
+    least = min(ratios, key=ratios.__getitem__)
+    used = constants[bits]
+    yield f"{title}, {bits} bits: in use {used}: {error(used):.3f}; best of {len(tried)}: {least}: {ratios[least]:.3f}"
 
 
 def main(scan_constants: Annotated[bool, typer.Option("--scan", help="scan the grids' constants")] = False) -> None:

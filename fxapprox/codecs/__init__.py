@@ -9,6 +9,8 @@ from fxapprox.codecs.base import Carrier, Codec, Copy, Exact, Identity, Like, Pr
 from fxapprox.codecs.cast import Cast
 from fxapprox.codecs.group import Group
 from fxapprox.codecs.mask import Integer, Mask
+from fxapprox.codecs.probe import Probe
+from fxapprox.codecs.standard import Standard
 from fxapprox.codecs.threshold import Threshold
 from fxapprox.codecs.zero import Zero
 
@@ -24,6 +26,8 @@ __all__ = [
     "Like",
     "Mask",
     "Predicate",
+    "Probe",
+    "Standard",
     "Threshold",
     "Zero",
 ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import compress, expand, finite, work_dtype
+from fxapprox.codecs.grid import bend_low, compress, expand, finite, unbend_low, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
@@ -28,7 +28,7 @@ SMALLEST, LARGEST = 64, 256
 NAN, MINUS_INF, PLUS_INF, SPECIALS = 0, 1, 2, 3
 # (k of the compander, how far the range ends beyond the outermost level, in steps): the least error over bell-shaped,
 # heavy-tailed, one-sided and partly zero values (tools/codec_error.py --scan).
-CURVE = {8: (0.8, 0.25), 4: (0.8, 0.125), 2: (0.4, 0.4)}
+CURVE = {8: (0.8, 0.25), 4: (0.8, 0.125), 3: (0.8, 0.25), 2: (0.4, 0.4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +36,32 @@ class Group(Codec):
     """``bits`` per element, and a centre (float32) and a radius (bfloat16) per group.
 
     Attributes:
-        bits: 8, 4 or 2.
+        bits: 8, 4, 3 or 2.
         rounding: "nearest", or "stochastic": unbiased over a uniform grid. The random numbers are a hash of the
             value and its place, so no generator moves.
-        uniform: equidistant levels, for values that are not bell-shaped (softmax, and all that are never negative).
+        uniform: equidistant levels, for values that are not bell-shaped (logits, and all that are never negative).
+        skewed: levels close together at the low end, for attention weights: most are small, and few hold the sum.
     """
 
     label: ClassVar[str] = "group"
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     rounding: str = "nearest"
     uniform: bool = False
+    skewed: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in CURVE:
-            raise OptionError(f"Group(bits={self.bits!r}): expected 8, 4 or 2")
+            raise OptionError(f"Group(bits={self.bits!r}): expected 8, 4, 3 or 2")
         if self.rounding not in ("nearest", "stochastic"):
             raise OptionError(f'Group(rounding={self.rounding!r}): expected "nearest" or "stochastic"')
 
     @property
     def _curve(self) -> tuple[float, float]:
-        return (0.0, 0.0) if self.uniform or self.rounding == "stochastic" else CURVE[self.bits]
+        return (0.0, 0.0) if self.uniform or self.skewed or self.rounding == "stochastic" else CURVE[self.bits]
+
+    @property
+    def _low(self) -> bool:
+        return self.skewed and self.rounding == "nearest"
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         k, margin = self._curve
@@ -72,7 +78,7 @@ class Group(Codec):
 
         v = ((torch.where(ok, groups, centre) - centre) * gain).clamp(-1, 1)
         nudge = 0.5 if self.rounding == "nearest" else dither(groups)
-        place = compress(v, k) * fine + (fine - margin + nudge)
+        place = (bend_low(v) if self._low else compress(v, k)) * fine + (fine - margin + nudge)
         codes = torch.minimum(place.floor().clamp_min(0), top) + offset
         infinity = torch.where(groups > 0, float(PLUS_INF), float(MINUS_INF))
         codes = torch.where(ok, codes, torch.where(groups != groups, float(NAN), infinity))
@@ -86,7 +92,8 @@ class Group(Codec):
         _, offset, fine = self._levels(special, centre.dtype)
         step = materialize(1 / fine)
         start = materialize((margin - offset) / fine - 1)
-        values = expand(codes * step + start, k) * radius.abs().to(centre.dtype) + centre
+        place = codes * step + start
+        values = (unbend_low(place) if self._low else expand(place, k)) * radius.abs().to(centre.dtype) + centre
         infinity = torch.where(codes == PLUS_INF, math.inf, -math.inf)
         odd = torch.where(codes == NAN, math.nan, infinity)
         values = torch.where(special & (codes < SPECIALS), odd, values)

@@ -16,26 +16,33 @@ from torch.nn import functional as F
 
 from fxapprox.sizes import Size
 
+ROWS = {1: 8, 2: 4, 3: 8, 4: 2, 8: 1}  # elements that share bytes
+
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Packs ``8 // bits`` codes into each byte.
+    """Packs ``8 // bits`` codes into each byte; of 3 bits, the two lower ones first, then all upper ones.
 
     Args:
         codes: int32, any shape, every element in [0, ``2**bits``).
-        bits: 1, 2, 4 or 8.
+        bits: 1, 2, 3, 4 or 8.
 
     Returns: uint8.
     """
-    per_byte = 8 // bits
-    if per_byte == 1:
+    if bits == 8:
         return codes.to(torch.uint8)
-    dim = split_dim(codes.shape, per_byte)
+    dim = split_dim(codes.shape, ROWS[bits])
     if dim is None:
         flat = codes.reshape(-1)
-        codes, dim = F.pad(flat, (0, -flat.shape[0] % per_byte)), 0
-    size = codes.shape[dim] // per_byte
+        codes, dim = F.pad(flat, (0, -flat.shape[0] % ROWS[bits])), 0
+    if bits == 3:
+        return torch.cat([_pack(codes & 3, 2, dim), _pack(codes >> 2, 1, dim)], dim)
+    return _pack(codes, bits, dim)
+
+
+def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
+    size = codes.shape[dim] // (8 // bits)
     packed = codes.narrow(dim, 0, size)
-    for j in range(1, per_byte):
+    for j in range(1, 8 // bits):
         packed = packed | (codes.narrow(dim, j * size, size) << (j * bits))
     return packed.to(torch.uint8)
 
@@ -45,26 +52,36 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     wide = packed.to(torch.int32)
     if bits == 8:
         return wide.reshape(shape)
-    per_byte = 8 // bits
-    dim = split_dim(shape, per_byte)
+    dim = split_dim(shape, ROWS[bits])
     axis = 0 if dim is None else dim
-    places = [1] * (packed.dim() + 1)
-    places[axis] = per_byte
-    shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=packed.device).view(places)
-    codes = (wide.unsqueeze(axis) >> shifts) & (2**bits - 1)
+    if bits == 3:
+        upper = packed.shape[axis] // 3
+        low = _unpack(wide.narrow(axis, 0, 2 * upper), 2, axis).flatten(axis, axis + 1)
+        high = _unpack(wide.narrow(axis, 2 * upper, upper), 1, axis).flatten(axis, axis + 1)
+        codes = low | (high << 2)
+    else:
+        codes = _unpack(wide, bits, axis)
     if dim is None:
         return codes.reshape(-1).narrow(0, 0, math.prod(shape)).reshape(shape)
     return codes.reshape(shape)
 
 
-def split_dim(shape: Sequence[int], per_byte: int) -> int | None:
+def _unpack(wide: Tensor, bits: int, axis: int) -> Tensor:
+    """The codes with one dimension more: which of the codes of a byte, before the byte's place."""
+    places = [1] * (wide.dim() + 1)
+    places[axis] = 8 // bits
+    shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=wide.device).view(places)
+    return (wide.unsqueeze(axis) >> shifts) & (2**bits - 1)
+
+
+def split_dim(shape: Sequence[int], rows: int) -> int | None:
     """The dimension that is cut in parts: the first whose size is known and divisible; None: flatten and pad."""
     for dim, size in enumerate(shape):
-        if isinstance(size, int) and size > 0 and size % per_byte == 0:
+        if isinstance(size, int) and size > 0 and size % rows == 0:
             return dim
     return None
 
 
 def packed_bytes(shape: Sequence[Size], bits: int) -> Size:
     """Bytes that :func:`pack` makes of codes of this shape."""
-    return (math.prod(shape) * bits + 7) // 8
+    return (math.prod(shape) + ROWS[bits] - 1) // ROWS[bits] * (ROWS[bits] * bits // 8)

@@ -24,24 +24,25 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Carrier, Like, Predicate
-from fxapprox.codecs.grid import compress, expand, finite, work_dtype
+from fxapprox.codecs.grid import bend, finite, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
 
-# (range in deviations, k of the compander): the least error over Gaussian values and Student's with 8 degrees of
-# freedom, whose tails are those of a trained network (tools/codec_error.py --scan). 8 bits can afford not to clip.
-GRID = {8: (20.0, 64.0), 4: (4.0, 2.4), 2: (2.2, 0.4)}
+# (reach, as a share of the channel's largest value; the least reach; the knee), in deviations: the least error over
+# values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
+GRID = {8: (1.1, 3.0, 2.0), 4: (0.65, 3.2, 3.0), 3: (0.4, 2.8, 3.5), 2: (0.05, 2.2, 5.0)}
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold(Carrier):
-    """``bits`` per element; per channel the threshold's place (float32), its level (uint8), and mean and rstd.
+    """``bits`` per element; per channel the threshold's place (float32), its level (uint8), the grid's stretch
+    (bfloat16), and mean and rstd.
 
     A channel with a NaN or an infinity decodes to NaN throughout; its decisions stay exact.
 
     Attributes:
-        bits: 8, 4 or 2.
+        bits: 8, 4, 3 or 2.
     """
 
     label: ClassVar[str] = "threshold"
@@ -49,44 +50,39 @@ class Threshold(Carrier):
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         x = x.to(work_dtype(x))
-        reach, k = GRID[self.bits]
         channel = _channel_shape(x, predicate)
         mean, rstd, clean = _statistics(x, predicate, channel)
-        edge, flip = self._edge(predicate, mean, rstd, channel)
+        stretch = stretch_of(x, mean, rstd, channel, self.bits)
+        edge, flip = self._edge(predicate, mean, rstd, stretch)
         split = materialize((edge * 2**self.bits).round().clamp(1, 2**self.bits - 1))
         # per channel: from places on the grid (-1 to 1) to levels, on either side of the threshold
         fine_above = materialize((2**self.bits - split) / (2 * (1 - edge).clamp_min(1e-6)))
         fine_below = materialize(split / (2 * edge.clamp_min(1e-6)))
         start = materialize(split - (2 * edge - 1) * fine_above)
-        gain = materialize(rstd * flip / reach)
-        w = (x - mean) * gain
-        place = compress(w.clamp(-1, 1), k)
+        place = bend((x - mean) * materialize(rstd * flip / GRID[self.bits][2])) * stretch.to(x.dtype)
         upper = predicate.upper
-        level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
+        level = place.clamp(-1, 1) * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
         cut = split.to(torch.int32)
         low, high = torch.where(upper, cut, 0), torch.where(upper, 2**self.bits - 1, cut - 1)
         codes = torch.minimum(torch.maximum(codes, low), high)
         signed = torch.where(clean, edge.clamp_min(1e-6) * flip, math.nan)
-        return pack(codes, self.bits), split.to(torch.uint8), signed, mean, rstd
+        return pack(codes, self.bits), split.to(torch.uint8), signed, stretch, mean, rstd
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
-        packed, split, signed, mean, rstd = parts
-        reach, k = GRID[self.bits]
-        edge, cut = signed.abs(), split.to(signed.dtype)
-        above, below = (1 - edge) * 2 / (2**self.bits - cut), edge * 2 / cut
-        start = edge * 2 - 1 + (0.5 - cut) * above
-        cut, above, below, start, bottom, gain = map(
-            materialize, (cut, above, below, start, below * 0.5 - 1, torch.sign(signed) * reach / rstd)
-        )
+        packed, split, signed, stretch, mean, rstd = parts
+        edge, cut, grain = signed.abs(), split.to(signed.dtype), 1 / stretch.to(signed.dtype)
+        above, below = (1 - edge) * 2 / (2**self.bits - cut) * grain, edge * 2 / cut * grain
+        start = (edge * 2 - 1) * grain + (0.5 - cut) * above
+        gain = torch.sign(signed) * GRID[self.bits][2] / rstd
+        cut, above, below, start, bottom, gain = map(materialize, (cut, above, below, start, below * 0.5 - grain, gain))
         codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
         upper = codes >= cut
         place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
-        return like.restride(expand(place, k) * gain + mean), upper
+        return like.restride(unbend(place) * gain + mean), upper
 
-    def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, channel: list[int]) -> tuple[Tensor, Tensor]:
+    def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
         """The threshold's place on the grid turned so that "true" is above, and which way it is turned."""
-        reach, k = GRID[self.bits]
         if predicate.scale is None or predicate.shift is None:
             scale, shift = 1 / rstd, mean  # z is x itself
         elif predicate.mean is None:
@@ -97,13 +93,27 @@ class Threshold(Carrier):
         at = materialize(-shift / scale.abs())
         never = torch.where(shift > 0, -math.inf, math.inf)
         at = torch.where((scale == 0) | (at != at), never, at)
-        v = materialize((at / reach).clamp(-1, 1).expand(channel))
-        flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(channel))
-        return materialize(compress(v, k) * 0.5 + 0.5), flip
+        v = bend(at.clamp(-1e6, 1e6) / GRID[self.bits][2]) * stretch.to(mean.dtype)
+        flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(stretch.shape))
+        return materialize(v.clamp(-1, 1) * 0.5 + 0.5), flip
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
-        return packed_bytes(shape, self.bits) + channels * 5
+        return packed_bytes(shape, self.bits) + channels * 7
+
+
+def stretch_of(x: Tensor, mean: Tensor | None, rstd: Tensor, channel: Sequence[int], bits: int) -> Tensor:
+    """By how much a bent value is stretched so that the grid ends at the channel's reach: bfloat16, above 1.
+
+    The reach follows the channel's largest value, which tells heavy tails from light ones. Inductor takes it in the
+    loop that takes mean and variance.
+    """
+    dims = [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]
+    high, low = (x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)) if x.numel() else (rstd, rstd)
+    most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
+    most = torch.where(finite(most), most, 0.0)
+    share, least, knee = GRID[bits]
+    return materialize((1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16))
 
 
 def kept_dims(dims: int) -> tuple[int, ...]:

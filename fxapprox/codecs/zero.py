@@ -21,7 +21,7 @@ from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
 
-CURVE = {8: 0.8, 4: 0.8, 2: 0.1}
+CURVE = {8: 0.8, 4: 0.8, 3: 1.0, 2: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Zero(Carrier):
     In a group with NaN or infinity the two largest codes stand for them.
 
     Attributes:
-        bits: 8, 4 or 2.
+        bits: 8, 4, 3 or 2.
     """
 
     label: ClassVar[str] = "zero"

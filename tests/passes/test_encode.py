@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.codecs import Identity
+from fxapprox.codecs import Group, Identity, Standard, Threshold, Zero
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import verify
+from fxapprox.measure import stored_bytes
 from tests.passes.graphs import joint_of
 
 LAYERS = {
@@ -68,6 +69,44 @@ def test_identity_is_bitwise_and_real_codecs_keep_the_forward(names: list[str], 
     total = torch.cat([g.flatten() for g in exact[1]])
     error = torch.cat([g.flatten() for g in eight[1]]) - total
     assert float(error.norm()) <= 0.1 * float(total.norm()) + 1e-7
+
+
+class Block(nn.Module):
+    """Two convolutions with BatchNorm; the second has no rectifier before the residual addition."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norms[1](self.second(F.relu(self.norms[0](self.first(x))))))
+
+
+@pytest.mark.parametrize("codec", [Group(3), Threshold(3), Zero(3), Standard(3)], ids=lambda c: c.label)
+@pytest.mark.parametrize("batch", [4, 5])
+def test_three_bits_by_policy_train_with_the_same_forward(codec, batch: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Block(), Block()), torch.randn(batch, 3, 11, 11)
+    exact = gradients(model, x, bits=None)
+    three = gradients(model, x, policy=lambda _: codec)
+    assert torch.equal(three[0], exact[0])
+    assert {d.storage for d in three[2][0].decisions} >= {f"3-bit {codec.label}"}
+    total = torch.cat([g.flatten() for g in exact[1]])
+    error = torch.cat([g.flatten() for g in three[1]]) - total
+    assert 0 < float(error.norm()) < 0.4 * float(total.norm())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_standardized_values_store_what_was_planned(bits: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Block(), Block()), torch.randn(16, 3, 12, 12)
+    compiled = fxapprox.compile(model, lowering="eager", min_bytes=0, strict=True, policy=lambda _: Standard(bits))
+    scores = compiled(x)
+    (report,) = fxapprox.reports(compiled)
+    held = stored_bytes(scores, exclude=[*model.parameters(), *model.buffers(), x])
+    assert sum(d.storage == f"{bits}-bit standard" for d in report.decisions) >= 2
+    assert held == report.saved_bytes
 
 
 def test_verify_finds_a_decision_on_an_approximate_value() -> None:

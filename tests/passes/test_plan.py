@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.codecs import Exact, Group, Mask, Threshold, Zero
+from fxapprox.codecs import Exact, Group, Mask, Standard, Threshold, Zero
 from fxapprox.options import Options
 from fxapprox.passes.plan import plan
 from tests.passes.graphs import classified
@@ -43,6 +43,35 @@ def test_one_code_for_each_conv_norm_relu() -> None:
     assert len(entry.predicates) == 1
 
 
+def residual_block(x: Tensor, *, groups: int | None = None) -> Tensor:
+    """A convolution, a normalization without a decision after it, and a residual addition."""
+    torch.manual_seed(0)
+    w, gamma = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+    h = F.conv2d(x, w, padding=1)
+    h = F.group_norm(h, groups, gamma) if groups else F.batch_norm(h, None, None, gamma, gamma, training=True)
+    return F.conv2d(F.relu(h + x), w, padding=1).square().sum()
+
+
+def test_the_input_of_a_norm_over_the_batch_needs_no_group_metadata() -> None:
+    x = torch.randn(8, 8, 12, 12)
+    codes = [entry for entry in planned(residual_block, x, bits=4).stored if entry.codec == Standard(4)]
+    (entry,) = codes
+    assert entry.nbytes == x.numel() // 2 + 8 * 2
+    assert entry.moments is not None
+    assert entry.moments.mean is None  # what is stored is the input less its mean
+    unbiased = planned(residual_block, x, bits=4, rounding="stochastic").stored
+    assert not any(isinstance(entry.codec, Standard) for entry in unbiased)
+
+
+def test_statistics_of_one_image_or_of_few_elements_give_no_code_its_range() -> None:
+    for model, x in (
+        (lambda x: residual_block(x, groups=4), torch.randn(8, 8, 12, 12)),
+        (residual_block, torch.randn(2, 8, 1, 3)),
+        (lambda x: F.layer_norm(x @ W, (64,)).tanh().sum(), X),
+    ):
+        assert not any(isinstance(entry.codec, Standard) for entry in planned(model, x, bits=4).stored)
+
+
 def test_a_rectifier_alone_gets_the_zero_codec() -> None:
     (entry,) = large(planned(lambda x: (F.relu(x @ W) @ W).sum(), X, bits=4))
     assert entry.codec == Zero(4)
@@ -59,9 +88,19 @@ def test_smooth_values_get_at_least_four_bits(bits: int, expected: int) -> None:
     assert entry.codec == Group(expected)
 
 
-def test_softmax_gets_eight_bits_and_equidistant_levels() -> None:
+def test_softmax_gets_eight_bits_and_most_levels_for_small_weights() -> None:
     (entry,) = large(planned(lambda x: (torch.softmax(x @ W, -1) @ W).sum(), X, bits=2))
-    assert entry.codec == Group(8, uniform=True)
+    assert entry.codec == Group(8, skewed=True)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_attention_weights_get_most_levels_near_zero(scale: float) -> None:
+    def attend(x: Tensor) -> Tensor:
+        return (torch.softmax((x @ W) @ (x @ W.t()).t() * scale, -1) @ (x @ W)).square().sum()
+
+    assert any(isinstance(e.codec, Group) and e.codec.skewed for e in planned(attend, X, bits=8).stored)
+    unbiased = [e.codec for e in planned(attend, X, bits=8, rounding="stochastic").stored]
+    assert not any(isinstance(codec, Group) and codec.skewed for codec in unbiased)
 
 
 def test_dropout_masks_are_stored_as_bits_never_drawn_again() -> None:
@@ -103,3 +142,13 @@ def test_logits_over_a_vocabulary_are_computed_again() -> None:
 def test_a_first_layer_is_not_computed_again() -> None:
     stored = planned(lambda x: F.gelu(x @ torch.randn(64, 1024, requires_grad=True)).sum(), X, bits=8)
     assert len(large(stored)) == 1
+
+
+@pytest.mark.parametrize("codec", [Threshold(4), Zero(4), Standard(4), Group(3)])
+def test_a_codec_that_does_not_fit_the_value_gives_its_bits_to_one_that_does(codec) -> None:
+    for model, x in ((norm_block, torch.randn(8, 8, 12, 12)), (residual_block, torch.randn(8, 8, 12, 12))):
+        codes = [
+            e.codec for e in planned(model, x, bits=8, policy=lambda _: codec).stored if not isinstance(e.codec, Exact)
+        ]
+        assert codec.bits in {used.bits for used in codes}
+        assert not any(isinstance(used, Zero) for used in codes if codec == Group(3))

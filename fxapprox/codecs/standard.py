@@ -1,0 +1,71 @@
+"""The standard codec: a value that its own normalization standardizes, and no decision with it.
+
+The input of a BatchNorm before a residual addition: the rstd of its channel is stored for backward anyway and gives the
+code its scale, so that two bytes a channel are stored beside the codes. What backward reads is the input less its
+mean; where the plan stores that, it needs no mean either. The grid is the threshold codec's, without a threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fxapprox.codecs.base import Codec, Like
+from fxapprox.codecs.grid import bend, unbend, work_dtype
+from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.codecs.threshold import GRID, kept_dims, stretch_of
+from fxapprox.errors import OptionError
+from fxapprox.sizes import Size
+from fxapprox.torch_adapter import materialize
+
+
+@dataclass(frozen=True, slots=True)
+class Standard(Codec):
+    """``bits`` per element, and the normalization's own statistics, which are not stored twice.
+
+    A channel with a NaN or an infinity decodes to NaN throughout: its rstd is one.
+
+    Attributes:
+        bits: 8, 4, 3 or 2.
+
+    Raises:
+        OptionError: another number of bits.
+    """
+
+    label: ClassVar[str] = "standard"
+    bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        if self.bits not in GRID:
+            raise OptionError(f"Standard(bits={self.bits!r}): expected 8, 4, 3 or 2")
+
+    def encode_with(self, x: Tensor, rstd: Tensor, mean: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The parts for ``x``: the codes, and the statistics given, of its channels and broadcastable to its shape.
+
+        Args:
+            mean: None where ``x`` is centred.
+        """
+        x = x.to(work_dtype(x))
+        half = 2 ** (self.bits - 1)
+        stretch = stretch_of(x, mean, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape), self.bits)
+        centred = x if mean is None else x - mean
+        place = bend(centred * materialize(rstd / GRID[self.bits][2])) * materialize(stretch.to(x.dtype) * half)
+        codes = (place + half).floor().to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any; its channel is NaN
+        return pack(codes, self.bits), stretch, rstd, *(() if mean is None else (mean,))
+
+    def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        packed, stretch, rstd, *mean = parts
+        half = 2 ** (self.bits - 1)
+        step = materialize(1 / (half * stretch.to(rstd.dtype)))
+        place = (unpack(packed, self.bits, like.shape).to(rstd.dtype) + (0.5 - half)) * step
+        values = unbend(place) * materialize(GRID[self.bits][2] / rstd)
+        return like.restride(values + mean[0] if mean else values)
+
+    def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
+        channels = math.prod(shape[d] for d in kept_dims(len(shape)))
+        return packed_bytes(shape, self.bits) + channels * 2
