@@ -226,9 +226,10 @@ def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
 
 
 def _is_softmax_output(node: fx.Node, facts: _Facts) -> bool:
-    name = op_name(node)
-    if name == "aten._softmax":
+    """Whether the node is a softmax, or exp(x - max) on the way to one."""
+    if _is_weights(node):
         return True
+    name = op_name(node)
     if name == "aten.div" and isinstance(node.args[0], fx.Node):
         node = node.args[0]
         name = op_name(node)
