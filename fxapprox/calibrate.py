@@ -61,6 +61,8 @@ def calibrate(
     with Progress(disable=not progress, transient=True, console=Console(stderr=True)) as bar:
         prober = _Prober(asked, bar=bar)
         try:
+            for parameter in parameters:
+                parameter.grad = None  # backward would add to it in place
             with untouched(model), torch.enable_grad():
                 torch.manual_seed(0)
                 output = torch.compile(fresh(model), backend=prober, dynamic=False)(*args)

@@ -64,8 +64,10 @@ def dump(
         list[Stage] | None, typer.Option("--stage", help="With --format fx: joint, forward or backward (repeatable).")
     ] = None,
     bits: Annotated[
-        str, typer.Option(help="8, 4, 2, exact (lossless savings only), or such by module: layers.*.attn=8,*=4.")
+        str,
+        typer.Option(help="8, 4, 2, exact (lossless savings only), auto, or by module: layers.*.attn=8,*=4."),
     ] = "8",
+    average_bits: Annotated[float, typer.Option(help="With --bits auto: bits an element, on the average.")] = 4.0,
     min_bytes: Annotated[int, typer.Option(help="Leave smaller tensors alone.")] = 4096,
     all_rows: Annotated[bool, typer.Option("--all", help="Every value, not only the largest 20.")] = False,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Plan with symbolic sizes.")] = False,
@@ -82,6 +84,7 @@ def dump(
         fxapprox dump train.py:make_model
         fxapprox dump mypackage.models:resnet --bits 4 --all
         fxapprox dump train.py:make_model --bits "blocks.*.attention=8,*=4"
+        fxapprox dump train.py:make_model --bits auto --average-bits 3.5
         fxapprox dump train.py:make_model --dynamic --size 64
         fxapprox dump train.py:make_model --format json > report.json
         fxapprox dump train.py:make_model --format fx --stage backward
@@ -91,12 +94,13 @@ def dump(
     from fxapprox.target import load
     from fxapprox.text import WIDTH, decisions_table, graphs_text
 
-    options = Options(bits=parse_bits(bits), min_bytes=min_bytes)
+    given: dict[str, Any] = {"bits": parse_bits(bits), "average_bits": average_bits, "min_bytes": min_bytes}
+    options = Options.parse(given)
     loaded = load(target)
     options.check_patterns(loaded.model)
     model = loaded.model if loaded.loss is None else _with_loss(loaded.model, loaded.loss)
     wanted = parse_size(size) if size else None
-    report = explain(model, *loaded.args, dynamic=dynamic, bits=options.bits, min_bytes=min_bytes)
+    report = explain(model, *loaded.args, dynamic=dynamic, **given)
     if wanted is not None:
         report = report.at(wanted)
     if format is Format.json:
@@ -109,18 +113,18 @@ def dump(
         console.print(decisions_table(report, limit=None if all_rows else 20))
 
 
-def parse_bits(text: str) -> int | dict[str, int | None] | None:
-    """The value of --bits: "8", "exact", or "PATTERN=8,PATTERN=exact".
+def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
+    """The value of --bits: "8", "exact", "auto", or "PATTERN=8,PATTERN=exact".
 
     Raises:
         OptionError: a number is missing or unknown.
     """
     numbers: dict[str, int | None] = {"8": 8, "4": 4, "2": 2, "exact": None}
-    if text in numbers:
-        return numbers[text]
+    if text == "auto" or text in numbers:
+        return numbers.get(text, text)
     pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
     if not all(pattern and number in numbers for pattern, _, number in pairs):
-        raise OptionError(f"--bits {text}: expected 8, 4, 2 or exact, or such by module: layers.*.attn=8,*=4")
+        raise OptionError(f"--bits {text}: expected 8, 4, 2, exact or auto, or numbers by module: layers.*.attn=8,*=4")
     return {pattern: numbers[number] for pattern, _, number in pairs}
 
 

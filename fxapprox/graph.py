@@ -55,6 +55,13 @@ class Joint:
         return flat[: self.num_fwd_outputs], flat[self.num_fwd_outputs :]
 
 
+def erase_unused(graph: fx.Graph) -> None:
+    """Erases what nobody reads, in one sweep; operators with effects stay."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and not node.is_impure():
+            graph.erase_node(node)
+
+
 def operands(node: fx.Node) -> Iterator[tuple[int, fx.Node]]:
     """(position, operand) of every operand; those in a list share the list's position, keywords have -1."""
     for position, arg in enumerate(node.args):
@@ -212,7 +219,7 @@ class Inliner:
         traced = self._traces.get(full_key) if full_key is not None else None
         if traced is None:
             traced = adapter.trace(lambda *given: fn(*given[:count]), values, self._mode)
-            traced.graph.eliminate_dead_code()
+            erase_unused(traced.graph)
             if full_key is not None:
                 self._traces[full_key] = traced
         return traced

@@ -109,8 +109,8 @@ def _plain(parameter: Any) -> Any:
     return str(parameter).removeprefix("torch.") if isinstance(parameter, torch.dtype) else parameter
 
 
-def best_match(saved: SavedPlan, activations: Sequence[Activation]) -> tuple[tuple[SavedEntry, ...], str]:
-    """The graph in the file that has most values in common with this one, and what does not fit; "" if all does."""
+def matches(saved: SavedPlan, activations: Sequence[Activation]) -> list[tuple[tuple[SavedEntry, ...], str]]:
+    """The graphs in the file, each with the first thing that does not fit ("" if all values are there), best first."""
     values = {a.name: a for a in activations}
 
     def misfit(entry: SavedEntry) -> str:
@@ -121,8 +121,6 @@ def best_match(saved: SavedPlan, activations: Sequence[Activation]) -> tuple[tup
             return f"{entry.value!r} is {value.op} in {value.dtype}, the plan has {entry.op} in {entry.dtype}"
         return ""
 
-    found = [(sum(bool(misfit(e)) for e in graph), -len(graph), i) for i, graph in enumerate(saved.graphs)]
-    if not found:
-        return (), "it has no graphs"
-    graph = saved.graphs[min(found)[2]]
-    return graph, next(filter(None, map(misfit, graph)), "")
+    found = [(graph, list(filter(None, map(misfit, graph)))) for graph in saved.graphs]
+    found.sort(key=lambda match: (len(match[1]), -len(match[0])))
+    return [(graph, misfits[0] if misfits else "") for graph, misfits in found]

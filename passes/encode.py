@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxapprox.activation import Affine, Moments, Plan, Stored
 from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
-from fxapprox.graph import Inliner, memory_order, source_line, storage_of, tensor_of, verify
+from fxapprox.graph import Inliner, erase_unused, memory_order, source_line, storage_of, tensor_of, verify
 from fxapprox.operators import op_name
 
 
@@ -60,7 +60,7 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         approximate |= decoded
     outputs.write()
     for graph in (forward, backward):
-        graph.graph.eliminate_dead_code()
+        erase_unused(graph.graph)
         graph.graph.lint()
     verify(backward, approximate)
     outputs.verify_apart()
@@ -249,23 +249,35 @@ def _own_steps(affine: Affine) -> tuple[tuple[str, str | float], ...]:
 def compose(steps: Sequence[tuple[str, str | float]], named: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """(scale, shift) of z = scale * x + shift, from the steps that lead from x to z."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    scale = torch.ones((), dtype=dtype, device=x.device)
-    shift = torch.zeros((), dtype=dtype, device=x.device)
+    scale: Any = 1.0
+    shift: Any = 0.0  # numbers until a coefficient makes them tensors: no operations for what is not there
     for step, coefficient in steps:
-        c = named[coefficient].to(dtype) if isinstance(coefficient, str) else coefficient
+        c: Any = named[coefficient].to(dtype) if isinstance(coefficient, str) else coefficient
         if step == "add":
-            shift = shift + c
+            shift = c if _is_number(shift, 0) else shift + c
         elif step == "sub":
-            shift = shift - c
+            shift = -c if _is_number(shift, 0) else shift - c
         elif step == "rsub":
             scale, shift = -scale, c - shift
         elif step == "mul":
-            scale, shift = scale * c, shift * c
+            scale, shift = _times(scale, c), _times(shift, c)
         elif step == "div":
             scale, shift = scale / c, shift / c
         else:
             scale, shift = -scale, -shift
+    scale, shift = (
+        value if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=x.device)
+        for value in (scale, shift)
+    )
     return scale, shift
+
+
+def _is_number(value: Any, number: float) -> bool:
+    return isinstance(value, float) and value == number
+
+
+def _times(value: Any, c: Any) -> Any:
+    return c if _is_number(value, 1) else value if _is_number(value, 0) else value * c
 
 
 def _upper_is_true(predicate: fx.Node) -> bool:

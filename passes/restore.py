@@ -11,7 +11,7 @@ from fxapprox.errors import InvalidPlan, UnsupportedGraph
 from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import FEWEST
 from fxapprox.passes.plan import plan_storing
-from fxapprox.plan_file import SavedEntry, SavedPlan, best_match
+from fxapprox.plan_file import SavedEntry, SavedPlan, matches
 
 LOSSLESS = (Exact, Identity, Mask, Integer)
 
@@ -30,16 +30,26 @@ def restore(saved: SavedPlan, activations: tuple[Activation, ...], options: Opti
     Raises:
         InvalidPlan: the plan does not fit the graph.
     """
-    entries, misfit = best_match(saved, activations)
-    if misfit:
-        raise InvalidPlan(_message(misfit))
+    found = matches(saved, activations) or [((), "it has no graphs")]
+    why = found[0][1]
+    for entries in (entries for entries, misfit in found if not misfit):
+        try:
+            return _restored(entries, activations, options, hints)
+        except (InvalidPlan, UnsupportedGraph) as error:  # another graph of the model may have values of the same names
+            why = why or str(error)
+    raise InvalidPlan(
+        f"the saved plan does not fit this graph: {why}. The model, its input sizes, min_bytes or the torch version"
+        " changed since it was saved; compile without plan= and save again"
+    )
+
+
+def _restored(
+    entries: tuple[SavedEntry, ...], activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]
+) -> Plan:
     codecs = {entry.value: entry.codec for entry in entries}
     lossless = {name for name, codec in codecs.items() if isinstance(codec, LOSSLESS)}
     given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: _policy(codecs.get(value.name)))
-    try:
-        plan = plan_storing(activations, given, hints, exact=lossless, approximate=codecs.keys() - lossless)
-    except UnsupportedGraph as error:
-        raise InvalidPlan(_message(str(error))) from None
+    plan = plan_storing(activations, given, hints, exact=lossless, approximate=codecs.keys() - lossless)
     _compare(plan, entries)
     return plan
 
@@ -53,20 +63,11 @@ def _compare(plan: Plan, entries: tuple[SavedEntry, ...]) -> None:
     for entry in entries:
         mine = found.pop(entry.value, None)
         if mine is None:
-            raise InvalidPlan(_message(f"backward does not need {entry.value!r} stored"))
+            raise InvalidPlan(f"backward does not need {entry.value!r} stored")
         if mine.codec != entry.codec or set(mine.carried) != set(entry.carries):
-            raise InvalidPlan(_message(f"{entry.value!r} would be stored in {mine.codec}, not in {entry.codec}"))
+            raise InvalidPlan(f"{entry.value!r} would be stored in {mine.codec}, not in {entry.codec}")
         bits = entry.codec.bits
         if not isinstance(entry.codec, LOSSLESS) and bits is not None and bits < FEWEST.get(mine.kind, 8):
-            raise InvalidPlan(
-                _message(f"{entry.value!r} needs {FEWEST.get(mine.kind, 8)} bits ({mine.kind.value}), not {bits}")
-            )
+            raise InvalidPlan(f"{entry.value!r} needs {FEWEST.get(mine.kind, 8)} bits ({mine.kind.value}), not {bits}")
     if found:
-        raise InvalidPlan(_message(f"backward needs {next(iter(found))!r} stored as well"))
-
-
-def _message(why: str) -> str:
-    return (
-        f"the saved plan does not fit this graph: {why}. The model, its input sizes, min_bytes or the torch version"
-        " changed since it was saved; compile without plan= and save again"
-    )
+        raise InvalidPlan(f"backward needs {next(iter(found))!r} stored as well")

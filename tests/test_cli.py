@@ -73,7 +73,7 @@ def test_bad_targets(
 
 def test_bad_bits(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "dump", f"{target}:make", "--bits", "3") == 2
-    assert "expected 8, 4, 2 or exact" in capsys.readouterr().err
+    assert "expected 8, 4, 2, exact or auto" in capsys.readouterr().err
 
 
 def test_bits_by_module(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,19 @@ def test_bits_by_module(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "2-bit threshold" in capsys.readouterr().out
     assert run(monkeypatch, "dump", f"{target}:make", "--bits", "7=2") == 2
     assert "no module of the model matches '7'" in capsys.readouterr().err
+
+
+def test_bits_chosen_by_themselves(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("dump", f"{target}:make", "--bits", "auto", "--format", "json", "--average-bits")
+    sizes = []
+    for average in ("2", "8"):
+        assert run(monkeypatch, *arguments, average) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["saved_bytes"])
+    assert sizes[0] < sizes[1]
+    assert run(monkeypatch, *arguments, "9") == 2
+    assert "a number from 2 to 8" in capsys.readouterr().err
 
 
 def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

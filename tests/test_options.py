@@ -15,6 +15,8 @@ from fxapprox import OptionError, Options
     ("name", "value"),
     [
         ("bits", 3), ("bits", True), ("bits", "4"), ("bits", {}), ("bits", {"": 4}), ("bits", {4: 4}),
+        ("bits", "automatic"),
+        ("average_bits", 1), ("average_bits", "4"), ("sensitivities", {}), ("plan", 3),
         ("rounding", "up"), ("min_bytes", -1), ("min_bytes", 1.5), ("policy", 3), ("lowering", "gpu"), ("strict", 1),
     ],
 )  # fmt: skip

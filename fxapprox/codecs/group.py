@@ -73,7 +73,7 @@ class Group(Codec):
         special = ~ok.all(1, keepdim=True)
         centre = materialize(torch.where(some, low / 2 + high / 2, 0.0))
         radius = materialize(round_up(torch.where(some, high / 2 - low / 2, 0.0)))
-        gain = materialize(1 / radius.to(groups.dtype))
+        gain = materialize(radius.to(groups.dtype).reciprocal())
         top, offset, fine = self._levels(special, groups.dtype)
 
         v = ((torch.where(ok, groups, centre) - centre) * gain).clamp(-1, 1)
@@ -90,7 +90,7 @@ class Group(Codec):
         codes = unpack(packed, self.bits, group_shape(like.shape)).to(centre.dtype)
         special = radius < 0
         _, offset, fine = self._levels(special, centre.dtype)
-        step = materialize(1 / fine)
+        step = materialize(fine.reciprocal())
         start = materialize((margin - offset) / fine - 1)
         place = codes * step + start
         values = (unbend_low(place) if self._low else expand(place, k)) * radius.abs().to(centre.dtype) + centre
@@ -102,11 +102,11 @@ class Group(Codec):
     def _levels(self, special: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Per group: the largest finite level, the code of level 0, and levels per unit of the grid."""
         margin = self._curve[1]
-        top = torch.where(special, float(2**self.bits - SPECIALS - 1), float(2**self.bits - 1)).to(dtype)
-        offset = torch.where(special, float(SPECIALS), 0.0).to(dtype)
+        taken = special.to(dtype) * SPECIALS
+        top = (2**self.bits - 1) - taken
         # a lone level (2 bits, special) sits at the centre: level 0 is then half a step below the end of the grid
-        fine = (top / 2 + margin).clamp_min(0.25)
-        return materialize(top), materialize(offset), materialize(fine)
+        fine = (top * 0.5 + margin).clamp_min(0.25)
+        return materialize(top), materialize(taken), materialize(fine)
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)

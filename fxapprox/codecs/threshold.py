@@ -32,6 +32,7 @@ from fxapprox.torch_adapter import materialize
 # (reach, as a share of the channel's largest value; the least reach; the knee), in deviations: the least error over
 # values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
 GRID = {8: (1.1, 3.0, 2.0), 4: (0.65, 3.2, 3.0), 3: (0.4, 2.8, 3.5), 2: (0.05, 2.2, 5.0)}
+TINY = 1e-30  # next to scale and shift: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +55,26 @@ class Threshold(Carrier):
         mean, rstd, clean = _statistics(x, predicate, channel)
         stretch = stretch_of(x, mean, rstd, channel, self.bits)
         edge, flip = self._edge(predicate, mean, rstd, stretch)
-        split = materialize((edge * 2**self.bits).round().clamp(1, 2**self.bits - 1))
+        half = 2 ** (self.bits - 1)
+        cut = materialize((edge * half + half).round().to(torch.int32).clamp(1, 2 * half - 1))  # of a NaN: any level
+        split = cut.to(edge.dtype)
         # per channel: from places on the grid (-1 to 1) to levels, on either side of the threshold
-        fine_above = materialize((2**self.bits - split) / (2 * (1 - edge).clamp_min(1e-6)))
-        fine_below = materialize(split / (2 * edge.clamp_min(1e-6)))
-        start = materialize(split - (2 * edge - 1) * fine_above)
+        fine_above = materialize((2 * half - split) / (1 - edge).clamp_min(2e-6))
+        fine_below = materialize(split / (1 + edge).clamp_min(2e-6))
+        start = materialize(split - edge * fine_above)
         place = bend((x - mean) * materialize(rstd * flip / GRID[self.bits][2])) * stretch.to(x.dtype)
         upper = predicate.upper
-        level = place.clamp(-1, 1) * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
+        level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
-        cut = split.to(torch.int32)
-        low, high = torch.where(upper, cut, 0), torch.where(upper, 2**self.bits - 1, cut - 1)
-        codes = torch.minimum(torch.maximum(codes, low), high)
-        signed = torch.where(clean, edge.clamp_min(1e-6) * flip, math.nan)
-        return pack(codes, self.bits), split.to(torch.uint8), signed, stretch, mean, rstd
+        above, below = codes.clamp_max(2 * half - 1).maximum(cut), codes.clamp_min(0).minimum(cut - 1)
+        signed = (edge * 0.5 + 0.5).clamp_min(1e-6) * flip
+        signed = signed if clean is None else torch.where(clean, signed, math.nan)
+        codes = torch.where(upper, above, below)
+        return pack(codes, self.bits), cut.to(torch.uint8), signed, stretch, mean, rstd
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, split, signed, stretch, mean, rstd = parts
-        edge, cut, grain = signed.abs(), split.to(signed.dtype), 1 / stretch.to(signed.dtype)
+        edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
         above, below = (1 - edge) * 2 / (2**self.bits - cut) * grain, edge * 2 / cut * grain
         start = (edge * 2 - 1) * grain + (0.5 - cut) * above
         gain = torch.sign(signed) * GRID[self.bits][2] / rstd
@@ -82,20 +85,18 @@ class Threshold(Carrier):
         return like.restride(unbend(place) * gain + mean), upper
 
     def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
-        """The threshold's place on the grid turned so that "true" is above, and which way it is turned."""
+        """The threshold's place on the grid (-1 to 1) turned so that "true" is above, and which way it is turned."""
         if predicate.scale is None or predicate.shift is None:
-            scale, shift = 1 / rstd, mean  # z is x itself
+            scale, shift = rstd.reciprocal(), mean  # z is x itself
         elif predicate.mean is None:
-            scale, shift = predicate.scale / rstd, predicate.scale * mean + predicate.shift
+            scale, shift = materialize(predicate.scale / rstd), materialize(predicate.scale * mean + predicate.shift)
         else:
             scale, shift = predicate.scale, predicate.shift
-        scale, shift = materialize(scale.to(mean.dtype)), materialize(shift.to(mean.dtype))
-        at = materialize(-shift / scale.abs())
-        never = torch.where(shift > 0, -math.inf, math.inf)
-        at = torch.where((scale == 0) | (at != at), never, at)
-        v = bend(at.clamp(-1e6, 1e6) / GRID[self.bits][2]) * stretch.to(mean.dtype)
-        flip = materialize(torch.where(scale < 0, -1.0, 1.0).to(mean.dtype).expand(stretch.shape))
-        return materialize(v.clamp(-1, 1) * 0.5 + 0.5), flip
+        scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+        # bend(-shift / |scale| / knee) without its division by zero: where scale is 0, all are true or all are false
+        bent = (TINY - shift) / (scale.abs() * GRID[self.bits][2] + (shift.abs() + TINY))
+        flip = torch.where(scale < 0, -1.0, 1.0).to(mean.dtype)
+        return materialize((bent * stretch.to(mean.dtype)).clamp(-1, 1)), flip
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
@@ -111,7 +112,7 @@ def stretch_of(x: Tensor, mean: Tensor | None, rstd: Tensor, channel: Sequence[i
     dims = [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]
     high, low = (x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)) if x.numel() else (rstd, rstd)
     most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
-    most = torch.where(finite(most), most, 0.0)
+    most = torch.where(most < math.inf, most, 0.0)  # neither NaN: such a channel is NaN by its statistics
     share, least, knee = GRID[bits]
     return materialize((1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16))
 
@@ -130,12 +131,11 @@ def _channel_shape(x: Tensor, predicate: Predicate) -> list[int]:
     return [1] * (x.dim() - len(shape)) + shape
 
 
-def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """mean, rstd, and whether the channel is free of NaN and infinity."""
+def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """mean, rstd, and whether the channel is free of NaN and infinity; None: mean and rstd are NaN where it is not."""
     if predicate.mean is not None and predicate.rstd is not None:
         # the normalization's own: one bad element has already made them bad
-        clean = torch.ones(channel, dtype=torch.bool, device=x.device)
-        return predicate.mean, predicate.rstd, clean
+        return predicate.mean, predicate.rstd, None
     dims = [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]
     ok = finite(x)
     values = torch.where(ok, x, 0.0)

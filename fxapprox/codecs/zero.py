@@ -45,7 +45,7 @@ class Zero(Carrier):
         radius = materialize(round_up(torch.where(ok, groups, 0.0).amax(1, keepdim=True)))
         special = ~ok.all(1, keepdim=True)
         top = materialize(self._top(special, groups.dtype))
-        gain = materialize(1 / radius.to(groups.dtype))
+        gain = materialize(radius.to(groups.dtype).reciprocal())
         u = compress((torch.where(ok, groups, 0.0) * gain).clamp(0, 1), CURVE[self.bits])
         codes = torch.minimum((u * top).floor().clamp_min(0) + 1, top)
         codes = torch.where(ok, codes, torch.where(groups != groups, top + 1, top + 2))
@@ -58,7 +58,7 @@ class Zero(Carrier):
         place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
         special = radius < 0
         top = self._top(special, place.dtype)
-        step = materialize(1 / top)
+        step = materialize(top.reciprocal())
         values = expand((place - 0.5) * step, CURVE[self.bits]) * radius.abs().to(place.dtype)
         values = torch.where(special & (place > top), torch.where(place > top + 1, math.inf, math.nan), values)
         upper = codes > 0
@@ -67,7 +67,7 @@ class Zero(Carrier):
 
     def _top(self, special: Tensor, dtype: torch.dtype) -> Tensor:
         """The largest code of a finite value, per group."""
-        return torch.where(special, float(2**self.bits - 3), float(2**self.bits - 1)).to(dtype)
+        return (2**self.bits - 1) - special.to(dtype) * 2
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)
