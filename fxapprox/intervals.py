@@ -2,6 +2,7 @@
 
 What an operator does to an approximate operand can depend on where the operand lies: ``exp`` of something that is
 never positive is bounded, a divisor of at least 1 is harmless. Operators that are not named here may give anything.
+Integers that an operator picked out of a range (``argmax``, ``max_pool2d_with_indices``) need few bits.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from fxapprox.operators import is_view, op_name
+from fxapprox.graph import tensor_of
+from fxapprox.operators import INDEX_MAKERS, is_view, op_name
 
 INF = math.inf
 Interval = tuple[float, float]
@@ -85,3 +87,34 @@ def _is_shift_by_maximum(node: fx.Node) -> bool:
         inner = total.args[0] if isinstance(total, fx.Node) and op_name(total) == "aten.sum" else None
         return isinstance(inner, fx.Node) and op_name(inner) == "aten.exp" and inner.args[0] is source
     return False
+
+
+def span_of(node: fx.Node) -> tuple[int, int] | None:
+    """The range an integer (or a sign) lies in, where its operator fixes it."""
+    maker, position = node, 0
+    if op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):
+        maker, position = node.args[0], node.args[1]
+    name = op_name(maker)
+    if name not in INDEX_MAKERS or not maker.args or not isinstance(maker.args[0], fx.Node):
+        return None
+    if name in ("aten.sign", "aten.sgn"):
+        return (-1, 1)
+    source = tensor_of(maker.args[0])
+    if source is None or (name not in ("aten.argmax", "aten.argmin") and position != 1):
+        return None
+    if name == "prims._low_memory_max_pool_with_offsets":
+        kernel = maker.args[1]
+        if not isinstance(kernel, (list, tuple)):
+            return None
+        window = [size for size in kernel if isinstance(size, int)]
+        return (0, math.prod(window) - 1) if len(window) == len(kernel) else None
+    sizes = list(source.shape)
+    if name == "aten.max_pool2d_with_indices":
+        sizes = sizes[-2:]
+    else:
+        dim = {"aten.topk": 2}.get(name, 1)
+        axis = maker.args[dim] if len(maker.args) > dim else (None if name in ("aten.argmax", "aten.argmin") else -1)
+        if axis is not None and sizes:
+            sizes = [sizes[axis]] if isinstance(axis, int) else [1]
+    static = [size for size in sizes if isinstance(size, int)]
+    return (0, max(math.prod(static) - 1, 0)) if len(static) == len(sizes) else None

@@ -104,7 +104,7 @@ RULES: dict[str, Rule] = {
         " arange prims.iota",
         E, cheap=True,
     ),
-    # The rules of these depend on what their operands are: see operand_use.
+    # The rules of these depend on what their operands are: see uses.py.
     **_rules("mul div", L, cheap=True),
 }  # fmt: skip
 
@@ -160,13 +160,17 @@ def is_view(node: fx.Node) -> bool:
 
 def is_random(node: fx.Node) -> bool:
     """Whether running the operator twice gives two results."""
-    tags = getattr(node.target, "tags", ())
-    if adapter.is_operator(node.target):
-        names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-        if "dropout_p" in names:  # fused attention: random with dropout only
-            at = names.index("dropout_p")
-            return (node.args[at] if at < len(node.args) else node.kwargs.get("dropout_p", 0.0)) not in (0, 0.0)
-    return torch.Tag.nondeterministic_seeded in tags or "inductor_random" in op_name(node)
+    at = _dropout_position(node.target)
+    if at is not None:  # fused attention: random with dropout only
+        return (node.args[at] if at < len(node.args) else node.kwargs.get("dropout_p", 0.0)) not in (0, 0.0)
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or "inductor_random" in op_name(node)
+
+
+@cache
+def _dropout_position(target: Any) -> int | None:
+    """Which argument of an operator is the probability of dropout, if one is."""
+    names = [argument.name for argument in target._schema.arguments] if adapter.is_operator(target) else []
+    return names.index("dropout_p") if "dropout_p" in names else None
 
 
 def table_use(node: fx.Node, position: int) -> Use | None:

@@ -27,6 +27,7 @@ SOURCE, SINK = "source", "sink"
 EXACT, APPROXIMATE = "exact", "approximate"
 
 Values = Mapping[str, Activation]
+Place = tuple[str, str, str]  # in the flow network: name, level, "in" or "out"
 
 
 def plan(activations: tuple[Activation, ...], options: Options, *, hints: Mapping[str, int] | None = None) -> Plan:
@@ -220,15 +221,16 @@ def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:
 
 def _cut(problem: _Problem) -> tuple[set[str], set[str]]:
     """The cheapest values to store, exactly and approximately; one connected part of the problem at a time."""
-    graph = _network(problem)
+    network = _network(problem)
     exact: set[str] = set()
     approximate: set[str] = set()
-    inner = graph.copy()
-    inner.remove_nodes_from((SOURCE, SINK))
-    for part in nx.weakly_connected_components(inner):
-        piece = nx.DiGraph([*graph.in_edges(part, data=True), *graph.out_edges(part, data=True)])
-        if SOURCE not in piece:
+    for part in nx.weakly_connected_components(network.graph):
+        sources, sinks = part & network.sources, part & network.sinks
+        if not sources:
             continue  # recomputed from free values alone
+        piece = nx.DiGraph(network.graph.out_edges(part, data=True))
+        piece.add_edges_from((SOURCE, node) for node in sources)
+        piece.add_edges_from((node, SINK) for node in sinks)
         try:
             # on a handful of nodes networkx's default, preflow-push, spends its time on preparations
             _, (have, _) = nx.minimum_cut(piece, SOURCE, SINK, flow_func=boykov_kolmogorov)
@@ -240,28 +242,44 @@ def _cut(problem: _Problem) -> tuple[set[str], set[str]]:
     return exact, approximate - exact
 
 
-def _network(problem: _Problem) -> nx.DiGraph:
+@dataclass(frozen=True)
+class _Network:
     """The flow network, grown backward from what backward reads; a missing capacity is infinite.
 
     A value has two pairs of nodes: (name, level, "out") is on the sink's side if backward needs it at that level,
     (name, level, "in") if backward has to recompute it. Cutting in -> out is storing.
+
+    Attributes:
+        graph: the network without the source and the sink, so that it falls apart where it can.
+        sources: what cannot be recomputed: the source leads there.
+        sinks: what backward's own operators read: it leads to the sink.
     """
-    graph = nx.DiGraph()
-    graph.add_nodes_from((SOURCE, SINK))
+
+    graph: nx.DiGraph
+    sources: set[Place]
+    sinks: set[Place]
+
+
+def _network(problem: _Problem) -> _Network:
+    network = _Network(nx.DiGraph(), set(), set())
+    graph = network.graph
     stack: list[tuple[Activation, str]] = []
 
-    def ask(name: str, level: str, sink: object) -> None:
+    def place(name: str, level: str) -> Place | None:
+        """Where backward gets the value at this level; None if it is alive anyway."""
         value = problem.values[name]
         if value.free:
-            return
+            return None
         level = level if value.approximable else EXACT
         if (name, level, "out") not in graph:
+            graph.add_node((name, level, "out"))
             stack.append((value, level))
-        graph.add_edge((name, level, "out"), sink)
+        return name, level, "out"
 
     for value in problem.values.values():
         if value.demand is not None:
-            ask(value.name, EXACT if value.demand >= Use.SENSITIVE else APPROXIMATE, SINK)
+            asked = place(value.name, EXACT if value.demand >= Use.SENSITIVE else APPROXIMATE)
+            network.sinks.update([asked] if asked is not None else ())
     while stack:
         value, level = stack.pop()
         inside, outside = (value.name, level, "in"), (value.name, level, "out")
@@ -269,14 +287,16 @@ def _network(problem: _Problem) -> nx.DiGraph:
         graph.add_edge(inside, outside, **({} if cost is None else {"capacity": cost}))
         if level == EXACT and value.approximable:
             # an exact copy is an approximate one too: storing it cuts both pairs
-            ask(value.name, APPROXIMATE, outside)
+            graph.add_edge(place(value.name, APPROXIMATE), outside)
             graph.add_edge((value.name, APPROXIMATE, "in"), inside)
         if not problem.recomputable(value, level):
-            graph.add_edge(SOURCE, inside)
+            network.sources.add(inside)
             continue
-        for operand, wanted in problem.recipe(value, level):
-            ask(operand, wanted, inside)
-    return graph
+        for name, needed in problem.recipe(value, level):
+            operand = place(name, needed)
+            if operand is not None:
+                graph.add_edge(operand, inside)
+    return network
 
 
 def _impossible(piece: nx.DiGraph, values: Values) -> UnsupportedGraph:

@@ -1,0 +1,184 @@
+"""Which decisions does backward read, and from what can they come back?
+
+A mask, an index or a sign that forward took from a float is kept without loss. Some need no bytes of their own: where
+z > threshold, or max(z, 0), and z is affine per channel in a value that is stored anyway, the code of that value can
+carry the decision (``Affine``). A clamp of an approximate value takes its side from the mask that backward reads
+(``Clamp``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import fx
+
+from fxapprox.activation import Affine, Clamp
+from fxapprox.facts import Facts
+from fxapprox.graph import Joint, tensor_of
+from fxapprox.normalization import statistics_of
+from fxapprox.operators import op_name, rule_of
+
+CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
+JOINED = ("aten.bitwise_or", "aten.bitwise_and", "aten.logical_or", "aten.logical_and", "aten.__or__", "aten.__and__")
+COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
+SMALL = 8  # times smaller than the value: a coefficient of each channel
+
+
+def predicates_by_operand(joint: Joint, facts: Facts) -> dict[fx.Node, list[str]]:
+    """Per forward node: names of the decisions on it that backward's own operators read."""
+    found: dict[fx.Node, list[str]] = {}
+    for node in facts.ops:
+        if node in facts.decisions and any(user in joint.backward for user in node.users):
+            for source in node.all_input_nodes:
+                found.setdefault(source, []).append(node.name)
+    return found
+
+
+# --- decisions that a code carries -----------------------------------------------------------------
+
+
+def embeddings(joint: Joint, facts: Facts, clamps: Collection[fx.Node]) -> dict[fx.Node, Affine]:
+    """How codes can carry decisions: see ``Affine``; what is a clamp, with a decision of its own, is left out."""
+    read = _read_by_backward(joint)
+    found = ((node, _embedding(node, facts, read)) for node in facts.ops if node not in clamps)
+    return {node: affine for node, affine in found if affine is not None}
+
+
+def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None:
+    """How one code can carry this decision together with a value that backward needs anyway.
+
+    The decision is ``z > threshold`` (or its negation, or the rectifier itself) with z affine per channel in x.
+    """
+    name = facts.ops[node]
+    if rectified(node) is not None:
+        rectifier, threshold, upper = node, 0.0, True
+    elif name in COMPARISONS and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], (int, float)):
+        rectifier, threshold, upper = node.args[0], float(node.args[1]), COMPARISONS[name]
+    else:
+        return None
+    z = rectifier
+    if threshold == 0 and (inner := rectified(rectifier)) is not None and name not in ("aten.ge", "aten.lt"):
+        z = inner
+    chain, steps = _affine_chain(z, facts)
+    if any(n in facts.checkpointed for n in (node, *chain)):
+        return None  # nothing inside a checkpointed region is stored
+    inside = {*chain, rectifier, node}
+    needed = any(user in read for n in chain for user in n.users if user not in inside)
+    if not needed and z is not rectifier:
+        return Affine(rectifier.name, (), 0.0, upper)  # only max(z, 0) is needed: the zero codec
+    root = chain[-1]
+    if root in facts.free or root not in facts.depends:
+        return None
+    mean, rstd = statistics_of(root, steps)
+    named = ((name, c.name if isinstance(c, fx.Node) else c) for name, c in reversed(steps))
+    return Affine(root.name, tuple(named), threshold, upper, mean, rstd)
+
+
+def rectified(node: fx.Node) -> fx.Node | None:
+    """z, if the node is max(z, 0)."""
+    name = op_name(node)
+    if name == "aten.relu" or (name == "aten.clamp_min" and node.args[1] == 0):
+        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+    return None
+
+
+def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]:
+    """z and the values it is an affine function of, with the steps from z back to the last of them."""
+    chain, steps = [z], []
+    while True:
+        step = _affine_step(chain[-1], facts)
+        if step is None:
+            return chain, steps
+        steps.append(step[1:])
+        chain.append(step[0])
+
+
+def _affine_step(node: fx.Node, facts: Facts) -> tuple | None:
+    """(operand, operator, coefficient) if the node is operand op coefficient, the coefficient one per channel."""
+    name = facts.ops[node].removeprefix("aten.")
+    if node.op != "call_function" or name not in ("add", "sub", "mul", "div", "neg") or node.kwargs.get("alpha"):
+        return None
+    value = tensor_of(node)
+    if value is None or node in facts.free or not facts.roots[node]:
+        return None
+    size = facts.sizes[node]
+    large = [a for a in node.args if isinstance(a, fx.Node) and facts.sizes.get(a) == size
+             and a not in facts.free and facts.roots[a]]  # fmt: skip
+    operand = tensor_of(large[0]) if len(large) == 1 else None
+    if operand is None or operand.dtype != value.dtype or operand.shape != value.shape:
+        return None
+    if name == "neg":
+        return large[0], "neg", 0.0
+    position = node.args.index(large[0])
+    other = node.args[1 - position]
+    if isinstance(other, fx.Node):
+        small = tensor_of(other)
+        if small is None or small.dim() > value.dim() or facts.sizes[other] * SMALL > size:
+            return None
+    if position == 1 and name == "div":
+        return None
+    return large[0], "rsub" if name == "sub" and position == 1 else name, other
+
+
+def _read_by_backward(joint: Joint) -> set[fx.Node]:
+    """Every node of backward, and every one that backward reads, itself or through cheap operators."""
+    read = set(joint.backward)
+    for node in reversed(joint.gm.graph.nodes):
+        if node not in read and any(user in read for user in node.users):
+            rule = rule_of(node)
+            if rule is not None and rule.cheap:
+                read.add(node)
+    return read
+
+
+# --- clamps ----------------------------------------------------------------------------------------
+
+
+def clamps_of(joint: Joint, facts: Facts) -> dict[fx.Node, Clamp]:
+    """The clamps that can be run again on approximate operands: see ``Clamp``."""
+    found = ((node, _clamp(node, joint, facts)) for node, name in facts.ops.items() if name in CLAMPS)
+    return {node: clamp for node, clamp in found if clamp is not None}
+
+
+def _clamp(node: fx.Node, joint: Joint, facts: Facts) -> Clamp | None:
+    """How a clamp can be run again from an approximate operand, if backward reads its decision.
+
+    Backward of hardswish and hardsigmoid asks where y <= -3 and y < 3; forward clamps y + 3 to 0 and 6. Both decide
+    alike, to the last bit: rounding y + 3 is monotone, and whole numbers are not rounded.
+    """
+    operand = node.args[0] if node.args else None
+    if not isinstance(operand, fx.Node) or not _is_whole(node.args[1]):
+        return None
+    limit: float = node.args[1]  # type: ignore[assignment]
+    y, threshold = operand, limit
+    while isinstance(y, fx.Node) and _is_whole(threshold):
+        for user in y.users:
+            decides = op_name(user) in COMPARISONS and user.args[0] is y and user.args[1] == threshold
+            if decides and user not in joint.backward and _is_read_as_mask(user, joint):
+                if node in facts.checkpointed or user in facts.checkpointed:
+                    return None
+                return Clamp(operand.name, user.name, COMPARISONS[op_name(user)] == CLAMPS[op_name(node)], limit)
+        if op_name(y) == "aten.add" and not y.kwargs and _is_whole(y.args[1]):
+            y, threshold = y.args[0], threshold - y.args[1]  # type: ignore[operator,assignment]
+        elif op_name(y) in CLAMPS and CLAMPS[op_name(y)] != CLAMPS[op_name(node)] and _wraps(node, y) and y is operand:
+            y = y.args[0]  # type: ignore[assignment]
+        else:
+            return None
+    return None
+
+
+def _is_read_as_mask(predicate: fx.Node, joint: Joint) -> bool:
+    """Whether backward reads the decision, itself or joined to another (both limits of relu6 and hardtanh)."""
+    readers = [reader for user in predicate.users for reader in (user.users if op_name(user) in JOINED else (user,))]
+    return any(reader in joint.backward for reader in readers)
+
+
+def _is_whole(number: object) -> bool:
+    """Whether the number is exact in every floating point type."""
+    return isinstance(number, (int, float)) and abs(number) <= 64 and number == int(number)
+
+
+def _wraps(outer: fx.Node, inner: fx.Node) -> bool:
+    """Whether two clamps leave an interval open between their limits."""
+    lower, upper = (outer, inner) if CLAMPS[op_name(outer)] else (inner, outer)
+    return _is_whole(inner.args[1]) and lower.args[1] <= upper.args[1]  # type: ignore[operator]

@@ -1,0 +1,141 @@
+"""What is known of each forward value before anything is asked of it.
+
+One walk along the joint graph, in its order: every fact about a node follows from its operator and from the facts about
+its operands. How backward reads the values comes afterwards, against that order (``uses.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.graph import Joint, numel, tensor_of
+from fxapprox.intervals import Interval, interval
+from fxapprox.operators import DISCRETE_FLOATS, REDUCTIONS, RULES, Rule, op_name
+
+SMALL = 4  # times smaller than the activation that it was computed from
+WIDE = 8  # times larger than its operand
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the forward nodes.
+
+    Attributes:
+        ops: name of the operator.
+        sizes: number of elements, of every tensor.
+        floats: its tensor is of floating point.
+        bounds: the interval that its elements lie in.
+        depends: whether training moves it: it depends on a parameter or a float input.
+        roots: which values, not cheap to compute, it is made of.
+        free: it is alive during backward anyway.
+        statistics: it is small next to the activations it came from.
+        decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
+        checkpointed: the user wants it computed again in backward.
+        again: backward may run its operator again.
+    """
+
+    ops: dict[fx.Node, str] = field(default_factory=dict)
+    sizes: dict[fx.Node, int] = field(default_factory=dict)
+    floats: set[fx.Node] = field(default_factory=set)
+    bounds: dict[fx.Node, Interval] = field(default_factory=dict)
+    depends: set[fx.Node] = field(default_factory=set)
+    roots: dict[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
+    free: set[fx.Node] = field(default_factory=set)
+    statistics: set[fx.Node] = field(default_factory=set)
+    decisions: set[fx.Node] = field(default_factory=set)
+    checkpointed: set[fx.Node] = field(default_factory=set)
+    again: set[fx.Node] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, joint: Joint) -> Facts:
+        """The facts about a joint graph's forward values."""
+        facts = cls()
+        returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
+        for node in joint.forward_values:
+            _add(facts, node, returned)
+        return facts
+
+
+def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
+    """Adds what is known of a node; its operands have been added."""
+    value, name, sources = tensor_of(node), op_name(node), node.all_input_nodes
+    rule = RULES.get(name)
+    facts.ops[node] = name
+    if value is not None:
+        facts.sizes[node] = numel(value)
+        if value.dtype.is_floating_point:
+            facts.floats.add(node)
+    if adapter.must_recompute(node):
+        facts.checkpointed.add(node)
+    if node.op in ("placeholder", "get_attr") or node in returned or _is_view_of_free(node, rule, facts):
+        facts.free.add(node)
+    if (node.op == "placeholder" and node in facts.floats) or any(s in facts.depends for s in sources):
+        facts.depends.add(node)
+    facts.bounds[node] = interval(node, facts.bounds)
+    facts.roots[node] = _roots(node, rule, facts, sources)
+    if _is_statistic(node, rule, facts, sources):
+        facts.statistics.add(node)
+    if _is_decision(node, rule, facts, sources):
+        facts.decisions.add(node)
+    # a cheap operator, a wide projection, or what the user checkpoints
+    if (rule is not None and rule.cheap) or _is_wide_projection(node, facts) or node in facts.checkpointed:
+        facts.again.add(node)
+
+
+def _is_view_of_free(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:
+    return rule is not None and rule.view and node in facts.sizes and node.args[0] in facts.free
+
+
+def _is_wide_projection(node: fx.Node, facts: Facts) -> bool:
+    """Whether a product with a parameter is many times larger than what it is made from: logits over a vocabulary.
+
+    One more product costs less than keeping them, even in 8 bits (fewer than which a softmax does not get).
+    """
+    if facts.ops[node] not in ("aten.mm", "aten.addmm") or node not in facts.sizes:
+        return False
+    moving = [source for source in node.all_input_nodes if source not in facts.free]
+    return bool(moving) and all(s in facts.sizes and WIDE * facts.sizes[s] <= facts.sizes[node] for s in moving)
+
+
+def _roots(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """The values, not cheap to compute, that a chain of cheap operators made this from; at most three."""
+    if node in facts.free or node not in facts.depends:
+        return frozenset()
+    if rule is None or not rule.cheap:
+        return frozenset((node,))
+    size = facts.sizes.get(node, 0)
+    merged: set[fx.Node] = set()
+    for source in sources:
+        inner = facts.sizes.get(source)
+        if inner is None or (size and inner * SMALL <= size):
+            continue  # statistics and parameters ride along
+        merged |= facts.roots[source]
+    return frozenset(merged if len(merged) <= 3 else sorted(merged, key=lambda n: n.name)[:3])
+
+
+def _is_statistic(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> bool:
+    """Whether the node is a small reduction of an activation, or is computed from such alone (rstd from variance)."""
+    if node not in facts.floats:
+        return False
+    maker = node.args[0] if facts.ops[node] == "getitem" and isinstance(node.args[0], fx.Node) else node
+    if facts.ops[maker] in REDUCTIONS and isinstance(maker.args[0], fx.Node):
+        source = maker.args[0]
+        return source in facts.sizes and facts.sizes[node] * SMALL <= facts.sizes[source]
+    if rule is None or not rule.cheap:
+        return False
+    moving = [source for source in sources if source in facts.depends]
+    made_of = [facts.sizes[source] for source in moving if source in facts.statistics]
+    return bool(made_of) and len(made_of) == len(moving) and facts.sizes[node] <= max(made_of)
+
+
+def _is_decision(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> bool:
+    """Whether the node is a branch taken on a float that training moves: a mask, an index, a sign."""
+    if node not in facts.sizes or node.op != "call_function" or (rule is not None and rule.view):
+        return False
+    if node in facts.floats:
+        return facts.ops[node] in DISCRETE_FLOATS
+    return any(source in facts.depends and source in facts.floats for source in sources)

@@ -1,0 +1,199 @@
+"""How does backward read each forward value, and where does an error in it end?
+
+A value is as delicate as the strictest use of it on the way to a gradient, along the operators that backward could run
+again. The table in ``operators.py`` says how an operator depends on an operand; what is known of the operand refines it
+(``exp`` of something that is never positive is bounded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.activation import Reach, Use
+from fxapprox.facts import Facts
+from fxapprox.graph import Joint, element_of, operands
+from fxapprox.intervals import EVERYTHING
+from fxapprox.operators import op_name, table_use
+
+Reads = Mapping[fx.Node, tuple[tuple[fx.Node, Use], ...]]
+
+
+class Asked(NamedTuple):
+    """What backward asks of a forward value.
+
+    Attributes:
+        demand: the strictest use by backward's own operators; None if they do not read it.
+        every: the strictest use in all, operators that backward runs again included.
+        why: the reason for ``every``, in words.
+    """
+
+    demand: Use | None
+    every: Use | None
+    why: str
+
+
+# --- one operator --------------------------------------------------------------------------------
+
+
+def reads_of(joint: Joint, facts: Facts) -> Reads:
+    """The forward values that each operator reads, forward's and backward's, and how, in the order of its operands."""
+    return {node: tuple(_operand_uses(node, facts)) for node in joint.gm.graph.nodes if node.op == "call_function"}
+
+
+def _operand_uses(node: fx.Node, facts: Facts) -> Iterator[tuple[fx.Node, Use]]:
+    checkpointed = adapter.must_recompute(node)
+    for position, operand in operands(node):
+        if operand not in facts.ops:
+            continue  # a gradient
+        value = element_of(operand)
+        if value is None or not value.dtype.is_floating_point:
+            yield operand, Use.DECISION if value is not None else Use.SENSITIVE
+        elif checkpointed:
+            yield operand, Use.SENSITIVE  # a checkpointed region is computed again exactly, decisions included
+        else:
+            yield operand, _operand_use(node, position, operand, facts)
+
+
+def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -> Use:
+    """How the node depends on a float operand: the table, refined by what is known of the operand."""
+    use = table_use(node, position)
+    if use is None:
+        return Use.SENSITIVE
+    name = op_name(node)
+    low, high = facts.bounds.get(operand, EVERYTHING)
+    if name in ("aten.mul", "prims.fma", "aten.addcmul"):
+        return Use.SMOOTH if _multiplies_activations(node, operand, facts) else Use.LINEAR
+    if name == "aten.div" and position == 1:
+        return Use.SMOOTH if low >= 1 or high <= -1 else Use.SENSITIVE
+    if name in ("aten.log", "aten.sqrt", "aten.rsqrt", "aten.reciprocal"):
+        return Use.SMOOTH if low >= 1 else Use.SENSITIVE
+    if name == "aten.log1p":
+        return Use.SMOOTH if low >= 0 else Use.SENSITIVE
+    if name in ("aten.pow", "aten.square"):
+        power = 2 if name == "aten.square" else node.args[1]
+        return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
+    if name == "aten.exp":
+        return _exp_use(node, operand, high)
+    return use
+
+
+def _multiplies_activations(node: fx.Node, operand: fx.Node, facts: Facts) -> bool:
+    """Whether the product has another factor that is as large and as approximate as this one."""
+    others = [n for n in node.all_input_nodes if n is not operand]
+    if not others:
+        return True
+    size = facts.sizes.get(operand)
+    return any(
+        other in facts.depends and other not in facts.free and size is not None and facts.sizes.get(other) == size
+        for other in others
+    )
+
+
+def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
+    if high <= 0:
+        return Use.SOFTMAX if op_name(operand) == "aten.sub" else Use.SMOOTH
+    # exp(x) that only ever meets the world as 1 + exp(x) below a fraction bar, or in log1p: a sigmoid or softplus.
+    for user in node.users:
+        if op_name(user) == "aten.log1p":
+            continue
+        shifted = op_name(user) == "aten.add" and any(isinstance(a, (int, float)) and a >= 1 for a in user.args)
+        if not shifted or not all(op_name(u) == "aten.div" and u.args[1] is user and u.args[0] is not user
+                                  for u in user.users):  # fmt: skip
+            return Use.SENSITIVE
+    return Use.SMOOTH
+
+
+def is_weights(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node is a softmax: exp(...) over its own sum, whatever was subtracted or multiplied before."""
+    name = facts.ops[node]
+    if name != "aten.div" or not all(isinstance(a, fx.Node) for a in node.args):
+        return name == "aten._softmax"
+    exponential, total = node.args
+    return op_name(exponential) == "aten.exp" and op_name(total) == "aten.sum" and total.args[0] is exponential  # type: ignore[union-attr, arg-type]
+
+
+def _is_softmax_output(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node is a softmax, or exp(x - max) on the way to one."""
+    if is_weights(node, facts):
+        return True
+    name = facts.ops[node]
+    if name == "aten.div" and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        name = facts.ops[node]
+    if name != "aten.exp" or not isinstance(node.args[0], fx.Node):
+        return False
+    return facts.ops[node.args[0]] == "aten.sub" and facts.bounds[node.args[0]][1] <= 0
+
+
+# --- the way to the gradients --------------------------------------------------------------------
+
+
+def asked_by_backward(
+    joint: Joint, facts: Facts, reads: Reads, carried: Mapping[fx.Node, fx.Node]
+) -> dict[fx.Node, Asked]:
+    """What backward asks of each forward value.
+
+    Args:
+        carried: operators whose decision on an operand can come out of a code, and that operand: they leave it to
+            the plan to insist on exactness where it does not.
+    """
+    gradients = {n for n in joint.outputs[1] if isinstance(n, fx.Node)}
+    found: dict[fx.Node, Asked] = {}
+    for node in reversed(list(joint.forward_values)):
+        demand: Use | None = Use.DECISION if node in gradients else None
+        every, why = demand, "it is itself a gradient" if demand is not None else ""
+        strict: tuple[Use, str] | None = None
+        for user in node.users:
+            own = user in joint.backward
+            if user.op != "call_function" or not (own or (user in facts.again and found[user].every is not None)):
+                continue
+            use = max(use for source, use in reads[user] if source is node)
+            if carried.get(user) is node:
+                use = Use.LINEAR
+            inherited = ""
+            if own:
+                demand = use if demand is None else max(demand, use)
+            elif user in facts.checkpointed:
+                strict = (use, "a checkpointed region is computed again from it")
+                continue
+            elif use >= Use.SENSITIVE:
+                # only an exact copy serves this user; an approximate one may serve the others
+                strict = (use, _in_words(use, user))
+                continue
+            else:
+                downstream = found[user].every
+                if downstream is not None and use < downstream < Use.SENSITIVE:
+                    use, inherited = downstream, found[user].why
+            if every is None or use > every:
+                every, why = use, inherited or _in_words(use, user)
+        if every is None and strict is not None:
+            every, why = strict
+        if every is not None and every < Use.SOFTMAX and _is_softmax_output(node, facts):
+            every, why = Use.SOFTMAX, "output of a softmax"
+        found[node] = Asked(demand, every, why)
+    return found
+
+
+def _in_words(use: Use, user: fx.Node) -> str:
+    known = table_use(user, 0) is not None
+    return f"{use.name.lower()} in {op_name(user)}" if known else f"unknown operator {op_name(user)}"
+
+
+def reaches(joint: Joint, facts: Facts) -> dict[fx.Node, Reach]:
+    """Per forward node that backward reads: does an error in it end in one gradient or in many?"""
+    many = -1
+    ends: dict[fx.Node, int] = {n: i for i, n in enumerate(joint.outputs[1]) if isinstance(n, fx.Node)}
+    for node in reversed(list(joint.gm.graph.nodes)):
+        end = ends.get(node)
+        for user in node.users:
+            if user in ends and (user in joint.backward or user in facts.again):
+                end = ends[user] if end in (None, ends[user]) else many
+        if end is not None:
+            ends[node] = end
+    return {
+        node: Reach.CHAIN if ends[node] == many else Reach.TERMINAL for node in joint.forward_values if node in ends
+    }
