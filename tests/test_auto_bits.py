@@ -68,6 +68,16 @@ def test_ways_offer_uniform_bits_where_they_exist() -> None:
     assert [options["average_bits"] for options in auto_bits.ways([3.5], measured).values()] == [3.5, 3.5]
 
 
+def test_calibration_sees_other_inputs_of_the_same_kind() -> None:
+    images, tokens = torch.randn(4, 3), torch.arange(12).view(3, 4)
+    found = auto_bits.others((images, tokens))
+    assert found[0].shape == images.shape
+    assert not torch.equal(found[0], images)
+    assert found[1].shape == tokens.shape
+    assert not torch.equal(found[1], tokens)
+    assert found[1].flatten().sort().values.tolist() == list(range(12))
+
+
 def test_averages_on_the_command_line() -> None:
     assert auto_bits.parse_averages("4, 2.5") == [4, 2.5]
     for text in ("", "many", "1", "4,9", "nan"):

@@ -2,8 +2,8 @@
 
 Errors are relative, over all parameters, of one step at initialization, run eagerly, against the exact partition; the
 bytes are the plan's. Bits are an average over the elements of what is stored with loss, scales aside. "All in 4 bits"
-overrules what classes need, by a policy: bits=4 gives attention 8. "Measured" is calibrated on the batch of the step;
-its predicted error is the square root of the sum of what was measured for each value alone.
+overrules what classes need, by a policy: bits=4 gives attention 8. "Measured" is calibrated on a batch of other
+inputs; its predicted error is the square root of the sum of what was measured there for each value alone.
 
 Examples:
 
@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -120,10 +121,17 @@ def rows(case: Case, averages: list[float]) -> list[Row]:
     torch.compiler.reset()
     _, exact = step(case, unrewritten(case.model))
     torch.compiler.reset()
-    measured = fxapprox.calibrate(case.model, case.loss, case.args, progress=False)
-    return [
-        row(label, case, exact, options) for label, options in track(ways(averages, measured).items(), case.name)
-    ]  # fmt: skip
+    measured = fxapprox.calibrate(case.model, case.loss, others(case.args))
+    tried = track(ways(averages, measured).items(), case.name, console=Console(stderr=True))
+    return [row(label, case, exact, options) for label, options in tried]
+
+
+def others(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs of the same shapes: images drawn again, tokens in another order."""
+    return tuple(
+        torch.randn_like(x) if x.is_floating_point() else x.flatten()[torch.randperm(x.numel())].view_as(x)
+        for x in inputs
+    )
 
 
 def row(label: str, case: Case, exact: Tensor, options: dict[str, Any]) -> Row:

@@ -26,6 +26,7 @@ import torch
 import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -234,7 +235,7 @@ def main(
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "average_bits=.* cannot be had")  # the table says what came of it
     chosen, curves = select(TASKS, only), {}
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(chosen) * len(MODES) * steps)
         for name in chosen:
             batches = TASKS[name].batches(steps)
