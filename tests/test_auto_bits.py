@@ -31,7 +31,7 @@ def report(build: Callable[[], Case] = models.mlp_dropout, **options) -> fxappro
 
 
 def curves(losses: list[float]) -> dict[str, list[Curve]]:
-    bits = (None, 4.0, 3.5, 2.0)
+    bits = (None, None, 4.0, 3.5, 3.0, 2.0)
     group = [Curve(mode, b, 2**20, losses) for mode, b in zip(auto_curve.MODES, bits, strict=True)]
     return {"one": group, "other": group}
 
@@ -116,8 +116,8 @@ def test_curves_are_drawn_and_written(losses: list[float], tmp_path: Path) -> No
 
 
 def test_the_table_compares_with_the_first_mode() -> None:
-    group = curves([2.0, 1.0])["one"][:2]
+    group = curves([2.0, 1.0])["one"][1:3]
     group[1].losses = [2.0, 1.25]
     lines = auto_curve.table({"net": group}).splitlines()
-    assert lines[2] == "| net | exact |  | 1.0 MiB | 1.0000 | +0.0000 |"
+    assert lines[2] == "| net | exact, nudged |  | 1.0 MiB | 1.0000 | +0.0000 |"
     assert lines[3] == "| net | auto, average 4 | 4.00 | 1.0 MiB | 1.2500 | +0.2500 |"
