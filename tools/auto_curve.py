@@ -220,7 +220,7 @@ def plot(curves: dict[str, list[Curve]], path: Path) -> None:
 def draw(group: list[Curve], top: Axes, bottom: Axes) -> None:
     """One model's curves; the last mode, the worst by far, may leave the lower axes."""
     reference = smooth(group[0].losses)
-    largest = 0.0
+    shown = [0.0]
     for curve in group:
         label = f"{curve.mode} ({curve.average_bits:.2f} bits)" if curve.mode.startswith("auto") else curve.mode
         losses = smooth(curve.losses)
@@ -230,10 +230,10 @@ def draw(group: list[Curve], top: Axes, bottom: Axes) -> None:
         top.plot(steps, losses, "--" if curve is group[0] else "-", label=label, **style)
         bottom.plot(steps, distances, **style)
         if curve is not group[-1]:
-            largest = max([largest, *map(abs, filter(math.isfinite, distances))])
-    if largest:
-        bottom.set_ylim(-1.2 * largest, 1.2 * largest)
-    top.legend(frameon=False)
+            shown += filter(math.isfinite, distances)
+    margin = 0.1 * (max(shown) - min(shown)) or 0.1
+    bottom.set_ylim(min(shown) - margin, max(shown) + margin)
+    top.legend(frameon=False, fontsize=8.5, labelspacing=0.25)
     for axes in (top, bottom):
         axes.grid(alpha=0.25, linewidth=0.6)
 
