@@ -152,11 +152,14 @@ def row(label: str, case: Case, exact: Tensor, options: dict[str, Any]) -> Row:
     )
 
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(help=(__doc__ or "").replace("Examples:\n", "\b\nExamples:"))
 def main(
     only: Annotated[str, typer.Option("--models", help="comma-separated parts of names")] = "",
     average: Annotated[str, typer.Option(help="comma-separated averages, 2 to 8")] = "4,3",
 ) -> None:
-    """Prints a table for each model."""
     torch.set_num_threads(1)
     averages = parse_averages(average)
     for name in select(CASES, only):
@@ -167,4 +170,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

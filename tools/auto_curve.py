@@ -250,12 +250,15 @@ def as_json(curves: dict[str, list[Curve]]) -> str:
     return "{\n" + ",\n".join(groups) + "\n}\n"
 
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(help=(__doc__ or "").replace("Examples:\n", "\b\nExamples:"))
 def main(
     out: Annotated[Path, typer.Option(help="directory for curves.json and curves.png")],
     only: Annotated[str, typer.Option("--models", help="comma-separated parts of names")] = "",
     steps: Annotated[int, typer.Option(min=1, help="training steps")] = 300,
 ) -> None:
-    """Trains every model in every mode."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "average_bits=.* cannot be had")  # the table says what came of it
     chosen, curves = select(TASKS, only), {}
@@ -271,4 +274,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
