@@ -245,6 +245,7 @@ class Decision:
         shape, dtype: of the value; symbolic sizes by their hints.
         kind, reach: see ``Class`` and ``Reach``.
         storage: how it is kept, e.g. "4-bit threshold", "exact", "1-bit mask", "free".
+        bits: per element of a code with loss, scales aside; None for what is exact, a decision, or not stored.
         bytes_before, bytes_after: of the value itself, and of what is stored for it.
         predicates: predicates that its code carries.
         module, source: path of the module that made it, and the user's source line.
@@ -258,6 +259,7 @@ class Decision:
     kind: Class
     reach: Reach | None
     storage: str
+    bits: int | None
     bytes_before: int
     bytes_after: int
     predicates: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
@@ -79,6 +80,13 @@ class Report:
             if not self.baseline_bytes
             else float("inf")
         )
+
+    @property
+    def average_bits(self) -> float | None:
+        """Bits per element over all values whose code has a loss, scales aside; None where there are none."""
+        coded = [(decision.bits, math.prod(decision.shape)) for decision in self.decisions if decision.bits is not None]
+        elements = sum(count for _, count in coded)
+        return sum(bits * count for bits, count in coded) / elements if elements else None
 
     def at(self, size: int | Mapping[str, int]) -> Report:
         """The report with all bytes (and shapes) for other sizes; the plan is the same.
@@ -261,6 +269,7 @@ def _decision(
         kind=entry.kind if entry is not None else value.kind,
         reach=value.reach,
         storage=storage,
+        bits=entry.codec.bits if entry is not None and entry.kind is not Class.DISCRETE else None,
         bytes_before=evaluate(before, hints),
         bytes_after=evaluate(after, hints),
         predicates=entry.predicates if entry is not None else (),
@@ -286,6 +295,7 @@ def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
         kind=Class.FREE,
         reach=None,
         storage="copied (channels-last)" if kept else "not copied (channels-last)",
+        bits=None,
         bytes_before=evaluate(size, hints),
         bytes_after=evaluate(size, hints) if kept else 0,
         predicates=(),
