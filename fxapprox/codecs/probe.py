@@ -25,10 +25,10 @@ class Probe(Carrier):
     """
 
     label: ClassVar[str] = "probe"
+    inner: Codec
+    tried: tuple[int, ...]
+    carries: bool
     bits: int | None = None
-    inner: Codec = None  # type: ignore[assignment]
-    tried: tuple[int, ...] = ()
-    carries: bool = False
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.clone(), *(part for codec in self._codecs for part in codec.encode(x))
