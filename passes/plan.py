@@ -11,7 +11,7 @@ A decision (mask, index, sign) is stored without loss, unless the code of anothe
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
@@ -222,24 +222,50 @@ def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:
 def _cut(problem: _Problem) -> tuple[set[str], set[str]]:
     """The cheapest values to store, exactly and approximately; one connected part of the problem at a time."""
     network = _network(problem)
+    order = {place: i for i, place in enumerate(network.graph)}
+    cuts: dict[Hashable, list[int]] = {}  # equal layers make equal parts: each kind is cut once
     exact: set[str] = set()
     approximate: set[str] = set()
     for part in nx.weakly_connected_components(network.graph):
-        sources, sinks = part & network.sources, part & network.sinks
-        if not sources:
+        if part.isdisjoint(network.sources):
             continue  # recomputed from free values alone
-        piece = nx.DiGraph(network.graph.out_edges(part, data=True))
-        piece.add_edges_from((SOURCE, node) for node in sources)
-        piece.add_edges_from((node, SINK) for node in sinks)
-        try:
-            # on a handful of nodes networkx's default, preflow-push, spends its time on preparations
-            _, (have, _) = nx.minimum_cut(piece, SOURCE, SINK, flow_func=boykov_kolmogorov)
-        except nx.NetworkXUnbounded:
-            raise _impossible(piece, problem.values) from None
-        for name, level, side in part:
-            if side == "in" and (name, level, "in") in have and (name, level, "out") not in have:
-                (exact if level == EXACT else approximate).add(name)
+        places = sorted(part, key=order.__getitem__)
+        kind = _kind_of(places, network)
+        if kind not in cuts:
+            cuts[kind] = _cut_part(places, network, problem.values)
+        for i in cuts[kind]:
+            name, level, _ = places[i]
+            (exact if level == EXACT else approximate).add(name)
     return exact, approximate - exact
+
+
+def _kind_of(places: Sequence[Place], network: _Network) -> Hashable:
+    """All that a part's cut depends on: its places by number, not by name, their edges and capacities."""
+    number = {place: i for i, place in enumerate(places)}
+    values: dict[str, int] = {}
+    kind = []
+    for place in places:
+        name, level, side = place
+        ends = place in network.sources, place in network.sinks
+        edges = tuple((number[to], data.get("capacity")) for to, data in network.graph.succ[place].items())
+        kind.append((values.setdefault(name, len(values)), level, side, ends, edges))
+    return tuple(kind)
+
+
+def _cut_part(places: Sequence[Place], network: _Network, values: Values) -> list[int]:
+    """Numbers of the places where the cheapest cut of one part stores a value."""
+    piece = nx.DiGraph(network.graph.out_edges(places, data=True))
+    piece.add_edges_from((SOURCE, place) for place in places if place in network.sources)
+    piece.add_edges_from((place, SINK) for place in places if place in network.sinks)
+    try:
+        # on a handful of nodes networkx's default, preflow-push, spends its time on preparations
+        _, (have, _) = nx.minimum_cut(piece, SOURCE, SINK, flow_func=boykov_kolmogorov)
+    except nx.NetworkXUnbounded:
+        raise _impossible(piece, values) from None
+    return [
+        i for i, (name, level, side) in enumerate(places)
+        if side == "in" and (name, level, "in") in have and (name, level, "out") not in have
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
