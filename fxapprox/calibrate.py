@@ -22,7 +22,7 @@ from fxapprox.codecs import Like, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.explain import fresh, untouched
 from fxapprox.graph import memory_order
-from fxapprox.options import Options
+from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import adjustable, levels
 from fxapprox.passes.pipeline import Rewrite, rewrite
 from fxapprox.sensitivity import Sensitivities
@@ -54,7 +54,7 @@ def calibrate(
         OptionError: an option is unknown or its value invalid.
         FxApproxError: nothing was captured, or the loss is no scalar that needs a gradient.
     """
-    asked = Options.parse({**options, "bits": "auto", "lowering": "eager", "sensitivities": None})
+    asked = Options.parse({**options, "bits": PROVISIONAL_BITS, "lowering": "eager", "sensitivities": None})
     args = (batch,) if isinstance(batch, Tensor) else tuple(batch)
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     gradients = [p.grad for p in parameters]

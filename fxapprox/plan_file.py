@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fxapprox import codecs
+from fxapprox import codecs, json_file
 from fxapprox.activation import Activation, Plan
 from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError
@@ -52,12 +51,8 @@ class SavedPlan:
         Raises:
             FxApproxError: it has a codec of the user's own.
         """
-        content = {
-            "schema": SCHEMA,
-            "torch": torch.__version__,
-            "graphs": [[_entry_to_json(entry) for entry in graph] for graph in self.graphs],
-        }
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        graphs = [[_entry_to_json(entry) for entry in graph] for graph in self.graphs]
+        json_file.write(path, SCHEMA, {"graphs": graphs})
 
     @classmethod
     def load(cls, path: str | Path) -> SavedPlan:
@@ -66,15 +61,11 @@ class SavedPlan:
         Raises:
             FxApproxError: there is no such file, or it is not one that ``save`` wrote.
         """
-        try:
-            content = json.loads(Path(path).read_text())
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"schema {content['schema']}, this version reads {SCHEMA}")
+
+        def parse(content: Any) -> SavedPlan:
             return cls(tuple(tuple(_entry_from_json(entry) for entry in graph) for graph in content["graphs"]))
-        except OSError as error:
-            raise FxApproxError(f"cannot read the plan: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FxApproxError(f"{path} holds no plan that SavedPlan.save wrote: {error}") from None
+
+        return json_file.read(path, SCHEMA, parse, what="plan", writer="SavedPlan.save")
 
 
 def saved_entries(plan: Plan, activations: Iterable[Activation]) -> tuple[SavedEntry, ...]:

@@ -8,14 +8,12 @@ al. 2021, equation 4, and GACT, Liu et al. 2022, section 4, add up).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from fxapprox.errors import FxApproxError
+from fxapprox import json_file
 
 SCHEMA = 1
 
@@ -42,8 +40,7 @@ class Sensitivities:
         graphs = [
             {name: {str(bits): e for bits, e in at.items()} for name, at in graph.items()} for graph in self.graphs
         ]
-        text = json.dumps({"schema": SCHEMA, "torch": torch.__version__, "sensitivities": graphs}, indent=1)
-        Path(path).write_text(text + "\n")
+        json_file.write(path, SCHEMA, {"sensitivities": graphs})
 
     @classmethod
     def load(cls, path: str | Path) -> Sensitivities:
@@ -52,16 +49,11 @@ class Sensitivities:
         Raises:
             FxApproxError: there is no such file, or it is not one that ``save`` wrote.
         """
-        try:
-            content = json.loads(Path(path).read_text())
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"schema {content['schema']}, this version reads {SCHEMA}")
-            graphs = [
+
+        def parse(content: Any) -> Sensitivities:
+            return cls(tuple(
                 {name: {int(bits): float(e) for bits, e in at.items()} for name, at in graph.items()}
                 for graph in content["sensitivities"]
-            ]
-        except OSError as error:
-            raise FxApproxError(f"cannot read sensitivities: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FxApproxError(f"{path} holds no sensitivities that Sensitivities.save wrote: {error}") from None
-        return cls(tuple(graphs))
+            ))  # fmt: skip
+
+        return json_file.read(path, SCHEMA, parse, what="sensitivities", writer="Sensitivities.save")

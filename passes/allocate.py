@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from fxapprox.activation import Activation, Class, Plan, Reach, Stored
 from fxapprox.codecs import Codec, Exact, Mask
+from fxapprox.codecs.threshold import kept_dims
 from fxapprox.options import Options
 from fxapprox.sensitivity import Errors
 from fxapprox.sizes import evaluate
@@ -92,7 +93,7 @@ def choose(choices: Sequence[Choice], average_bits: float) -> dict[str, int]:
     """
     bits = {choice.name: min(choice.errors) for choice in choices}
     left = sum((average_bits - bits[choice.name]) * choice.elements for choice in choices)
-    steps = [(iter(_hull(choice)), choice) for choice in choices]
+    steps = [(_hull(choice), choice) for choice in choices]
     heap: list[tuple[float, str, int, int]] = []
 
     def offer(index: int) -> None:
@@ -146,7 +147,7 @@ def _estimate(value: Activation, elements: int) -> dict[int, float]:
     A gradient sums over positions (images, pixels, tokens), over which rounding errors average out; a derivative of a
     smooth function passes its error on in full, attention a small part; what ends in one gradient harms no other.
     """
-    channels = value.shape[1] if len(value.shape) >= 4 else value.shape[-1] if value.shape else 1
+    channels = math.prod(value.shape[d] for d in kept_dims(len(value.shape)))
     weight = WEIGHT.get(value.kind, 1.0) * (1.0 if value.reach is Reach.CHAIN else 0.25)
     return {bits: weight * distortion * channels / max(elements, 1) for bits, distortion in DISTORTION.items()}
 

@@ -27,6 +27,7 @@ from fxapprox.demo.model import preact_resnet
 from fxapprox.options import Options
 from fxapprox.passes.pipeline import rewrite
 from tests.models import GPT
+from tools.selection import select
 
 OURS = ("classify", "plan", "encode")
 
@@ -107,14 +108,11 @@ def main(
 ) -> None:
     """Prints the table."""
     sys.setrecursionlimit(100_000)  # Dynamo recurses over nested modules and long chains
-    wanted = [part.strip().lower() for part in models.split(",") if part.strip()]
     runs: list[tuple[str, Build, int]] = []
-    for name, (build, each, largest) in FAMILIES.items():
-        if not wanted or any(part in name.lower() for part in wanted):
-            depths = [max(1, int(count) // each) for count in nodes.split(",")] + [largest] * named
-            runs += [(name, build, units) for units in sorted(set(depths))]
-    if not runs:
-        raise typer.BadParameter(f"no model matches {models!r}; there are: {'; '.join(FAMILIES)}")
+    for name in select(FAMILIES, models):
+        build, each, largest = FAMILIES[name]
+        depths = [max(1, int(count) // each) for count in nodes.split(",")] + [largest] * named
+        runs += [(name, build, units) for units in sorted(set(depths))]
     # what torch imports and caches at its first compilation is nobody's
     for build, *_ in FAMILIES.values():
         timed(*build(1), bits)
