@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -69,6 +70,7 @@ class Operation:
         extent: elements that the loops run over; 0: external.
         whole: those of ``reads`` whose elements it reads where it writes.
         reduces: whether it has to end before its results can be read.
+        scratch: bytes that it needs while it runs.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Operation:
     extent: int = 0
     whole: frozenset[Value] = frozenset()
     reduces: bool = False
+    scratch: Size = 0
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class Kernel:
         makes: values in memory afterwards.
         reads: values it takes from memory.
         whole: those of ``reads`` that a result may take the place of.
+        scratch: bytes that it needs while it runs.
     """
 
     name: str
@@ -95,6 +99,7 @@ class Kernel:
     reads: frozenset[Value]
     whole: frozenset[Value] = frozenset()
     external: bool = False
+    scratch: Size = 0
 
 
 @dataclass(slots=True)
@@ -118,12 +123,13 @@ def lower(gm: fx.GraphModule, *, lowering: str) -> Lowered:
     Args:
         lowering: "inductor", or "eager": every node is a kernel.
     """
-    lowered = _Lowering(adapter.realize_limits(gm), eager=lowering == "eager")
+    eager = lowering == "eager"
+    lowered = _Lowering(adapter.realize_limits(gm), eager, not eager and adapter.prefers_channels_last(gm))
     for node in gm.graph.nodes:
         lowered.run(node)
     operations = lowered.operations
-    if lowering == "eager":
-        kernels = [Kernel(o.name, o.makes, o.reads, external=True) for o in operations]
+    if eager:
+        kernels = [Kernel(o.name, o.makes, o.reads, external=True, scratch=o.scratch) for o in operations]
     else:
         kernels = _fuse(operations, {id(v) for v in lowered.outputs if v is not None})
     return Lowered(kernels, lowered.inputs, lowered.outputs)
@@ -132,8 +138,8 @@ def lower(gm: fx.GraphModule, *, lowering: str) -> Lowered:
 class _Lowering:
     """Walks a graph as Inductor does, and notes what is put into memory when."""
 
-    def __init__(self, limits: adapter.RealizeLimits, *, eager: bool) -> None:
-        self._limits, self._eager = limits, eager
+    def __init__(self, limits: adapter.RealizeLimits, eager: bool, channels_last: bool) -> None:
+        self._limits, self._eager, self._channels_last = limits, eager, channels_last
         self._env: dict[fx.Node, Any] = {}
         self._parts: dict[fx.Node, Any] = {}  # of views: which part of the memory they are, None: all of it
         self.operations: list[Operation] = []
@@ -178,7 +184,8 @@ class _Lowering:
         elif made:
             for value in _flat(operands):
                 self._realize(value)
-            self.operations.append(Operation(node.name, made, frozenset(_flat(operands))))
+            scratch = _scratch(node, name, self._channels_last)
+            self.operations.append(Operation(node.name, made, frozenset(_flat(operands)), scratch=scratch))
         return makes if isinstance(results, (tuple, list)) else makes[0]
 
     def _view(self, node: fx.Node, name: str, source: Any) -> Any:
@@ -277,6 +284,9 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
 
 def _kernel(group: list[Operation], private: set[int]) -> Kernel:
     """One kernel; ``private`` values are read inside it only."""
+    first = group[0]
+    if not first.extent:
+        return Kernel(first.name, first.makes, first.reads, external=True, scratch=first.scratch)
     made_by = {id(v): o for o in group for v in o.makes}
     level: dict[int, int] = {}
     for operation in group:
@@ -294,7 +304,7 @@ def _kernel(group: list[Operation], private: set[int]) -> Kernel:
     )
     reads = frozenset(v for o in group for v in o.reads if id(v) not in made_by)
     whole = frozenset(v for o in group for v in o.whole if id(v) not in made_by)
-    return Kernel(group[-1].name, makes, reads, whole, external=not group[0].extent)
+    return Kernel(group[-1].name, makes, reads, whole)
 
 
 def _kind(node: fx.Node, name: str) -> str:
@@ -312,6 +322,28 @@ def _kind(node: fx.Node, name: str) -> str:
     return "external"
 
 
+def _scratch(node: fx.Node, name: str, channels_last: bool) -> Size:
+    """What libraries on the CPU allocate inside an operator: oneDNN, and the backward of fused attention.
+
+    oneDNN brings images into a layout of its own, unless they are channels-last; weights always. Measured.
+    """
+    values = [tensor_of(n) for n in node.all_input_nodes]
+    if not values or values[0] is None or values[0].device.type != "cpu":
+        return 0
+    sizes = [nbytes_expression(v) for v in values if v is not None]
+    if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
+        return sizes[0]
+    if name not in ("aten.convolution", "aten.convolution_backward"):
+        return 0
+    ours = channels_last or (values[0].is_contiguous(memory_format=torch.channels_last) and values[0].dim() == 4)
+    if name == "aten.convolution_backward":
+        gradient, image, weight = sizes[:3]
+        return 2 * weight if ours else gradient + image
+    image, weight = sizes[:2]
+    result = tensor_of(node)
+    return weight if ours or result is None else _larger(image + weight, nbytes_expression(result))
+
+
 def _unrolled(node: fx.Node, name: str) -> int:
     """How many elements a short reduction adds up; 1 for everything else."""
     if name not in REDUCTIONS or not isinstance(node.args[0], fx.Node):
@@ -325,6 +357,10 @@ def _unrolled(node: fx.Node, name: str) -> int:
 
 def _in_memory(name: str, value: torch.Tensor) -> Value:
     return Value(name, nbytes_expression(value), numel(value), value.dtype)
+
+
+def _larger(a: Size, b: Size) -> Size:
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else sympy.Max(a, b)
 
 
 def _flat(values: Iterable[Any]) -> list[Value]:

@@ -165,7 +165,9 @@ def _run(
             level.add(value.size, -1, value in saved)
         for value in kernel.makes:
             level.add(value.size, 1, value in saved)
+        level.add(kernel.scratch, 1)
         moments.append(Moment(kernel.name, half, *level.now()))
+        level.add(kernel.scratch, -1)
         unread = {v for v in kernel.makes if last[v] == at and v not in forever}
         alive |= {*kernel.makes} - unread
         for value in (*dying, *unread):
