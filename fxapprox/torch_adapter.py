@@ -14,7 +14,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -143,6 +143,36 @@ def prefers_channels_last(gm: fx.GraphModule) -> bool:
     return GraphLowering.decide_layout_opt(gm, is_inference=False)
 
 
+class RealizeLimits(NamedTuple):
+    """How long an expression may grow before Inductor puts it into memory.
+
+    Attributes:
+        reads: loads, of an expression with several readers.
+        all_reads: loads, of any expression.
+        ops: operations.
+    """
+
+    reads: int
+    all_reads: int
+    ops: int
+
+
+def realize_limits(gm: fx.GraphModule) -> RealizeLimits:
+    """Inductor's limits for the device of this graph."""
+    values = (node.meta.get("val") for node in gm.graph.nodes)
+    on_cpu = next((value.device.type == "cpu" for value in values if isinstance(value, torch.Tensor)), True)
+    config: Any = inductor_config
+    names = ("realize_cpu_acc_reads_threshold", "realize_cpu_opcount_threshold") if on_cpu else (
+        "_realize_acc_reads_threshold_default", "_realize_opcount_threshold_default"
+    )  # fmt: skip
+    reads, ops = (getattr(config, name, default) for name, default in zip(names, (8, 30), strict=True))
+    return RealizeLimits(
+        config.realize_reads_threshold,
+        getattr(config, "realize_acc_reads_threshold", None) or reads,
+        getattr(config, "realize_opcount_threshold", None) or ops,
+    )
+
+
 def split(
     gm: fx.GraphModule, saved: Sequence[fx.Node], *, num_fwd_outputs: int, static_inputs: Sequence[int] | None
 ) -> Partition:
@@ -225,6 +255,24 @@ def _quiet_symbols(fake_mode: FakeTensorMode) -> Iterator[None]:
 def materialize(x: torch.Tensor) -> torch.Tensor:
     """``x``, computed once into memory: Inductor would compute it again for every element that reads it."""
     return torch.ops.prims.inductor_force_stride_order(x, x.stride())
+
+
+_LIBRARY = torch.library.Library("fxapprox", "DEF")
+_LIBRARY.define("in_memory(Tensor(a) x) -> Tensor(a)")
+_LIBRARY.impl("in_memory", lambda x: x, "CompositeExplicitAutograd")
+# Nothing but a word to Inductor: the operand, computed once into memory, in whatever layout suits its surroundings.
+IN_MEMORY = torch.ops.fxapprox.in_memory.default
+
+
+def _lower_in_memory() -> None:
+    from torch._inductor.lowering import lowerings, register_lowering
+
+    def lower(x: Any) -> Any:
+        x.realize()
+        return x
+
+    if IN_MEMORY not in lowerings:
+        register_lowering(IN_MEMORY, type_promotion_kind=None)(lower)
 
 
 def hint(size: Any) -> int:
@@ -317,6 +365,7 @@ def compile_inductor(
     """
     from torch._inductor.compile_fx import compile_fx
 
+    _lower_in_memory()
     with functorch_config.patch(enable_autograd_cache=False):
         compiled: Any = compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
     return compiled
@@ -439,9 +488,11 @@ def compiled_by(compiled: object, name: str) -> bool:
 
 
 __all__ = [
+    "IN_MEMORY",
     "FakeTensor",
     "JointPartitioner",
     "Partition",
+    "RealizeLimits",
     "calling_compiler",
     "changed_inputs",
     "compile_eager",
@@ -471,6 +522,7 @@ __all__ = [
     "mutates",
     "prefers_channels_last",
     "prepare_joint",
+    "realize_limits",
     "size_conditions",
     "size_symbols",
     "split",
