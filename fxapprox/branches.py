@@ -116,10 +116,11 @@ def _may_be_approximate(
     if value is None:
         return True  # several results: those that may not be approximate are held one by one
     if op_name(node) == "getitem" and isinstance(maker, fx.Node) and not is_view(maker):
-        return op_name(maker) in ATTENTION_FORWARD and node.args[1] == 0
+        return op_name(maker) in ATTENTION_FORWARD and bool(node.args[1] == 0)
     if not value.dtype.is_floating_point:
         return False
-    if any((inner := tensor_of(source)) is not None and numel(value) * SMALL <= numel(inner) for _, source in touched):
+    sizes = [numel(inner) for _, source in touched if (inner := tensor_of(source)) is not None]
+    if any(numel(value) * SMALL <= size for size in sizes):
         return False  # a statistic
     uses = {operand.name: operand.use for operand in activation.operands}
     least = Use.SOFTMAX if (bits or 8) >= 8 else Use.SMOOTH
