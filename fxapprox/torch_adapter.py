@@ -23,6 +23,7 @@ import torch._inductor.config as inductor_config
 import torch._inductor.inductor_prims
 from functorch.compile import make_boxed_func
 from torch import fx
+from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import partitioners
@@ -221,6 +222,30 @@ def hint(size: Any) -> int:
         return size
     value = size.node.hint if size.node.has_hint() else None
     return int(value) if value not in (None, int_oo) else 1
+
+
+def tensors_in(value: object) -> list[torch.Tensor]:
+    """The tensors in a value, through lists, tuples and dicts."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """The value with other tensors, through lists, tuples and dicts."""
+    return pytree.tree_map_only(torch.Tensor, change, value)
+
+
+@contextlib.contextmanager
+def marked_dynamic(tensors: Sequence[torch.Tensor], dimensions: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Has Dynamo take these dimensions of these tensors as symbolic, and as numbers where the code makes it."""
+    before = [dict(tensor.__dict__) for tensor in tensors]
+    try:
+        for tensor, dims in zip(tensors, dimensions, strict=True):
+            maybe_mark_dynamic(tensor, list(dims))
+        yield
+    finally:
+        for tensor, attributes in zip(tensors, before, strict=True):
+            tensor.__dict__.clear()
+            tensor.__dict__.update(attributes)
 
 
 def size_symbols(gm: fx.GraphModule) -> list[fx.Node]:
@@ -451,6 +476,8 @@ __all__ = [
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",
+    "map_tensors",
+    "marked_dynamic",
     "materialize",
     "must_be_in_backward",
     "must_recompute",
@@ -462,6 +489,7 @@ __all__ = [
     "size_symbols",
     "split",
     "stand_in_outputs",
+    "tensors_in",
     "through_dynamo",
     "trace",
 ]
