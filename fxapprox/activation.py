@@ -237,6 +237,21 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of forward that backward computes again.
+
+    Attributes:
+        boundary: names of the values that it is computed from, besides inputs; the segments before it may share them.
+        recomputed: names of the saved values, codes included, that are not saved but computed again.
+        operators: how many operators are run again for them.
+    """
+
+    boundary: tuple[str, ...]
+    recomputed: tuple[str, ...]
+    operators: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """One line of a report: what happens to one value that backward reads.
 

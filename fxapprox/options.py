@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Rounding = Literal["nearest", "stochastic"]
 Lowering = Literal["inductor", "eager"]
+Count = int | Literal["sqrt"]  # of segments
 BITS = (8, 4, 2)
 DEFAULT_BITS = 8
 PROVISIONAL_BITS = 4  # with which "auto" decides what to store, before it chooses bits for it
@@ -41,6 +42,9 @@ class Options:
         sensitivities: with ``bits="auto"``: what :func:`calibrate` measured; None: bits are chosen by the graph alone.
         plan: a plan that was saved (``report.plan.save(path)``), or the path of its file: what it stores is stored,
             in its codecs; bits, rounding and policy are not asked.
+        checkpoint: compute segments of forward again in backward, from values at their boundaries (Chen et al. 2016);
+            their activations, in ``bits`` each, are there only while a segment's backward runs. "sqrt": as many
+            segments as give the lowest peak; or their number. None: none.
         rounding: "nearest" (least error per step), or "stochastic" (unbiased: the group codec's error
             averages out over steps; ActNN, Chen et al. 2021, section 3).
         min_bytes: leave tensors smaller than this many bytes as they are.
@@ -56,6 +60,7 @@ class Options:
     average_bits: float = 4.0
     sensitivities: Sensitivities | None = None
     plan: SavedPlan | str | Path | None = None
+    checkpoint: Count | None = None
     rounding: Rounding = "nearest"
     min_bytes: int = 4096
     policy: Callable[[Activation], Codec | None] | None = None
@@ -77,6 +82,8 @@ class Options:
             object.__setattr__(self, "plan", SavedPlan.load(self.plan))
         _require(self.plan is None or isinstance(self.plan, SavedPlan), "plan", self.plan,
                  "a SavedPlan or the path of its file")  # fmt: skip
+        _require(self.checkpoint in (None, "sqrt") or (type(self.checkpoint) is int and self.checkpoint >= 1), "checkpoint",
+                 self.checkpoint, 'None, "sqrt", or a number of segments')  # fmt: skip
         _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,
                  "a number of bytes, 0 or more")  # fmt: skip

@@ -104,6 +104,18 @@ def mutates(node: fx.Node) -> bool:
     return not is_operator(node.target) or node.target._schema.is_mutable  # type: ignore[union-attr]
 
 
+def changed_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The inputs that a forward graph, or what runs it, writes to: buffers, and the user's tensors."""
+    inputs = graph.find_nodes(op="placeholder")
+    changed = {
+        node.args[0] for node in graph.nodes
+        if node.op == "call_function" and is_operator(node.target) and mutates(node) and node.args
+    }  # fmt: skip
+    (output,) = graph.find_nodes(op="output")
+    told = [getattr(about, "mutated_input", None) for about in output.meta.get("desc") or ()]
+    return {node for node in inputs if node in changed or (told and node.meta.get("desc") in told)}
+
+
 def is_opaque(node: fx.Node) -> bool:
     """Whether the node is a script object or another value that is not a tensor and travels as it is."""
     check = getattr(partitioners, "is_opaque_node", None)
@@ -456,6 +468,7 @@ __all__ = [
     "JointPartitioner",
     "Partition",
     "calling_compiler",
+    "changed_inputs",
     "compile_eager",
     "compile_inductor",
     "compiled_by",

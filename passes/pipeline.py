@@ -16,11 +16,12 @@ from typing import Any
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Plan
+from fxapprox.activation import Activation, Plan, Segment
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint
 from fxapprox.options import Options
 from fxapprox.passes.allocate import allocate
+from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
 from fxapprox.passes.partition import partition
@@ -43,7 +44,8 @@ class Rewrite:
         forward, backward: the rewritten graphs, as they go to Inductor.
         activations: every forward value, classified; empty if the graph was left alone.
         plan: what is stored; empty if the graph was left alone.
-        parts: what forward really returns for each entry of the plan.
+        parts: what forward really returns for each entry of the plan; of those in a segment, what it would return.
+        segments: what backward computes again from checkpoints.
         baseline: names of the values that plain torch.compile would save.
         copied: names of the inputs of which plain torch.compile would store a channels-last copy.
         recopied: those of them of which this plan has to store it as well.
@@ -57,6 +59,7 @@ class Rewrite:
     activations: tuple[Activation, ...] = ()
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     parts: tuple[Parts, ...] = ()
+    segments: tuple[Segment, ...] = ()
     baseline: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     recopied: tuple[str, ...] = ()
@@ -117,9 +120,14 @@ def _rewrite(
             recopied = copied_inputs(forward, forward.graph.find_nodes(op="output")[0].args[0][num_fwd_outputs:])
             forward, backward = adapter.finish_split(forward, backward)
             clock.lap("finish")
+            segments: tuple[Segment, ...] = ()
+            if options.checkpoint is not None:
+                segments = checkpoint(forward, backward, parts, options.checkpoint, num_fwd_outputs=num_fwd_outputs)
+                clock.lap("checkpoint")
             return Rewrite(
-                joint, forward, backward, activations, chosen, parts, baseline, copied, recopied, "", clock.laps
-            )
+                joint, forward, backward, activations, chosen, parts, segments, baseline, copied, recopied, "",
+                clock.laps,
+            )  # fmt: skip
     except UnsupportedGraph as error:
         if options.strict:
             raise
@@ -187,5 +195,6 @@ def cache_key(options: Options) -> str | None:
         return None
     bits = sorted(options.bits.items()) if isinstance(options.bits, Mapping) else options.bits
     chosen = (options.average_bits, options.sensitivities) if options.bits == "auto" else ()
-    parts = (bits, chosen, options.plan, options.rounding, options.min_bytes, options.lowering, options.strict, policy)
+    rest = options.checkpoint, options.rounding, options.min_bytes, options.lowering, options.strict
+    parts = (bits, chosen, options.plan, *rest, policy)
     return f"fxapprox-{source_hash()}-{parts!r}"
