@@ -89,8 +89,8 @@ def max_batch(
 ) -> BatchFit:
     """The largest batch whose training step fits into an amount of memory; the model does not run.
 
-    The plan is the one made for a symbolic batch of 16, with its bytes at other batches. One made for a single batch can
-    need a little less where examples are small, because its groups of elements may cross examples.
+    The plan is the one made for a symbolic batch of 16, with its bytes at other batches. One made for a single batch
+    can need a little less where examples are small, because its groups of elements may cross examples.
 
     Args:
         model: a module or a function, not compiled; its loss is best computed inside, as for ``compile``.

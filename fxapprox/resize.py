@@ -18,6 +18,7 @@ WAYS: dict[str, Mapping[str, Any]] = {
     "exact mode": {"bits": None},
     "8 bits": {"bits": 8},
     "4 bits": {"bits": 4},
+    "4 bits, checkpoints": {"bits": 4, "checkpoint": "sqrt"},
 }
 
 

@@ -249,15 +249,15 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> A
 @contextlib.contextmanager
 def marked_dynamic(tensors: Sequence[torch.Tensor], dimensions: Sequence[Sequence[int]]) -> Iterator[None]:
     """Has Dynamo take these dimensions of these tensors as symbolic, and as numbers where the code makes it."""
-    before = [dict(tensor.__dict__) for tensor in tensors]
+    before = [dict(vars(tensor)) for tensor in tensors]
     try:
         for tensor, dims in zip(tensors, dimensions, strict=True):
             maybe_mark_dynamic(tensor, list(dims))
         yield
     finally:
         for tensor, attributes in zip(tensors, before, strict=True):
-            tensor.__dict__.clear()
-            tensor.__dict__.update(attributes)
+            vars(tensor).clear()
+            vars(tensor).update(attributes)
 
 
 def size_symbols(gm: fx.GraphModule) -> list[fx.Node]:

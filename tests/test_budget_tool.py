@@ -36,33 +36,24 @@ def test_a_plan_is_measured_once() -> None:
     copy = ours("0.25", 300, 2, "k", measured_at="0.3")
     assert budget_records.same_plan([copy, first], "k") == first
     assert budget_records.same_plan([copy, first], "other") is None
-    assert budget_records.distinct([copy, first]) == [first]
+    assert budget_records.within([first, copy], 300) == [first]
 
 
-def test_the_fastest_that_fits() -> None:
-    records = [ours("0.9", 900, 1), ours("0.5", 420, 3), ours("0.4", 390, 2)]
-    assert budget_records.fastest_within(records, 500) == records[2]
-    assert budget_records.fastest_within(records, 1000) == records[0]
-    assert budget_records.fastest_within(records, 100) is None
+def test_candidates_fit_the_largest_budget_and_are_timed_once() -> None:
+    records = [PLAIN, ours("0.5", 390, 1), ours("0.4", 390, 2), ours("0.3", 290, 0), ours("0.9", 900, 1)]
+    assert budget_time.candidates(records, "unet") == [PLAIN, records[1], records[3]]
 
 
-def test_choices_for_each_budget_and_system() -> None:
-    records = [PLAIN, ours("0.5", 390, 1), ours("0.4", 290, 2), ours("0.3", 290, 0, measured_at="0.4")]
-    made = {(c.budget, c.system): c.record for c in budget_time.choices(records, "unet")}
-    assert made[0.4, "fxapprox"] == records[1]
-    assert made[0.3, "fxapprox"] == records[2], "a copy of a record is no setting of its own"
-    assert made[0.25, "fxapprox"] is None
-    assert made[0.4, "torch-budget"] is None
-
-
-def test_table_of_times_marks_the_fastest() -> None:
-    other = replace(PLAIN, system="torch-budget", setting="0.2", peak=390, step_seconds=3)
-    records = [PLAIN, ours("0.5", 390, 1), other]
-    choices = [budget_time.asdict(c) for c in budget_time.choices(records, "unet")]
-    seconds = {"unet--plain": [2.0, 4.0, 2.0], "unet--fxapprox--0.5": [1.0, 4.0, 1.2], other.name: [3.0, 6.0, 3.2]}
-    lines = budget_time.table("unet", {"choices": choices, "seconds": seconds}).splitlines()
-    row = "| 0.4 | **0.60** (0.50 to 1.00), at 0.5 | 1.50 (1.50 to 1.60), at 0.2 | nothing fits |"
-    assert row in lines
+def test_table_of_times_has_the_fastest_that_fits() -> None:
+    other = replace(PLAIN, system="torch-budget", setting="0.2", peak=390)
+    records = [PLAIN, ours("0.5", 390, 1), ours("0.4", 380, 1), other]
+    seconds = {
+        "unet--plain": [2.0, 4.0, 2.0], "unet--fxapprox--0.5": [1.0, 4.0, 1.2], "unet--fxapprox--0.4": [2.0, 4.0, 2.2],
+        other.name: [3.0, 6.0, 3.2],
+    }  # fmt: skip
+    content = {"records": [budget_time.asdict(r) for r in records], "seconds": seconds}
+    lines = budget_time.table("unet", content).splitlines()
+    assert "| 0.4 | **0.60** (0.50 to 1.00), at 0.5 | 1.50 (1.50 to 1.60), at 0.2 | nothing fits |" in lines
     assert "| 0.3 | nothing fits | nothing fits | nothing fits |" in lines
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,17 +41,22 @@ def settings(model: str, system: str) -> tuple[str, ...]:
 def measure(record: Record, out: Path, limit: float) -> None:
     """Has a process of its own write the record; writes a failed one if that fails."""
     command = [sys.executable, "-m", "tools.budget_worker", "measure", record.model, record.system, record.setting]
-    try:
-        done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, timeout=limit, check=False)
-        error = last_line(done.stderr) if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        error = f"not done after {limit:.0f} s"
+    error = failure([*command, "--out", str(out)], limit)
     if error:
-        save(Record(record.model, record.system, record.setting, failed=error), out)
+        save(replace(record, failed=error), out)
+
+
+def failure(command: list[str], limit: float) -> str:
+    """Runs a command for at most so many seconds; why it failed, or ""."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not done after {limit:.0f} s"
+    return last_line(done.stderr) if done.returncode else ""
 
 
 def last_line(text: str) -> str:
-    """The last line with something on it."""
+    """The last line with something on it; frames of boxes are nothing."""
     return next((line.strip(" │") for line in reversed(text.splitlines()) if line.strip(" │╰╯─")), "no message")
 
 

@@ -83,19 +83,15 @@ def of(records: Iterable[Record], model: str, system: str) -> list[Record]:
     return [r for r in records if (r.model, r.system) == (model, system) and not r.failed]
 
 
-def distinct(records: Iterable[Record]) -> list[Record]:
-    """Those that were measured themselves, each plan once."""
-    return [r for r in records if not r.measured_at]
-
-
 def same_plan(records: Iterable[Record], plan_key: str) -> Record | None:
     """A record that was measured with this plan."""
-    return next((r for r in distinct(records) if r.plan_key == plan_key), None)
+    return next((r for r in records if r.plan_key == plan_key and not r.measured_at), None)
 
 
-def fastest_within(records: Iterable[Record], limit: float) -> Record | None:
-    """The fastest whose peak is at most this many bytes; None if there is none."""
-    return min((r for r in records if r.peak <= limit), key=lambda r: r.step_seconds, default=None)
+def within(records: Iterable[Record], limit: float) -> list[Record]:
+    """Those whose peak is at most this many bytes; of several with the same bytes, which have one plan, the first."""
+    found = {(r.system, r.stored, r.peak): r for r in reversed(list(records)) if r.peak <= limit}
+    return list(reversed(found.values()))
 
 
 def rises(records: Sequence[Record]) -> list[tuple[Record, Record]]:

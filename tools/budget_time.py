@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,30 +15,17 @@ from typing import Any
 from rich.console import Console
 
 from tools.budget_models import SYSTEMS
-from tools.budget_records import Record, distinct, fastest_within, of
+from tools.budget_records import Record, of, within
 from tools.runs import read_json, write_text
 
 BUDGETS = (0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 RIVALS = ("fxapprox", "torch-budget", "checkpoint")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a system runs where the real peak may be this fraction of plain torch.compile's; None: nothing fits."""
-
-    budget: float
-    system: str
-    record: Record | None
-
-
-def choices(records: Sequence[Record], model: str) -> list[Choice]:
-    """The fastest recorded setting of each system that fits each budget, whatever budget it was made for."""
+def candidates(records: Sequence[Record], model: str) -> list[Record]:
+    """Plain torch.compile, and all settings of the others whose real peak fits the largest budget."""
     (plain,) = of(records, model, "plain")
-    return [
-        Choice(budget, system, fastest_within(distinct(of(records, model, system)), budget * plain.peak))
-        for budget in BUDGETS
-        for system in RIVALS
-    ]
+    return [plain, *(r for system in RIVALS for r in within(of(records, model, system), max(BUDGETS) * plain.peak))]
 
 
 class Stepper:
@@ -87,38 +74,43 @@ def in_turns(records: Sequence[Record], rounds: int, console: Console) -> dict[s
 
 
 def time_settings(records: Sequence[Record], models: Sequence[str], rounds: int, out: Path, console: Console) -> None:
-    """Times the choices of each model and writes time/MODEL.json, and time.md from all such files."""
+    """Times the candidates of each model and writes time/MODEL.json, and time.md from all such files."""
     (out / "time").mkdir(exist_ok=True)
     for model in models:
-        made = choices(records, model)
-        timed = {r.name: r for r in (*of(records, model, "plain"), *(c.record for c in made if c.record))}
-        seconds = in_turns(list(timed.values()), rounds, console)
-        content = {"choices": [asdict(choice) for choice in made], "seconds": seconds}
+        chosen = candidates(records, model)
+        content = {"records": [asdict(r) for r in chosen], "seconds": in_turns(chosen, rounds, console)}
         write_text(out / "time" / f"{model}.json", json.dumps(content, indent=1) + "\n")
     tables = [table(path.stem, read_json(path)) for path in sorted((out / "time").glob("*.json"))]
     write_text(out / "time.md", "\n".join(tables))
 
 
 def table(model: str, content: Mapping[str, Any]) -> str:
-    """A row for each budget: the step time of each system against plain torch.compile; the fastest is bold."""
+    """A row for each budget: of each system the fastest setting that fits, against plain torch.compile."""
+    plain, *others = (Record(**record) for record in content["records"])
+    steps = content["seconds"][plain.name]
+    ratios = {
+        r.name: [own / other for own, other in zip(content["seconds"][r.name], steps, strict=True)] for r in others
+    }
     head = ["real peak at most", *(SYSTEMS[system] for system in RIVALS)]
     lines = [f"## {model}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    plain = content["seconds"][Record(model, "plain", "").name]
     for budget in BUDGETS:
-        chosen = {c["system"]: c["record"] for c in content["choices"] if c["budget"] == budget}
-        ratios = {
-            system: [own / other for own, other in zip(content["seconds"][Record(**record).name], plain, strict=True)]
-            for system, record in chosen.items() if record is not None
-        }  # fmt: skip
-        best = min(ratios, key=lambda system: median(ratios[system]), default="")
-        row = [_cell(chosen[system], ratios.get(system, []), bold=system == best) for system in RIVALS]
-        lines.append(f"| {budget:g} | {' | '.join(row)} |")
-    note = f"Medians of {len(plain)} rounds (lowest to highest), each against plain torch.compile's step in that round"
-    return "\n".join([*lines, "", f"{note}: {median(plain):.3f} s.", ""])
+        fitting = within(others, budget * plain.peak)
+        fastest = {
+            system: min((r for r in fitting if r.system == system), key=lambda r: median(ratios[r.name]), default=None)
+            for system in RIVALS
+        }
+        best = min((median(ratios[r.name]) for r in fitting), default=0.0)
+        cells = [_cell(record, ratios, best) for record in fastest.values()]
+        lines.append(f"| {budget:g} | {' | '.join(cells)} |")
+    note = f"Medians of {len(steps)} rounds (lowest to highest), each against plain torch.compile's step in that round"
+    return "\n".join(
+        [*lines, "", f"{note}: {median(steps):.3f} s. The fastest setting that fits, the fastest system bold.", ""]
+    )
 
 
-def _cell(record: Mapping[str, Any] | None, ratios: Sequence[float], *, bold: bool) -> str:
+def _cell(record: Record | None, ratios: Mapping[str, list[float]], best: float) -> str:
     if record is None:
         return "nothing fits"
-    middle = f"{median(ratios):.2f}"
-    return f"{f'**{middle}**' if bold else middle} ({min(ratios):.2f} to {max(ratios):.2f}), at {record['setting']}"
+    laps = ratios[record.name]
+    middle = f"**{median(laps):.2f}**" if median(laps) == best else f"{median(laps):.2f}"
+    return f"{middle} ({min(laps):.2f} to {max(laps):.2f}), at {record.setting}"

@@ -11,6 +11,8 @@ import hashlib
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +40,7 @@ def measure(model: str, system: str, setting: Setting = "", out: Annotated[Path,
         known = same_plan(of(saved(out), model, system), record.plan_key)
         if known is not None:
             return save(replace(known, setting=setting, measured_at=known.setting), out)
-    save(measured(record), out)
+    save(measured(record, lambda: build(model), lambda step: runner(model, system, setting, step)), out)
 
 
 def planned(record: Record) -> Record:
@@ -56,11 +58,19 @@ def planned(record: Record) -> Record:
     )
 
 
-def measured(record: Record) -> Record:
-    """The record with what one process measures."""
-    exact = exact_gradients(record.model)
-    step = build(record.model)
-    run, context = runner(record.model, record.system, record.setting, step)
+def measured(
+    record: Record, make: Callable[[], Step], compiled: Callable[[Step], tuple[Any, AbstractContextManager]]
+) -> Record:
+    """The record with what one process measures.
+
+    Args:
+        record: what is known already.
+        make: the same step every time.
+        compiled: what runs it, and the context for that; may change the step.
+    """
+    exact = exact_gradients(make())
+    step = make()
+    run, context = compiled(step)
     with context:
         start = time.perf_counter()
         loss = run(*step.args)
@@ -79,9 +89,8 @@ def measured(record: Record) -> Record:
     )  # fmt: skip
 
 
-def exact_gradients(model: str) -> Tensor:
+def exact_gradients(step: Step) -> Tensor:
     """All gradients of the eager model."""
-    step = build(model)
     step(*step.args).backward()
     return gradients(step)
 
