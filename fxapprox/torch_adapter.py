@@ -228,6 +228,24 @@ def materialize(x: torch.Tensor) -> torch.Tensor:
     return torch.ops.prims.inductor_force_stride_order(x, x.stride())
 
 
+_LIBRARY = torch.library.Library("fxapprox", "DEF")
+_LIBRARY.define("in_memory(Tensor(a) x) -> Tensor(a)")
+_LIBRARY.impl("in_memory", lambda x: x, "CompositeExplicitAutograd")
+# Nothing but a word to Inductor: the operand, computed once into memory, in whatever layout suits its surroundings.
+IN_MEMORY = torch.ops.fxapprox.in_memory.default
+
+
+def _lower_in_memory() -> None:
+    from torch._inductor.lowering import lowerings, register_lowering
+
+    def lower(x: Any) -> Any:
+        x.realize()
+        return x
+
+    if IN_MEMORY not in lowerings:
+        register_lowering(IN_MEMORY, type_promotion_kind=None)(lower)
+
+
 def hint(size: Any) -> int:
     """A size as a number: symbolic sizes by their hint."""
     if isinstance(size, int):
@@ -342,6 +360,7 @@ def compile_inductor(
     """
     from torch._inductor.compile_fx import compile_fx
 
+    _lower_in_memory()
     with functorch_config.patch(enable_autograd_cache=False):
         compiled: Any = compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
     return compiled
@@ -464,6 +483,7 @@ def compiled_by(compiled: object, name: str) -> bool:
 
 
 __all__ = [
+    "IN_MEMORY",
     "FakeTensor",
     "JointPartitioner",
     "Partition",

@@ -24,6 +24,7 @@ from fxapprox.passes.allocate import allocate
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
+from fxapprox.passes.materialize import materialize
 from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
@@ -117,6 +118,7 @@ def _rewrite(
             parts = encode(forward, backward, chosen, num_fwd_outputs=num_fwd_outputs)
             clock.lap("encode")
             pin_inputs(forward, num_fwd_outputs=num_fwd_outputs)
+            materialize(forward)
             recopied = copied_inputs(forward, forward.graph.find_nodes(op="output")[0].args[0][num_fwd_outputs:])
             forward, backward = adapter.finish_split(forward, backward)
             clock.lap("finish")

@@ -35,16 +35,24 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         flat = codes.reshape(-1)
         codes, dim = F.pad(flat, (0, -flat.shape[0] % ROWS[bits])), 0
     if bits == 3:
-        return torch.cat([_pack(codes & 3, 2, dim), _pack(codes >> 2, 1, dim)], dim)
+        # read at many places: Inductor computes it once, into memory, and bytes take a quarter of it
+        narrow = codes.to(torch.uint8)
+        return torch.cat([_pack(narrow.to(torch.int32) & 3, 2, dim), _pack(narrow.to(torch.int32) >> 2, 1, dim)], dim)
     return _pack(codes, bits, dim)
 
 
 def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
-    size = codes.shape[dim] // (8 // bits)
-    packed = codes.narrow(dim, 0, size)
-    for j in range(1, 8 // bits):
-        packed = packed | (codes.narrow(dim, j * size, size) << (j * bits))
-    return packed.to(torch.uint8)
+    """The codes of a byte, each shifted to its place, added up; in the memory layout of ``codes``.
+
+    They have one reader, the sum, which Inductor unrolls (up to seven terms): of codes with several readers it would
+    make an int32 tensor first.
+    """
+    order = codes.dim_order()
+    dense, axis = codes.permute(order), order.index(dim)
+    placed = (dense.unflatten(axis, (8 // bits, -1)) << _shifts(bits, axis, dense)).to(torch.uint8)
+    if bits == 1:
+        placed = placed.unflatten(axis, (2, 4)).sum(axis, dtype=torch.uint8)
+    return placed.sum(axis, dtype=torch.uint8).permute([order.index(d) for d in range(len(order))])
 
 
 def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
@@ -68,10 +76,14 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 
 def _unpack(wide: Tensor, bits: int, axis: int) -> Tensor:
     """The codes with one dimension more: which of the codes of a byte, before the byte's place."""
-    places = [1] * (wide.dim() + 1)
+    return (wide.unsqueeze(axis) >> _shifts(bits, axis, wide)) & (2**bits - 1)
+
+
+def _shifts(bits: int, axis: int, like: Tensor) -> Tensor:
+    """How far each code of a byte is shifted, along a dimension more than ``like`` has."""
+    places = [1] * (like.dim() + 1)
     places[axis] = 8 // bits
-    shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=wide.device).view(places)
-    return (wide.unsqueeze(axis) >> shifts) & (2**bits - 1)
+    return torch.arange(0, 8, bits, dtype=torch.int32, device=like.device).view(places)
 
 
 def split_dim(shape: Sequence[int], rows: int) -> int | None:

@@ -62,14 +62,13 @@ class Threshold(Carrier):
         fine_above = materialize((2 * half - split) / (1 - edge).clamp_min(2e-6))
         fine_below = materialize(split / (1 + edge).clamp_min(2e-6))
         start = materialize(split - edge * fine_above)
-        place = bend((x - mean) * materialize(rstd * flip / GRID[self.bits][2])) * stretch.to(x.dtype)
+        place = bend((x - mean) * materialize(rstd * flip / GRID[self.bits][2])) * materialize(stretch.to(x.dtype))
         upper = predicate.upper
         level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
-        above, below = codes.clamp_max(2 * half - 1).maximum(cut), codes.clamp_min(0).minimum(cut - 1)
+        codes = codes.maximum(torch.where(upper, cut, 0)).minimum(torch.where(upper, 2 * half - 1, cut - 1))
         signed = (edge * 0.5 + 0.5).clamp_min(1e-6) * flip
         signed = signed if clean is None else torch.where(clean, signed, math.nan)
-        codes = torch.where(upper, above, below)
         return pack(codes, self.bits), cut.to(torch.uint8), signed, stretch, mean, rstd
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,56 @@
+"""Gives sums of large values memory of their own, so that their addends can die.
+
+A residual stream is a chain of additions. Where nothing saves the sums, Inductor computes each of them again in every
+kernel that reads it, from all addends since the last value it did put into memory; up to four of these live on through
+many layers. Here a sum that has several readers is computed once. Its readers read that, its addends die, and it
+often takes the place of one of them.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.graph import nbytes, tensor_of
+from fxapprox.operators import rule_of
+
+LARGE = 2**16  # bytes: below that, not worth a node
+
+
+def materialize(forward: fx.GraphModule) -> tuple[str, ...]:
+    """Lets the readers of a large pointwise result that is made of several large values read it from memory.
+
+    Requires: a forward graph as ``encode`` makes it.
+    Ensures: no value changes; outputs are the nodes that they were.
+    Changes numerics: no.
+
+    Returns: the names of the values that got memory of their own.
+    """
+    found = []
+    reads: dict[fx.Node, frozenset[fx.Node]] = {}  # the large values in memory that each result is computed from
+    for node in list(forward.graph.nodes):
+        reads[node] = _reads(node, reads)
+        if len(reads[node]) < 2 or len(node.users) < 2:
+            continue
+        if any(user.op == "output" for user in node.users):  # in memory anyway
+            reads[node] = frozenset({node})
+            continue
+        readers = list(node.users)
+        with forward.graph.inserting_after(node):
+            kept = forward.graph.call_function(adapter.IN_MEMORY, (node,))
+        kept.meta = node.meta.copy()
+        for reader in readers:
+            reader.replace_input_with(node, kept)
+        reads[kept] = frozenset({kept})
+        found.append(node.name)
+    return tuple(found)
+
+
+def _reads(node: fx.Node, reads: dict[fx.Node, frozenset[fx.Node]]) -> frozenset[fx.Node]:
+    value = tensor_of(node)
+    if value is None or nbytes(value) < LARGE:
+        return frozenset()
+    rule = rule_of(node)
+    if node.op != "call_function" or rule is None or not rule.cheap:
+        return frozenset({node})
+    return frozenset().union(*(reads[source] for source in node.all_input_nodes))

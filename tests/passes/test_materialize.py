@@ -1,0 +1,72 @@
+"""materialize: sums of a residual stream are computed once, and nothing else is touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxapprox
+from fxapprox import torch_adapter as adapter
+from fxapprox.measure import peak_bytes
+from fxapprox.options import Options
+from fxapprox.passes.classify import classify
+from fxapprox.passes.materialize import materialize
+from fxapprox.passes.partition import partition
+from fxapprox.passes.plan import plan
+from tests.passes.graphs import joint_of
+
+
+class Residual(nn.Module):
+    """A stream to which convolutions add, normalized before each: (N, C, H, W) to one number for each C."""
+
+    def __init__(self, channels: int, layers: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = x + convolution(norm(x).relu())
+        return x.mean((0, 2, 3))
+
+
+def forward_of(model: nn.Module, *args: Tensor) -> fx.GraphModule:
+    joint = joint_of(model, *args)
+    return partition(joint, plan(classify(joint, min_bytes=0), Options(bits=None)))[0]
+
+
+def kept_in(forward: fx.GraphModule) -> list[fx.Node]:
+    return forward.graph.find_nodes(op="call_function", target=adapter.IN_MEMORY)
+
+
+def test_sums_with_several_readers_are_read_from_memory() -> None:
+    forward = forward_of(Residual(8, 3), torch.randn(8, 8, 16, 16))
+    for node in forward.graph.nodes:  # as if the sums were encoded
+        if node.op == "output":
+            node.args = (node.args[0][:1],)
+    names = materialize(forward)
+    assert len(names) == 2  # the last sum has one reader
+    for node in kept_in(forward):
+        assert list(node.args[0].users) == [node]  # type: ignore[union-attr]
+    forward.graph.lint()
+
+
+def test_what_is_small_or_saved_anyway_is_left_alone() -> None:
+    assert materialize(forward_of(Residual(8, 3), torch.randn(1, 8, 8, 8))) == ()
+    assert materialize(forward_of(Residual(8, 3), torch.randn(8, 8, 16, 16))) == ()  # saved exactly
+
+
+@pytest.mark.inductor
+def test_addends_die() -> None:
+    torch.manual_seed(0)
+    model, x = Residual(16, 6), torch.randn(32, 16, 32, 32)
+    compiled = fxapprox.compile(model, bits=4)
+
+    def step() -> None:
+        compiled(x).sum().backward()
+
+    step()
+    model.zero_grad(set_to_none=True)
+    stream = x.nbytes
+    assert peak_bytes(step).peak < 7 * stream  # without the pass: one more for each of up to four addends
