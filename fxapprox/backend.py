@@ -43,7 +43,7 @@ class Backend:
             result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
         except FxApproxError as error:
             raise adapter.through_dynamo(error) from error.__cause__
-        self.reports.append(report_of(result))
+        self.reports.append(report_of(result, lowering=self.options.lowering))
         return result.forward, result.backward
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.graph import nbytes, numel, source_line, tensor_of
 from fxapprox.errors import UnsupportedGraph
+from fxapprox.graph import nbytes, numel, source_line, tensor_of
 from fxapprox.operators import is_random, op_name, rule_of
 
 FAMILIES = ("aten.", "prims.")  # of operators that give the same result for the same operands, unless tagged

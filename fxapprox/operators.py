@@ -118,6 +118,9 @@ ATTENTION_OPERANDS: dict[str, dict[int, Use]] = {
     "aten._scaled_dot_product_fused_attention_overrideable_backward": {0: L, 1: A, 2: A, 3: A, 5: A},
 }
 
+# Their first result is as approximate as their operands; the others (logsumexp, random state) have to be exact.
+ATTENTION_FORWARD = frozenset(name.removesuffix("_backward") for name in ATTENTION_OPERANDS)
+
 REDUCTIONS = frozenset(
     "aten.var_mean aten.var aten.std aten.mean aten.sum aten.amax aten.amin aten.logsumexp aten.any aten.all"
     " aten.linalg_vector_norm aten.norm aten.native_layer_norm aten.native_group_norm"

@@ -45,6 +45,9 @@ class Options:
         checkpoint: compute segments of forward again in backward, from values at their boundaries (Chen et al. 2016);
             their activations, in ``bits`` each, are there only while a segment's backward runs. "sqrt": as many
             segments as give the lowest peak; or their number. None: none.
+        checkpoint_bits: bits of the values at the boundaries, 8 or 4; forward's decisions and statistics inside the
+            segments are stored as well then, so that they are not taken again. None: boundaries are exact, and the
+            gradients those without checkpoints.
         rounding: "nearest" (least error per step), or "stochastic" (unbiased: the group codec's error
             averages out over steps; ActNN, Chen et al. 2021, section 3).
         min_bytes: leave tensors smaller than this many bytes as they are.
@@ -61,6 +64,7 @@ class Options:
     sensitivities: Sensitivities | None = None
     plan: SavedPlan | str | Path | None = None
     checkpoint: Count | None = None
+    checkpoint_bits: int | None = None
     rounding: Rounding = "nearest"
     min_bytes: int = 4096
     policy: Callable[[Activation], Codec | None] | None = None
@@ -84,6 +88,7 @@ class Options:
                  "a SavedPlan or the path of its file")  # fmt: skip
         _require(self.checkpoint in (None, "sqrt") or (type(self.checkpoint) is int and self.checkpoint >= 1), "checkpoint",
                  self.checkpoint, 'None, "sqrt", or a number of segments')  # fmt: skip
+        _require(self.checkpoint_bits in (None, 8, 4), "checkpoint_bits", self.checkpoint_bits, "8, 4, or None: exact")
         _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,
                  "a number of bytes, 0 or more")  # fmt: skip

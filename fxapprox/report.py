@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 
 import sympy
 from torch import fx
@@ -13,12 +14,13 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Class, Decision, Reach, Stored
 from fxapprox.codecs import Codec, Exact
-from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.graph import Joint, module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.liveness import Timeline, joined, timeline
 from fxapprox.passes.pipeline import Rewrite
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Report:
         baseline_expr, saved_expr: the bytes as expressions of the sizes.
         sizes: the dynamic dimensions that the expressions are made of.
         conditions: what the sizes have to fulfil for this graph to serve them.
+        timeline: what is alive when, in a training step.
+        baseline_timeline: gives that of plain torch.compile; made at the first call.
     """
 
     baseline_bytes: int
@@ -59,11 +63,28 @@ class Report:
     sizes: tuple[SizeSymbol, ...] = field(default=(), kw_only=True)
     conditions: tuple[sympy.Basic, ...] = field(default=(), kw_only=True, repr=False)
     entries: tuple[SavedEntry, ...] = field(default=(), kw_only=True, repr=False)
+    timeline: Timeline = field(default=Timeline(()), kw_only=True, repr=False, compare=False)
+    baseline_timeline: Callable[[], Timeline] = field(
+        default=lambda: Timeline(()), kw_only=True, repr=False, compare=False
+    )
 
     @property
     def plan(self) -> SavedPlan:
         """The plan as ``plan.save(path)`` writes it, for ``compile(model, plan=path)``."""
         return SavedPlan(tuple(report.entries for report in self.graphs or (self,) if report.entries))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes that a training step has allocated at once, as our model of Inductor predicts it.
+
+        Parameters and inputs are not counted; outputs, gradients and temporaries are.
+        """
+        return self.timeline.peak(hints_of(self.sizes))
+
+    @property
+    def baseline_peak_bytes(self) -> int:
+        """The same for plain torch.compile."""
+        return self.baseline_timeline().peak(hints_of(self.sizes))
 
     @property
     def baseline_copies_bytes(self) -> int:
@@ -118,6 +139,8 @@ class Report:
                 "schema": SCHEMA,
                 "baseline_bytes": self.baseline_bytes,
                 "saved_bytes": self.saved_bytes,
+                "peak_bytes": self.peak_bytes,
+                "baseline_peak_bytes": self.baseline_peak_bytes,
                 "baseline_copies_bytes": self.baseline_copies_bytes,
                 "baseline_expr": str(self.baseline_expr),
                 "saved_expr": str(self.saved_expr),
@@ -136,8 +159,8 @@ class Report:
         return report_text(self)
 
 
-def report_of(result: Rewrite) -> Report:
-    """The report of one rewrite."""
+def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
+    """The report of one rewrite; ``lowering`` is what runs the graphs."""
     gm = result.joint.gm
     hints = hints_of(adapter.dynamic_sizes(gm))
     nodes = {node.name: node for node in gm.graph.nodes}
@@ -166,7 +189,11 @@ def report_of(result: Rewrite) -> Report:
     kept = result.fallback or not result.activations
     saved = baseline if kept else sympy.sympify(sum(d.expr_after for d in decisions))
     copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in result.copied)
-    used = _free_symbols(baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after)))
+    count = result.joint.num_fwd_outputs
+    alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
+    used = alive_when.symbols | _free_symbols(
+        baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after))
+    )
     return Report(
         evaluate(baseline, hints),
         evaluate(saved, hints),
@@ -182,7 +209,22 @@ def report_of(result: Rewrite) -> Report:
         sizes=tuple(symbol for symbol in adapter.dynamic_sizes(gm) if symbol.name in used),
         conditions=tuple(c for c in adapter.size_conditions(gm) if _free_symbols(c) <= used),
         entries=saved_entries(result.plan, result.activations),
+        timeline=alive_when,
+        baseline_timeline=cache(lambda: _baseline_timeline(result.joint, result.baseline, lowering)),
     )
+
+
+def _baseline_timeline(joint: Joint, saved: Sequence[str], lowering: str) -> Timeline:
+    """What is alive when under plain torch.compile, which saves these values."""
+    nodes = {node.name: node for node in joint.gm.graph.nodes}
+    halves = adapter.split(
+        joint.gm,
+        [nodes[name] for name in saved],
+        num_fwd_outputs=joint.num_fwd_outputs,
+        static_inputs=joint.static_inputs,
+    )
+    forward, backward = adapter.finish_split(*halves)
+    return timeline(forward, backward, num_fwd_outputs=joint.num_fwd_outputs, lowering=lowering)
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -209,6 +251,8 @@ def merge(reports: Sequence[Report]) -> Report:
         saved_expr=sum((r.saved_expr for r in reports), sympy.Integer(0)),
         sizes=sizes,
         conditions=tuple(c for r in reports for c in r.conditions),
+        timeline=joined([r.timeline for r in reports]),
+        baseline_timeline=cache(lambda: joined([r.baseline_timeline() for r in reports])),
     )
 
 
@@ -248,6 +292,8 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
         saved_expr=renamed(report.saved_expr, names),
         sizes=tuple(replace(symbol, name=names.get(symbol.name, symbol.name)) for symbol in report.sizes),
         conditions=tuple(renamed(condition, names) for condition in report.conditions),
+        timeline=report.timeline.renamed(names),
+        baseline_timeline=cache(lambda: report.baseline_timeline().renamed(names)),
     )
 
 

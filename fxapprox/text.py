@@ -44,9 +44,16 @@ def summary(report: Report) -> str:
         text = f"stored exactly, as plain torch.compile does ({baseline}): {report.fallback}"
     else:
         text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({report.ratio:.2f}x less)"
-    lines = [_copies_text(report)] if report.copies else []
+    lines = [_peak_text(report)]
+    lines += [_copies_text(report)] if report.copies else []
     lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
     return "\n".join([text, *lines])
+
+
+def _peak_text(report: Report) -> str:
+    peak, baseline = report.peak_bytes, report.baseline_peak_bytes
+    ratio = f", {baseline / peak:.1f}x" if peak else ""
+    return f"peak: {size_text(peak)}, plain torch.compile {size_text(baseline)}{ratio}"
 
 
 def _copies_text(report: Report) -> str:

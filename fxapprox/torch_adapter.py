@@ -14,7 +14,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -142,6 +142,36 @@ def prefers_channels_last(gm: fx.GraphModule) -> bool:
     from torch._inductor.graph import GraphLowering
 
     return GraphLowering.decide_layout_opt(gm, is_inference=False)
+
+
+class RealizeLimits(NamedTuple):
+    """How long an expression may grow before Inductor puts it into memory.
+
+    Attributes:
+        reads: loads, of an expression with several readers.
+        all_reads: loads, of any expression.
+        ops: operations.
+    """
+
+    reads: int
+    all_reads: int
+    ops: int
+
+
+def realize_limits(gm: fx.GraphModule) -> RealizeLimits:
+    """Inductor's limits for the device of this graph."""
+    values = (node.meta.get("val") for node in gm.graph.nodes)
+    on_cpu = next((value.device.type == "cpu" for value in values if isinstance(value, torch.Tensor)), True)
+    config: Any = inductor_config
+    names = ("realize_cpu_acc_reads_threshold", "realize_cpu_opcount_threshold") if on_cpu else (
+        "_realize_acc_reads_threshold_default", "_realize_opcount_threshold_default"
+    )  # fmt: skip
+    reads, ops = (getattr(config, name, default) for name, default in zip(names, (8, 30), strict=True))
+    return RealizeLimits(
+        config.realize_reads_threshold,
+        getattr(config, "realize_acc_reads_threshold", None) or reads,
+        getattr(config, "realize_opcount_threshold", None) or ops,
+    )
 
 
 def split(
@@ -487,6 +517,7 @@ __all__ = [
     "FakeTensor",
     "JointPartitioner",
     "Partition",
+    "RealizeLimits",
     "calling_compiler",
     "changed_inputs",
     "compile_eager",
@@ -518,6 +549,7 @@ __all__ = [
     "mutates",
     "prefers_channels_last",
     "prepare_joint",
+    "realize_limits",
     "size_conditions",
     "size_symbols",
     "split",

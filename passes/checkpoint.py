@@ -8,57 +8,82 @@ boundaries the codes, and with them the gradients, are those that they would be 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Segment
+from fxapprox.activation import Activation, Segment
+from fxapprox.branches import Branches, branches_of
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.crossing import Crossing
-from fxapprox.graph import Inliner, erase_unused, memory_order, tensor_of
+from fxapprox.graph import Inliner, erase_unused, memory_order, nbytes, symbolic_shape, tensor_of
 from fxapprox.once import values_to_keep
 from fxapprox.operators import op_name
-from fxapprox.passes.encode import Parts
 from fxapprox.options import Count
+from fxapprox.passes.encode import Parts
+from fxapprox.passes.partition import choose
 from fxapprox.passes.segment import Cut, needed_for, segment
+from fxapprox.sizes import evaluate, hints_of
 
 
 def checkpoint(
-    forward: fx.GraphModule, backward: fx.GraphModule, parts: Sequence[Parts], count: Count, *, num_fwd_outputs: int
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    parts: Sequence[Parts],
+    count: Count,
+    *,
+    num_fwd_outputs: int,
+    codec: Codec | None = None,
+    activations: Sequence[Activation] = (),
 ) -> tuple[Segment, ...]:
     """Replaces saved values by their boundaries, and computes them again just before backward reads them.
 
     Requires: two graphs that belong together, backward in the order in which it will run; ``parts`` as ``encode``
         returned them.
     Ensures: forward's own outputs are untouched; nothing random, no collective and nothing with an effect is run
-        twice; the last segment is saved as it was.
-    Changes numerics: no.
+        twice; the last segment is saved as it was; no decision is taken again from an approximate value.
+    Changes numerics: of backward, with a codec; without one, no.
 
     Args:
         count: how many segments; "sqrt": as many as give the lowest peak.
+        codec: how the values at the boundaries are stored; None: exactly.
+        activations: of the joint graph; asked with a codec.
 
     Returns: the segments that are computed again, in forward's order; none if that saves nothing.
 
     Raises:
         UnsupportedGraph: a segment reads an input that forward changes in place.
     """
+    known = {a.name: a for a in activations}
     crossing = Crossing(forward, backward, num_fwd_outputs)
     saved = [node for node in crossing.inputs if node.op == "call_function"]
     packed = _packed(forward, parts)
     kept = values_to_keep(needed_for(saved), forward.graph, {*saved, *packed})
-    cuts = segment(forward, [node for node in saved if node not in kept], count, kept=kept)
+    targets = [node for node in saved if node not in kept]
+    coded = _encoded(forward, codec, known)
+    cuts = segment(forward, targets, count, kept=kept, sizes=coded)
     if not cuts:
         return ()
-    carried = {node for cut in cuts for node in cut.carried} | kept
+    boundary = {node for cut in cuts for node in cut.carried}
+    encoded = coded.keys() & boundary.difference(kept, saved)
     position = {node: i for i, node in enumerate(forward.graph.nodes)}
-    codes = {node for entry in parts if type(entry.entry.codec) is not Exact for node in entry.nodes}
-    again = _Again(forward, backward, crossing, position, carried, codes, packed)
+    targets = [node for node in targets if position[node] < cuts[-1].at and node not in boundary]
+    exact = boundary | kept
+    branches = branches_of(
+        forward.graph, needed_for(targets, exact), encoded, exact - encoded, known, codec.bits if codec else None
+    )
+    branches.held |= {node for node in targets if _has_to_be_exact(node, branches, known)}
+    branches.held |= {packed[node][1] for node in branches.held & packed.keys()}
+    carried = exact | branches.held
+    codes = {node for made in parts if type(made.entry.codec) is not Exact for node in made.nodes}
+    again = _Again(forward, backward, crossing, position, carried, codes, packed, branches, codec or Exact(), encoded)
     found = []
     for start, end in zip([Cut(0, ()), *cuts[:-1]], cuts, strict=True):
-        inside = [node for node in saved if start.at <= position[node] < end.at and node not in carried]
+        inside = [node for node in targets if start.at <= position[node] < end.at and node not in carried]
         if inside:
             operators = again.run(inside)
             names = tuple(node.name for node in start.carried), tuple(node.name for node in inside)
@@ -81,6 +106,9 @@ class _Again:
         codes: values that have to come into memory: Inductor would decode them straight from their activation, and
             keep that instead.
         packed: {a decision that is saved in few bits: (its codec, the saved part)}.
+        branches: how operators come back whose operands are approximate.
+        codec: of the values in ``encoded``.
+        encoded: those of the carried values that are stored in a code.
     """
 
     forward: fx.GraphModule
@@ -90,54 +118,131 @@ class _Again:
     carried: Collection[fx.Node]
     codes: Collection[fx.Node]
     packed: dict[fx.Node, tuple[Codec, fx.Node]]
-    primals: dict[str, fx.Node] = field(init=False)
-    writer: Inliner = field(init=False)
+    branches: Branches
+    codec: Codec
+    encoded: Collection[fx.Node]
+    inputs: dict[str, fx.Node] = field(init=False)
+    masks: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    parts: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.primals = {n.name: n for n in self.backward.graph.find_nodes(op="placeholder")}
-        self.writer = Inliner(self.backward, {})
+        self.inputs = {n.name: n for n in self.backward.graph.find_nodes(op="placeholder")}
+        self.forward_nodes = {n.name: n for n in self.forward.graph.nodes}
+        self.writers = Inliner(self.forward, {}), Inliner(self.backward, {})
 
     def run(self, targets: Sequence[fx.Node]) -> int:
         """Computes saved values again before their first reader, and saves them no more; returns how many operators."""
         slots = {node: self.crossing.inputs[node] for node in targets}
         before = min(user for slot in slots.values() for user in slot.users)
-        nodes = sorted(needed_for(targets, self.carried), key=self.position.__getitem__)
-        sources = {source for node in nodes for source in node.all_input_nodes}.difference(nodes)
+        nodes = sorted(needed_for(targets, self.carried, self.branches.sources), key=self.position.__getitem__)
+        sources = {source for node in nodes for source in self.branches.sources(node)}.difference(nodes)
         env = {source: self._at_hand(source, before) for source in sorted(sources, key=self.position.__getitem__)}
         for node in nodes:
-            with self.backward.graph.inserting_before(before):
-                env[node] = adapter.copy_node(node, self.backward.graph, env.__getitem__)
+            env[node] = self._again(node, env, before)
             if node in slots and node in self.codes and op_name(node) != "prims.inductor_force_stride_order":
-                (env[node],) = self.writer.inline(_in_memory, [env[node]], before=before, key="in memory")
+                env[node] = self._write(_in_memory, [env[node]], before, "in memory")
         for node, slot in slots.items():
             slot.replace_all_uses_with(env[node])
         self.crossing.drop(targets)
         return len(nodes)
 
+    def _again(self, node: fx.Node, env: dict[fx.Node, fx.Node], before: fx.Node) -> fx.Node:
+        """One operator, run again as far as its operands allow."""
+        if node in self.branches.rectifiers:
+            mask = self._mask(node, env, before)
+            return self._write(_rectify, [mask, env[self.branches.rectifiers[node]]], before, "rectify")
+        if node in self.branches.signs:
+            rectifier, positive = self.branches.signs[node]
+            mask = self._mask(rectifier, env, before)
+            return mask if positive else self._write(_negate, [mask], before, "negate")
+        if node in self.branches.clamps:
+            clamp = self.branches.clamps[node]
+            predicate = self._at_hand(self.forward_nodes[clamp.predicate], before)
+            return self._write(choose(clamp), [predicate, env[node.args[0]]], before, clamp)  # type: ignore[index]
+        with self.backward.graph.inserting_before(before):
+            return adapter.copy_node(node, self.backward.graph, env.__getitem__)
+
     def _at_hand(self, node: fx.Node, before: fx.Node) -> fx.Node:
         """A value that is not computed again, in backward: one of forward's inputs, or saved, maybe in few bits."""
-        if node.op == "placeholder" and node.name in self.primals:
-            return self.primals[node.name]
+        if node.op == "placeholder" and node.name in self.inputs:
+            return self.inputs[node.name]
         value = tensor_of(node)
-        if value is not None and value.dtype == torch.bool and node not in self.packed:
-            after = node.next
-            while after.op == "placeholder":
-                after = after.next
-            (part,) = Inliner(self.forward, {}).inline(Mask().encode, [node], before=after, key=("encode", Mask()))
-            self.packed[node] = (Mask(), part)
-        if value is None or node not in self.packed:
+        if value is None:
             return self.crossing.take(node)
-        codec, part = self.packed[node]
         like = Like.of(value, memory_order(value))
-        key = ("decode", codec, like)
-        (decoded,) = self.writer.inline(
-            lambda saved: (codec.decode((saved,), like),), [self.crossing.take(part)], before=before, key=key
-        )
-        return decoded
+        if node in self.encoded:
+            if node not in self.parts:
+                self.parts[node] = self._save(self.codec, node)
+            return self._decode(self.codec, self.parts[node], like, before)
+        if value.dtype == torch.bool and node not in self.packed:
+            self.packed[node] = Mask(), *self._save(Mask(), node)
+        if node in self.packed:
+            codec, part = self.packed[node]
+            return self._decode(codec, (part,), like, before)
+        return self.crossing.take(node)
+
+    def _mask(self, rectifier: fx.Node, env: dict[fx.Node, fx.Node], before: fx.Node) -> fx.Node:
+        """Where forward's rectifier let its operand through."""
+        if rectifier not in self.masks:
+            after = _after(rectifier)
+            (self.masks[rectifier],) = self.writers[0].inline(_sign, [rectifier], before=after, key="sign")
+        mask = self.masks[rectifier]
+        if mask not in env:
+            env[mask] = self._at_hand(mask, before)
+        return env[mask]
+
+    def _save(self, codec: Codec, node: fx.Node) -> tuple[fx.Node, ...]:
+        return self.writers[0].inline(codec.encode, [node], before=_after(node), key=("encode", codec))
+
+    def _decode(self, codec: Codec, parts: Sequence[fx.Node], like: Like, before: fx.Node) -> fx.Node:
+        saved = [self.crossing.take(part) for part in parts]
+        return self._write(lambda *parts: (codec.decode(parts, like),), saved, before, ("decode", codec, like))
+
+    def _write(self, fn: Callable[..., Any], args: Sequence[fx.Node], before: fx.Node, key: Hashable) -> fx.Node:
+        (made,) = self.writers[1].inline(fn, args, before=before, key=key)
+        return made
 
 
-def _in_memory(x: torch.Tensor) -> tuple[torch.Tensor]:
+def _in_memory(x: Tensor) -> tuple[Tensor]:
     return (adapter.materialize(x),)
+
+
+def _sign(x: Tensor) -> tuple[Tensor]:
+    return (x > 0,)
+
+
+def _negate(x: Tensor) -> tuple[Tensor]:
+    return (torch.logical_not(x),)
+
+
+def _rectify(mask: Tensor, x: Tensor) -> tuple[Tensor]:
+    return (torch.where(mask, x, 0.0),)
+
+
+def _after(node: fx.Node) -> fx.Node:
+    """The first place where the value is at hand."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _encoded(forward: fx.GraphModule, codec: Codec | None, known: Mapping[str, Activation]) -> dict[fx.Node, int]:
+    """The values that may stand in a boundary as a code, and its bytes."""
+    found, hints = {}, hints_of(adapter.dynamic_sizes(forward))
+    for node in forward.graph.nodes:
+        value = tensor_of(node)
+        if codec is None or value is None or node.name not in known or not known[node.name].approximable:
+            continue
+        size = evaluate(codec.nbytes(symbolic_shape(value), value.dtype), hints)
+        if not known[node.name].kept and size < nbytes(value):
+            found[node] = size
+    return found
+
+
+def _has_to_be_exact(node: fx.Node, branches: Branches, known: Mapping[str, Activation]) -> bool:
+    """Whether backward reads an approximate value that it needs as it was."""
+    return node in branches.approximate and node.name in known and not known[node.name].approximable
 
 
 def _packed(forward: fx.GraphModule, parts: Sequence[Parts]) -> dict[fx.Node, tuple[Codec, fx.Node]]:

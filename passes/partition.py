@@ -55,12 +55,14 @@ def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
         if predicate is None or predicate.op != "placeholder":
             why = f"it is clamped by {clamp.predicate!r}, which backward does not have"
             raise UnsupportedGraph("partition", why, node=name, source=source_line(node))
-        (chosen,) = writer.inline(_choose(clamp), [predicate, node.args[0]], before=node, key=clamp)  # type: ignore[list-item]
+        (chosen,) = writer.inline(choose(clamp), [predicate, node.args[0]], before=node, key=clamp)  # type: ignore[list-item]
         node.replace_all_uses_with(chosen)
         backward.graph.erase_node(node)
 
 
-def _choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
+def choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
+    """The clamp of an approximate operand by forward's decision: a function of (predicate, operand)."""
+
     def run(predicate: Tensor, x: Tensor) -> tuple[Tensor]:
         if clamp.inside:
             return (torch.where(predicate, x, clamp.limit),)

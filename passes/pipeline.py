@@ -17,6 +17,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Plan, Segment
+from fxapprox.codecs import Group
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint
 from fxapprox.options import Options
@@ -124,7 +125,10 @@ def _rewrite(
             clock.lap("finish")
             segments: tuple[Segment, ...] = ()
             if options.checkpoint is not None:
-                segments = checkpoint(forward, backward, parts, options.checkpoint, num_fwd_outputs=num_fwd_outputs)
+                segments = checkpoint(
+                    forward, backward, parts, options.checkpoint, num_fwd_outputs=num_fwd_outputs,
+                    codec=Group(options.checkpoint_bits) if options.checkpoint_bits else None, activations=activations,
+                )  # fmt: skip
                 clock.lap("checkpoint")
             return Rewrite(
                 joint, forward, backward, activations, chosen, parts, segments, baseline, copied, recopied, "",
@@ -197,6 +201,7 @@ def cache_key(options: Options) -> str | None:
         return None
     bits = sorted(options.bits.items()) if isinstance(options.bits, Mapping) else options.bits
     chosen = (options.average_bits, options.sensitivities) if options.bits == "auto" else ()
-    rest = options.checkpoint, options.rounding, options.min_bytes, options.lowering, options.strict
+    checkpoints = options.checkpoint, options.checkpoint_bits
+    rest = *checkpoints, options.rounding, options.min_bytes, options.lowering, options.strict
     parts = (bits, chosen, options.plan, *rest, policy)
     return f"fxapprox-{source_hash()}-{parts!r}"

@@ -5,21 +5,24 @@ segments and compute the rest of each segment again when backward gets to it. A 
 order: all values that are made before it and needed behind it. In a plain chain that is one value (a dominator), in a
 residual network the residual stream, in a U-Net the current value and the skips that are open.
 
-Which cuts to take is a shortest path: with C(i, j) the bytes that the cut j adds to what the cut i carries, S(i, j) the
-bytes saved for backward between them and W(i, j) the most that forward works with there, the boundaries up to i and
-one segment have to fit into the peak M, for every segment:
+Which cuts to take is a shortest path: with C(i, j) the bytes that the cut j adds to what the cut i carries, and P(i, j)
+the most that the backward of a segment between them has in memory, the boundaries up to i and one segment have to fit
+into the peak M, for every segment:
 
-    C(0, .) + ... + C(., i) + S(i, j) + W(i, j) <= M
+    C(0, .) + ... + C(., i) + P(i, j) <= M
 
-The least M has the lowest peak; among the plans for one M the one is taken that computes the least again: its last
-segment, which is saved as it is, starts the earliest.
+P is the largest sum, over the segment's positions, of what it has saved up to there (what is behind has been freed) and
+of what backward works with there, which forward's live values stand for; while a segment is computed again, the
+gradient of what it carries to the next one waits. The least M has the lowest peak; among the plans for one M the one is
+taken that computes the least again: its last segment, which is saved as it was, starts the earliest.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 from torch import fx
@@ -28,7 +31,8 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.graph import nbytes, storage_of, tensor_of
 from fxapprox.options import Count
 
-WORTH = 0.9  # of the peak without segments: more is not worth a second forward
+WORTH = 0.98  # of the peak without segments: more is not worth a second forward
+WORKING = 1.5  # bytes that backward works with at a position, for each byte alive there in forward
 MOST_CUTS = 400  # considered; of more, those that carry the least
 STEPS = 24  # of the bisection for the least peak: to a ten-millionth
 
@@ -52,7 +56,7 @@ def segment(
     count: Count,
     *,
     kept: Collection[fx.Node] = (),
-    carried_bytes: Callable[[fx.Node], int] | None = None,
+    sizes: Mapping[fx.Node, int] = MappingProxyType({}),
 ) -> tuple[Cut, ...]:
     """The boundaries between the segments; the segment behind the last one is not computed again.
 
@@ -64,19 +68,25 @@ def segment(
         saved: what backward reads.
         count: how many segments; "sqrt": as many as give the lowest peak.
         kept: values that are at hand in backward whatever happens.
-        carried_bytes: what a value takes up in a boundary; its own bytes by default.
+        sizes: bytes that values take up in a boundary, where that is not their own size.
 
     Returns: no cut where none lowers the peak (with "sqrt"), or where there is no place for one.
     """
-    lines = _Lines.of(forward, saved, kept, carried_bytes or _bytes)
+    lines = _Lines.of(forward, saved, kept, sizes)
     problem = _Problem.of(lines)
-    if count == "sqrt":
-        return problem.lowest_peak()
-    return problem.with_segments(count)
+    return problem.lowest_peak() if count == "sqrt" else problem.with_segments(count)
 
 
-def needed_for(targets: Iterable[fx.Node], known: Collection[fx.Node] = ()) -> set[fx.Node]:
-    """The operators to run to compute the targets from the graph's inputs and from what is known."""
+def needed_for(
+    targets: Iterable[fx.Node],
+    known: Collection[fx.Node] = (),
+    sources: Callable[[fx.Node], Iterable[fx.Node]] = lambda node: node.all_input_nodes,
+) -> set[fx.Node]:
+    """The operators to run to compute the targets from the graph's inputs and from what is known.
+
+    Args:
+        sources: what a node is computed from.
+    """
     found: set[fx.Node] = set()
     stack = [node for node in targets if node not in known]
     while stack:
@@ -84,7 +94,7 @@ def needed_for(targets: Iterable[fx.Node], known: Collection[fx.Node] = ()) -> s
         if node.op != "call_function" or node in found or node in known:
             continue
         found.add(node)
-        stack += node.all_input_nodes
+        stack += sources(node)
     return found
 
 
@@ -121,7 +131,7 @@ class _Lines:
     @classmethod
     def of(
         cls, forward: fx.GraphModule, saved: Collection[fx.Node], kept: Collection[fx.Node],
-        carried_bytes: Callable[[fx.Node], int],
+        sizes: Mapping[fx.Node, int],
     ) -> _Lines:  # fmt: skip
         order = {node: i for i, node in enumerate(forward.graph.nodes)}
         needed = needed_for(saved, kept)
@@ -140,7 +150,7 @@ class _Lines:
                 if base not in needed:
                     continue  # a view of an input
                 last[base] = max(last.get(base, 0), order[node])
-        spans = sorted((order[node], until, node, carried_bytes(node)) for node, until in last.items())
+        spans = sorted((order[node], until, node, sizes.get(node, _bytes(node))) for node, until in last.items())
         parts = sorted((order[node], _bytes(node)) for node in saved if node in needed)
         return cls(spans, closed, parts, len(order))
 
@@ -151,45 +161,55 @@ class _Problem:
 
     Attributes:
         cuts: by position; the first is forward's beginning, which carries nothing, the last its end.
-        added, inside, working: (cuts, cuts), bytes: C, S and W; infinite where a segment cannot be.
+        added, peak: (cuts, cuts), bytes: C and P; infinite where a segment cannot be.
     """
 
     cuts: tuple[Cut, ...]
     added: np.ndarray
-    inside: np.ndarray
-    working: np.ndarray
+    peak: np.ndarray
 
     @classmethod
     def of(cls, lines: _Lines) -> _Problem:
         places, level = _places(lines)
         cuts = (Cut(0, ()), *places, Cut(lines.end, ()))
         n = len(cuts)
-        added = np.full((n, n), np.inf)
         starts = [cut.at for cut in cuts]
         made = {node: (start, size) for start, _, node, size in lines.spans}
+        added = np.full((n, n), np.inf)
         for j, cut in enumerate(cuts):
             carried = [made[node] for node in cut.carried]
             for i in range(j):
                 added[i, j] = sum(size for start, size in carried if start >= starts[i])
-        positions = [at for at, _ in lines.saved]
-        total = [0.0]
-        for _, size in lines.saved:
-            total.append(total[-1] + size)
-        up_to = np.array([total[bisect_left(positions, at)] for at in starts])
-        inside = up_to[None, :] - up_to[:, None]
-        highest = [max(level[a:b], default=0) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-        working = np.zeros((n, n))
+        saved = np.zeros(lines.end + 1)
+        for at, size in lines.saved:
+            saved[at + 1] += size
+        saved = saved.cumsum()
+        there = saved + WORKING * level
+        highest = [there[a : b + 1].max() for a, b in pairwise(starts)]
+        peak = np.full((n, n), np.inf)
         for i in range(n - 1):
-            working[i, i + 1 :] = np.maximum.accumulate(highest[i:])
-        return cls(cuts, added, inside, working)
+            peak[i, i + 1 :] = np.maximum.accumulate(highest[i:]) - saved[starts[i]]
+        peak[:, :-1] += level[starts[:-1]]
+        return cls(cuts, added, peak)
 
     def lowest_peak(self) -> tuple[Cut, ...]:
-        high = float(self.inside[0, -1] + self.working[0, -1])
-        best: tuple[Cut, ...] = ()
-        low, high = 0.0, WORTH * high
-        for _ in range(STEPS):
+        low, high = 0.0, WORTH * float(self.peak[0, -1])
+        return self._bisect(low, high, self._path)
+
+    def with_segments(self, count: int) -> tuple[Cut, ...]:
+        """The cuts into this many segments with the lowest peak; fewer if there are fewer places."""
+        count = min(count, len(self.cuts) - 1)
+        high = float(np.ma.masked_invalid(self.peak).max() + np.ma.masked_invalid(self.added).sum())
+        return self._bisect(0.0, high, lambda peak: self._path_of(count, peak))
+
+    def _bisect(
+        self, low: float, high: float, path: Callable[[float], tuple[Cut, ...] | None]
+    ) -> tuple[Cut, ...]:  # fmt: skip
+        """The path for the least peak up to ``high``; no cuts if there is none."""
+        best = path(high) or ()
+        for _ in range(STEPS if best else 0):
             middle = (low + high) / 2
-            found = self._path(middle)
+            found = path(middle)
             if found is None:
                 low = middle
             else:
@@ -203,28 +223,11 @@ class _Problem:
         carried[0] = 0
         before = [0] * n
         for j in range(1, n - 1):
-            fits = carried[:j] + self.inside[:j, j] + self.working[:j, j] <= peak
-            cost = np.where(fits, carried[:j] + self.added[:j, j], np.inf)
+            cost = np.where(carried[:j] + self.peak[:j, j] <= peak, carried[:j] + self.added[:j, j], np.inf)
             before[j] = int(cost.argmin())
             carried[j] = cost[before[j]]
-        last = carried[:-1] + self.inside[:-1, -1] + self.working[:-1, -1] <= peak
-        if not last.any():
-            return None
-        return self._backwards(int(last.argmax()), lambda j, _: before[j], n)
-
-    def with_segments(self, count: int) -> tuple[Cut, ...]:
-        """The cuts into this many segments with the lowest peak; fewer if there are fewer places."""
-        count = min(count, len(self.cuts) - 1)
-        low, high = 0.0, float(self.inside[0, -1] + self.working[0, -1] + np.ma.masked_invalid(self.added).sum())
-        best: tuple[Cut, ...] = ()
-        for _ in range(2 * STEPS):
-            middle = (low + high) / 2
-            found = self._path_of(count, middle)
-            if found is None:
-                low = middle
-            else:
-                high, best = middle, found
-        return best
+        last = carried[:-1] + self.peak[:-1, -1] <= peak
+        return self._backwards(int(last.argmax()), lambda j, _: before[j], n) if last.any() else None
 
     def _path_of(self, count: int, peak: float) -> tuple[Cut, ...] | None:
         """As :meth:`_path`, with this many segments."""
@@ -232,19 +235,16 @@ class _Problem:
         carried = np.full(n, np.inf)
         carried[0] = 0
         before: list[list[int]] = []
-        own = np.triu(np.ones((n, n), dtype=bool), 1)
         for _ in range(count - 1):
             total = carried[:, None]
-            fits = own & (total + self.inside + self.working <= peak)
-            cost = np.where(fits, total + self.added, np.inf)
+            cost = np.where(total + self.peak <= peak, total + self.added, np.inf)
             before.append(cost.argmin(0).tolist())
             carried = cost.min(0)
             carried[-1] = np.inf
-        last = carried[:-1] + self.inside[:-1, -1] + self.working[:-1, -1] <= peak
+        last = carried[:-1] + self.peak[:-1, -1] <= peak
         if not last.any():
             return None
-        start = int(last.argmax())
-        return self._backwards(start, lambda j, step: before[-1 - step][j], count)
+        return self._backwards(int(last.argmax()), lambda j, step: before[-1 - step][j], count)
 
     def _backwards(self, last: int, before: Callable[[int, int], int], most: int) -> tuple[Cut, ...]:
         found = []
@@ -256,19 +256,14 @@ class _Problem:
         return tuple(reversed(found))
 
 
-def _places(lines: _Lines) -> tuple[list[Cut], list[float]]:
+def _places(lines: _Lines) -> tuple[list[Cut], np.ndarray]:
     """The cuts worth considering: where the bytes carried have a minimum; and the bytes at every position."""
-    starting: dict[int, list[int]] = {}
-    ending: dict[int, list[int]] = {}
-    for index, (made, until, _, _) in enumerate(lines.spans):
-        starting.setdefault(made + 1, []).append(index)
-        ending.setdefault(until + 1, []).append(index)
-    level: list[float] = [0.0] * (lines.end + 1)
-    now = 0.0
-    for at in range(lines.end + 1):
-        now += sum(lines.spans[i][3] for i in starting.get(at, ())) - sum(lines.spans[i][3] for i in ending.get(at, ()))
-        level[at] = now
-    changed = sorted({at for at in (*starting, *ending) if 0 < at < lines.end})
+    level = np.zeros(lines.end + 2)
+    for made, until, _, size in lines.spans:
+        level[made + 1] += size
+        level[until + 1] -= size
+    level = level.cumsum()[:-1]
+    changed = sorted({at for made, until, _, _ in lines.spans for at in (made + 1, until + 1) if at < lines.end})
     minima = [
         at for before, at, after in zip([0, *changed], changed, [*changed[1:], lines.end], strict=False)
         if level[at] <= level[before] and level[at] <= level[after] and level[at] > 0 and at not in lines.closed

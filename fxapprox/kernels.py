@@ -1,0 +1,367 @@
+"""Which values of a graph get memory of their own under Inductor, and which of them one kernel makes.
+
+Inductor computes a pointwise result where it is read, inside the kernel of its reader, unless something makes it
+*realize* the value: an external kernel (convolution, product, attention) or the graph's caller wants it, it has several
+readers and is not cheap to repeat, or its expression has grown long. What is realized and read by one loop of one
+fused kernel alone needs no memory either. The rules are those of torch/_inductor/graph.py (``run_node``) and ir.py
+(``StorageBox``), told here for FX nodes without lowering anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.graph import nbytes_expression, numel, tensor_of
+from fxapprox.operators import is_view, op_name, rule_of
+from fxapprox.sizes import Size
+
+UNROLLED = 8  # a reduction over fewer elements is pointwise
+HEAVY = frozenset(f"aten.{name}" for name in "exp log log10 log1p log2 sigmoid tanh".split())
+REDUCTIONS = frozenset(
+    "aten.sum aten.mean aten.var_mean aten.var aten.std aten.amax aten.amin aten.prod aten.any aten.all aten.max"
+    " aten.min aten.argmax aten.argmin aten.cumsum aten.logsumexp prims.prepare_softmax_online".split()
+)
+POINTWISE = frozenset(
+    "aten.avg_pool2d aten.avg_pool2d_backward aten._adaptive_avg_pool2d aten.upsample_nearest2d"
+    " aten.upsample_nearest2d_backward aten.upsample_bilinear2d prims._low_memory_max_pool_with_offsets"
+    " aten.max_pool2d_with_indices_backward prims.inductor_random prims.inductor_lookup_seed aten.slice_backward"
+    " aten.select_backward aten.triu aten.tril".split()
+)
+PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor: memory, or an expression that its readers compute.
+
+    Attributes:
+        name: of its node.
+        size: in bytes.
+        elements: how many, symbolic sizes by their hints.
+        dtype: of its elements.
+        reads: what the expression loads, and which part of it; None: the value lies in memory.
+        ops: what the expression computes.
+    """
+
+    name: str
+    size: Size
+    elements: int
+    dtype: torch.dtype
+    reads: frozenset[tuple[Value, Any]] | None = None
+    ops: frozenset[Any] = frozenset()
+    heavy: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Operation:
+    """One loop nest, or one external kernel.
+
+    Attributes:
+        name: of the node that it ends with.
+        makes: the values it puts into memory.
+        reads: the values it takes from memory.
+        extent: elements that the loops run over; 0: external.
+        whole: those of ``reads`` whose elements it reads where it writes.
+        reduces: whether it has to end before its results can be read.
+        scratch: bytes that it needs while it runs.
+    """
+
+    name: str
+    makes: tuple[Value, ...]
+    reads: frozenset[Value]
+    extent: int = 0
+    whole: frozenset[Value] = frozenset()
+    reduces: bool = False
+    scratch: Size = 0
+
+
+@dataclass(slots=True)
+class Kernel:
+    """Operations that run as one.
+
+    Attributes:
+        name: of its last operation.
+        makes: values in memory afterwards.
+        reads: values it takes from memory.
+        whole: those of ``reads`` that a result may take the place of.
+        scratch: bytes that it needs while it runs.
+    """
+
+    name: str
+    makes: tuple[Value, ...]
+    reads: frozenset[Value]
+    whole: frozenset[Value] = frozenset()
+    external: bool = False
+    scratch: Size = 0
+
+
+@dataclass(slots=True)
+class Lowered:
+    """A graph as kernels.
+
+    Attributes:
+        kernels: in order.
+        inputs: the tensors it takes, by name.
+        outputs: what it returns, in order; None for what is no tensor.
+    """
+
+    kernels: list[Kernel]
+    inputs: dict[str, Value]
+    outputs: list[Value | None]
+
+
+def lower(gm: fx.GraphModule, *, lowering: str) -> Lowered:
+    """The kernels that a graph becomes.
+
+    Args:
+        lowering: "inductor", or "eager": every node is a kernel.
+    """
+    eager = lowering == "eager"
+    lowered = _Lowering(adapter.realize_limits(gm), eager, not eager and adapter.prefers_channels_last(gm))
+    for node in gm.graph.nodes:
+        lowered.run(node)
+    operations = lowered.operations
+    if eager:
+        kernels = [Kernel(o.name, o.makes, o.reads, external=True, scratch=o.scratch) for o in operations]
+    else:
+        kernels = _fuse(operations, {id(v) for v in lowered.outputs if v is not None})
+    return Lowered(kernels, lowered.inputs, lowered.outputs)
+
+
+class _Lowering:
+    """Walks a graph as Inductor does, and notes what is put into memory when."""
+
+    def __init__(self, limits: adapter.RealizeLimits, eager: bool, channels_last: bool) -> None:
+        self._limits, self._eager, self._channels_last = limits, eager, channels_last
+        self._env: dict[fx.Node, Any] = {}
+        self._parts: dict[fx.Node, Any] = {}  # of views: which part of the memory they are, None: all of it
+        self.operations: list[Operation] = []
+        self.inputs: dict[str, Value] = {}
+        self.outputs: list[Value | None] = []
+
+    def run(self, node: fx.Node) -> None:
+        if node.op == "output":
+            leaves = [self._env.get(n) if isinstance(n, fx.Node) else None for n in adapter.flat_outputs(node)]
+            self.outputs = [v if isinstance(v, Value) else None for v in leaves]
+            for value in self.outputs:
+                self._realize(value)
+        elif node.op in ("placeholder", "get_attr"):
+            if (value := tensor_of(node)) is not None:
+                self._env[node] = self.inputs[node.name] = _in_memory(node.name, value)
+        elif (made := self._call(node)) is not None:
+            self._env[node] = made
+            if isinstance(made, Value) and made.reads is not None:
+                self._maybe_realize(node, made)
+
+    def _call(self, node: fx.Node) -> Any:
+        """The node's value: a Value, a tuple of them, or None for what is no tensor."""
+        operands = [self._env[n] for n in node.all_input_nodes if n in self._env]
+        name = op_name(node)
+        if is_view(node) and operands:
+            return self._view(node, name, operands[0])
+        if node.meta.get("val") is None or name == "aten.copy_":
+            for value in _flat(operands):  # an operator with effects alone
+                self._realize(value)
+            return None
+        kind = "external" if self._eager else _kind(node, name)
+        results = node.meta["val"]
+        if kind == "pointwise" and isinstance(results, torch.Tensor):
+            return self._pointwise(node, name, results)
+        tensors = results if isinstance(results, (tuple, list)) else (results,)
+        makes = tuple(_in_memory(node.name, r) if isinstance(r, torch.Tensor) else None for r in tensors)
+        made = tuple(v for v in makes if v is not None)
+        if kind == "reduction":
+            loads = self._loads(node)
+            extent = max((v.elements for v in _flat(operands)), default=1)
+            self.operations.append(Operation(node.name, made, frozenset(v for v, _ in loads), extent, reduces=True))
+        elif made:
+            for value in _flat(operands):
+                self._realize(value)
+            scratch = _scratch(node, name, self._channels_last)
+            self.operations.append(Operation(node.name, made, frozenset(_flat(operands)), scratch=scratch))
+        return makes if isinstance(results, (tuple, list)) else makes[0]
+
+    def _view(self, node: fx.Node, name: str, source: Any) -> Any:
+        if name == "getitem" and isinstance(source, tuple):
+            index = node.args[1]
+            return source[index] if isinstance(index, int) and index < len(source) else None
+        if isinstance(source, tuple):
+            return source
+        operand = node.args[0]
+        part = self._parts.get(operand) if isinstance(operand, fx.Node) else None  # type: ignore[arg-type]
+        self._parts[node] = node if name in PARTS else part
+        if name in ("aten.as_strided", "fxapprox.in_memory"):
+            self._realize(source)
+        return source
+
+    def _pointwise(self, node: fx.Node, name: str, result: torch.Tensor) -> Value:
+        made = _in_memory(node.name, result)
+        times = _unrolled(node, name)
+        made.reads = frozenset(
+            (v, (part, i) if times > 1 else part) for v, part in self._loads(node) for i in range(times)
+        )
+        values = [self._env[n] for n in node.all_input_nodes if n in self._env]
+        inlined = [v for v in _flat(values) if v.reads is not None]
+        own: set[Any] = {node, *(a for a in node.args if isinstance(a, (int, float)))}
+        own |= {(op, i) for v in inlined for op in v.ops for i in range(times)} if times > 1 else set()
+        made.ops = frozenset(own).union(*(v.ops for v in inlined))
+        made.heavy = name in HEAVY or any(v.heavy for v in inlined)
+        return made
+
+    def _loads(self, node: fx.Node) -> frozenset[tuple[Value, Any]]:
+        """What has to be read from memory to compute a node's operands."""
+        found: set[tuple[Value, Any]] = set()
+        for source in node.all_input_nodes:
+            for value in _flat([self._env.get(source)]):
+                if value.reads is None:
+                    found.add((value, self._parts.get(source)))
+                elif (part := self._parts.get(source)) is None:
+                    found |= value.reads
+                else:
+                    found |= {(v, (p, part)) for v, p in value.reads}
+        return frozenset(found)
+
+    def _maybe_realize(self, node: fx.Node, value: Value) -> None:
+        assert value.reads is not None
+        limits = self._limits
+        users = list(node.users)
+        large = len(value.ops) + len(value.reads) > limits.ops
+        nontrivial = sum(v.elements > 1 for v, _ in value.reads) > 1
+        if (
+            any(user.op == "output" for user in users)
+            or (len(users) > 1 and (value.heavy or large or len(value.reads) > limits.reads))
+            or (nontrivial and (large or len(value.reads) > limits.all_reads))
+            or (
+                nontrivial
+                and len(users) > 1
+                and any(_kind(u, op_name(u)) == "external" for u in users if not is_view(u))
+            )
+        ):
+            self._realize(value)
+
+    def _realize(self, value: Value | None) -> None:
+        if value is None or value.reads is None:
+            return
+        reads = value.reads
+        whole = frozenset(v for v, part in reads if part is None)
+        self.operations.append(
+            Operation(value.name, (value,), frozenset(v for v, _ in reads), max(value.elements, 1), whole)
+        )
+        value.reads, value.ops, value.heavy = None, frozenset(), False
+
+
+def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
+    """Neighbouring loops that share a value become one kernel; values that live in one loop alone get no memory."""
+    groups: list[list[Operation]] = []
+    open_groups: list[tuple[list[Operation], set[Value]]] = []  # those that may still grow, and what they touch
+    for operation in operations:
+        if not operation.extent:
+            groups += [group for group, _ in open_groups] + [[operation]]
+            open_groups = []
+            continue
+        touched = {*operation.reads, *operation.makes}
+        related = [pair for pair in open_groups if not touched.isdisjoint(pair[1])]
+        open_groups = [pair for pair in open_groups if touched.isdisjoint(pair[1])]
+        open_groups.append(([*(o for g, _ in related for o in g), operation], touched.union(*(t for _, t in related))))
+    groups += [group for group, _ in open_groups]
+    readers: dict[int, set[int]] = {}
+    for at, group in enumerate(groups):
+        for operation in group:
+            for value in operation.reads:
+                readers.setdefault(id(value), set()).add(at)
+    return [
+        _kernel(group, {id(v) for o in group for v in o.makes if readers.get(id(v), set()) <= {at}} - returned)
+        for at, group in enumerate(groups)
+    ]
+
+
+def _kernel(group: list[Operation], private: set[int]) -> Kernel:
+    """One kernel; ``private`` values are read inside it only."""
+    first = group[0]
+    if not first.extent:
+        return Kernel(first.name, first.makes, first.reads, external=True, scratch=first.scratch)
+    made_by = {id(v): o for o in group for v in o.makes}
+    level: dict[int, int] = {}
+    for operation in group:
+        sources = [made_by[id(v)] for v in operation.reads if id(v) in made_by]
+        level[id(operation)] = max((level[id(s)] + s.reduces for s in sources), default=0)
+    levels: dict[int, set[tuple[int, int]]] = {}
+    for operation in group:
+        for value in operation.reads:
+            levels.setdefault(id(value), set()).add((level[id(operation)], operation.extent))
+    makes = tuple(
+        v
+        for o in group
+        for v in o.makes
+        if o.reduces or id(v) not in private or levels.get(id(v), set()) - {(level[id(o)], o.extent)}
+    )
+    reads = frozenset(v for o in group for v in o.reads if id(v) not in made_by)
+    whole = frozenset(v for o in group for v in o.whole if id(v) not in made_by)
+    return Kernel(group[-1].name, makes, reads, whole)
+
+
+def _kind(node: fx.Node, name: str) -> str:
+    if node.op == "output":
+        return "output"
+    if name in REDUCTIONS:
+        return "pointwise" if _unrolled(node, name) > 1 else "reduction"
+    rule = rule_of(node)
+    if (
+        name in POINTWISE
+        or (rule is not None and rule.cheap)
+        or torch.Tag.pointwise in getattr(node.target, "tags", ())
+    ):
+        return "pointwise"
+    return "external"
+
+
+def _scratch(node: fx.Node, name: str, channels_last: bool) -> Size:
+    """What libraries on the CPU allocate inside an operator: oneDNN, and the backward of fused attention.
+
+    oneDNN brings images into a layout of its own, unless they are channels-last; weights always. Measured.
+    """
+    values = [tensor_of(n) for n in node.all_input_nodes]
+    if not values or values[0] is None or values[0].device.type != "cpu":
+        return 0
+    sizes = [nbytes_expression(v) for v in values if v is not None]
+    if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
+        return sizes[0]
+    if name not in ("aten.convolution", "aten.convolution_backward"):
+        return 0
+    ours = channels_last or (values[0].is_contiguous(memory_format=torch.channels_last) and values[0].dim() == 4)
+    if name == "aten.convolution_backward":
+        gradient, image, weight = sizes[:3]
+        return 2 * weight if ours else gradient + image
+    image, weight = sizes[:2]
+    result = tensor_of(node)
+    return weight if ours or result is None else _larger(image + weight, nbytes_expression(result))
+
+
+def _unrolled(node: fx.Node, name: str) -> int:
+    """How many elements a short reduction adds up; 1 for everything else."""
+    if name not in REDUCTIONS or not isinstance(node.args[0], fx.Node):
+        return 1
+    value, result = tensor_of(node.args[0]), tensor_of(node)
+    if value is None or result is None or numel(result) <= 1:
+        return 1
+    times = numel(value) // max(numel(result), 1)
+    return times if times < UNROLLED else 1
+
+
+def _in_memory(name: str, value: torch.Tensor) -> Value:
+    return Value(name, nbytes_expression(value), numel(value), value.dtype)
+
+
+def _larger(a: Size, b: Size) -> Size:
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else sympy.Max(a, b)
+
+
+def _flat(values: Iterable[Any]) -> list[Value]:
+    return [v for value in values for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Value)]

@@ -1,0 +1,160 @@
+"""liveness: the predicted peak of a step, by hand, against the allocator, and for sizes that are not known yet."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxapprox
+from fxapprox.liveness import Moment, Timeline, joined, timeline
+from fxapprox.measure import peak_bytes
+from tests import models
+
+MIB = 2**20
+SIZE = 4 * 64 * 64  # bytes of what the hand-made graphs compute with
+
+
+def graph(build: Callable[[fx.Graph, Callable[[str], fx.Node], Callable[..., fx.Node]], list]) -> fx.GraphModule:
+    """A graph over (64, 64) tensors; ``build`` is given the graph, a maker of inputs and one of calls."""
+    made = fx.Graph()
+    like = torch.empty(64, 64, device="meta")
+
+    def given(name: str) -> fx.Node:
+        node = made.placeholder(name)
+        node.meta["val"] = like
+        return node
+
+    def call(target: object, *args: object) -> fx.Node:
+        node = made.call_function(target, args)  # type: ignore[arg-type]
+        node.meta["val"] = like
+        return node
+
+    made.output(tuple(build(made, given, call)))
+    return fx.GraphModule({}, made)
+
+
+def matmuls(count: int, *, save: bool) -> fx.GraphModule:
+    """x, then a product with it again and again; each product is saved, or only the last is returned."""
+
+    def build(_: fx.Graph, given: Callable[[str], fx.Node], call: Callable[..., fx.Node]) -> list:
+        x = given("primals_1")
+        values = [x]
+        for _ in range(count):
+            values.append(call(torch.ops.aten.mm.default, values[-1], x))
+        return [values[-1], *(values[1:-1] if save else ())]
+
+    return graph(build)
+
+
+def nothing() -> fx.GraphModule:
+    return graph(lambda _, given, call: [call(torch.ops.aten.neg.default, given("tangents_1"))])
+
+
+@pytest.mark.parametrize("lowering", ["inductor", "eager"])
+def test_a_chain_holds_two_links(lowering: str) -> None:
+    found = timeline(matmuls(5, save=False), nothing(), num_fwd_outputs=1, lowering=lowering)
+    assert [m.live for m in found.moments if m.half == "forward"] == [SIZE, *[2 * SIZE] * 4]
+    assert found.after_forward == SIZE
+    assert all(m.saved == 0 for m in found.moments)
+
+
+def test_what_is_saved_stays() -> None:
+    found = timeline(matmuls(5, save=True), nothing(), num_fwd_outputs=1)
+    assert [m.live for m in found.moments if m.half == "forward"] == [n * SIZE for n in range(1, 6)]
+    assert [m.saved for m in found.moments if m.half == "forward"] == [SIZE, 2 * SIZE, 3 * SIZE, 4 * SIZE, 4 * SIZE]
+    assert found.peak({}) == found.peak_moment({}).live
+
+
+def test_pointwise_results_live_in_their_readers() -> None:
+    def build(_: fx.Graph, given: Callable[[str], fx.Node], call: Callable[..., fx.Node]) -> list:
+        x = given("primals_1")
+        h = call(torch.ops.aten.mm.default, x, x)
+        for _ in range(4):
+            h = call(torch.ops.aten.neg.default, h)
+        return [call(torch.ops.aten.mm.default, h, x)]
+
+    forward = graph(build)
+    assert timeline(forward, nothing(), num_fwd_outputs=1).peak({}) == 2 * SIZE  # in place, then the product
+    assert len(timeline(forward, nothing(), num_fwd_outputs=1).moments) == 4
+    assert timeline(forward, nothing(), num_fwd_outputs=1, lowering="eager").peak({}) == 3 * SIZE
+
+
+def test_graphs_one_after_the_other() -> None:
+    part = Timeline((Moment("a", "forward", 5, 0), Moment("b", "backward", 7, 0)), after_forward=3, after_backward=1)
+    both = joined([part, part])
+    assert [m.live for m in both.moments] == [5, 8, 10, 8]
+    assert (both.after_forward, both.after_backward) == (6, 2)
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    layers = [layer for _ in range(4) for layer in (nn.Linear(128, 128), nn.GELU(), nn.LayerNorm(128))]
+    return nn.Sequential(*layers), torch.randn(1024, 128)
+
+
+def small_cnn() -> tuple[nn.Module, Tensor]:
+    layers = [layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())]
+    return nn.Sequential(*layers), torch.randn(16, 16, 32, 32)
+
+
+def measured(model: nn.Module, x: Tensor, **options: object) -> tuple[int, int]:
+    """(predicted, real) peak of a step with the loss inside."""
+
+    def loss(x: Tensor) -> Tensor:
+        return model(x).square().mean()
+
+    compiled = fxapprox.compile(loss, **options)
+    compiled(x).backward()
+    model.zero_grad(set_to_none=True)
+    real = peak_bytes(lambda: compiled(x).backward()).peak
+    (report,) = fxapprox.reports(compiled)
+    return report.peak_bytes, real
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("build", [mlp, small_cnn])
+def test_the_real_peak_run_operator_by_operator(
+    build: Callable[[], tuple[nn.Module, Tensor]], bits: int | None
+) -> None:
+    torch.manual_seed(0)
+    predicted, real = measured(*build(), bits=bits, lowering="eager")
+    assert abs(predicted / real - 1) < 0.05
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("build", [mlp, small_cnn])
+def test_the_real_peak_under_inductor(build: Callable[[], tuple[nn.Module, Tensor]], bits: int | None) -> None:
+    torch.manual_seed(0)
+    predicted, real = measured(*build(), bits=bits)
+    assert abs(predicted / real - 1) < 0.1
+
+
+def test_symbolic_sizes() -> None:
+    torch.manual_seed(0)
+    model, x = mlp()
+    dynamic = fxapprox.explain(model, x, bits=4, dynamic=True)
+    for batch in (256, 4096):
+        static = fxapprox.explain(model, torch.randn(batch, 128), bits=4)
+        assert dynamic.at(batch).peak_bytes == pytest.approx(static.peak_bytes, rel=0.02)
+        assert dynamic.at(batch).baseline_peak_bytes == pytest.approx(static.baseline_peak_bytes, rel=0.02)
+
+
+def test_the_report_has_both_peaks() -> None:
+    case = models.demo_resnet()
+    report = fxapprox.explain(case.model, *case.args, bits=4)
+    assert report.saved_bytes < report.peak_bytes < report.baseline_peak_bytes
+    data = json.loads(report.to_json())
+    assert (data["peak_bytes"], data["baseline_peak_bytes"]) == (report.peak_bytes, report.baseline_peak_bytes)
+    assert "peak: " in str(report)
+
+
+def test_large_graphs_take_little_time() -> None:
+    forward = matmuls(10_000, save=True)
+    start = time.perf_counter()
+    timeline(forward, nothing(), num_fwd_outputs=1)
+    assert time.perf_counter() - start < 1.5
