@@ -3,8 +3,9 @@
 from fxapprox.activation import Activation, Class, Decision, Reach
 from fxapprox.backend import compile
 from fxapprox.calibrate import calibrate
-from fxapprox.errors import FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
+from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
 from fxapprox.explain import explain, reports, save_plan
+from fxapprox.fit import BatchFit, max_batch
 from fxapprox.options import Options
 from fxapprox.plan_file import SavedPlan
 from fxapprox.report import Report
@@ -14,8 +15,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
+    "BatchFit",
     "Class",
     "Decision",
+    "DoesNotFit",
     "FxApproxError",
     "InvalidPlan",
     "OptionError",
@@ -29,6 +32,7 @@ __all__ = [
     "calibrate",
     "compile",
     "explain",
+    "max_batch",
     "reports",
     "save_plan",
 ]

@@ -1,11 +1,9 @@
-"""The command line: ``fxapprox demo`` and ``fxapprox dump``."""
+"""The command line: ``fxapprox demo``, ``fxapprox dump`` and ``fxapprox fit``."""
 
 from __future__ import annotations
 
 import enum
-import inspect
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -98,9 +96,8 @@ def dump(
     options = Options.parse(given)
     loaded = load(target)
     options.check_patterns(loaded.model)
-    model = loaded.model if loaded.loss is None else _with_loss(loaded.model, loaded.loss)
     wanted = parse_size(size) if size else None
-    report = explain(model, *loaded.args, dynamic=dynamic, **given)
+    report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
     if wanted is not None:
         report = report.at(wanted)
     if format is Format.json:
@@ -111,6 +108,34 @@ def dump(
     else:
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
         console.print(decisions_table(report, limit=None if all_rows else 20))
+
+
+@app.command()
+def fit(
+    target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
+    memory: Annotated[str, typer.Option(help="What a training step may take: 8GiB, 512MiB, 2GB.")],
+    optimizer_bytes: Annotated[
+        int, typer.Option(min=0, help="State for each element of a trained parameter: 4 for momentum, 8 for Adam.")
+    ] = 0,
+) -> None:
+    """Show the largest batch that fits into an amount of memory, stored in several ways, without running a step.
+
+    TARGET's factory takes no arguments and returns (model, args) or (model, args, loss_fn). The batch is the first
+    dimension of the first argument, and of every argument and every target in the loss where it has the same size.
+
+    \b
+    Examples:
+        fxapprox fit train.py:make_model --memory 8GiB
+        fxapprox fit mypackage.models:resnet --memory 512MiB --optimizer-bytes 8
+    """
+    from fxapprox.amounts import parse_bytes
+    from fxapprox.resize import largest_batches
+    from fxapprox.target import load
+    from fxapprox.text import WIDTH, batches_table
+
+    limit = parse_bytes(memory, "--memory")
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console.print(batches_table(limit, largest_batches(load(target), limit, optimizer_bytes)))
 
 
 def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
@@ -139,14 +164,6 @@ def parse_size(text: str) -> int | dict[str, int]:
     if not all(number.strip().isdecimal() for _, _, number in pairs) or not (named or text.strip().isdecimal()):
         raise OptionError(f"--size {text}: expected a number, or numbers by name: s77=64,s12=128")
     return {name.strip(): int(number) for name, _, number in pairs} if named else int(text)
-
-
-def _with_loss(model: Callable[..., Any], loss: Callable[[Any], Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        return loss(model(*args))
-
-    run.__signature__ = inspect.signature(getattr(model, "forward", model))  # type: ignore[attr-defined]  # names for reports
-    return run
 
 
 def main() -> None:

@@ -33,3 +33,15 @@ class UnsupportedGraph(FxApproxError):
 
 class InvalidPlan(FxApproxError):
     """A plan that does not fit the graph it is applied to."""
+
+
+class DoesNotFit(FxApproxError):
+    """Not even one example fits into the memory.
+
+    Attributes:
+        needed: bytes that one example needs.
+    """
+
+    def __init__(self, message: str, needed: int) -> None:
+        self.needed = needed
+        super().__init__(message)

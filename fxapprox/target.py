@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import sys
 from collections.abc import Callable
@@ -29,6 +30,19 @@ class Target:
     model: Callable[..., Any]
     args: tuple[Any, ...]
     loss: Callable[[Any], Any] | None = None
+
+    @property
+    def step(self) -> Callable[..., Any]:
+        """The model with its loss, of the same arguments; their names are the model's, for reports."""
+        model, loss = self.model, self.loss
+        if loss is None:
+            return model
+
+        def run(*args: Any) -> Any:
+            return loss(model(*args))
+
+        run.__signature__ = inspect.signature(getattr(model, "forward", model))  # type: ignore[attr-defined]
+        return run
 
 
 def load(spec: str) -> Target:

@@ -23,6 +23,7 @@ import torch._inductor.config as inductor_config
 import torch._inductor.inductor_prims
 from functorch.compile import make_boxed_func
 from torch import fx
+from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import ShortenTraceback
 from torch._functorch import partitioners
@@ -283,6 +284,30 @@ def hint(size: Any) -> int:
     return int(value) if value not in (None, int_oo) else 1
 
 
+def tensors_in(value: object) -> list[torch.Tensor]:
+    """The tensors in a value, through lists, tuples and dicts."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """The value with other tensors, through lists, tuples and dicts."""
+    return pytree.tree_map_only(torch.Tensor, change, value)
+
+
+@contextlib.contextmanager
+def marked_dynamic(tensors: Sequence[torch.Tensor], dimensions: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Has Dynamo take these dimensions of these tensors as symbolic, and as numbers where the code makes it."""
+    before = [dict(vars(tensor)) for tensor in tensors]
+    try:
+        for tensor, dims in zip(tensors, dimensions, strict=True):
+            maybe_mark_dynamic(tensor, list(dims))
+        yield
+    finally:
+        for tensor, attributes in zip(tensors, before, strict=True):
+            vars(tensor).clear()
+            vars(tensor).update(attributes)
+
+
 def size_symbols(gm: fx.GraphModule) -> list[fx.Node]:
     """The graph's symbolic-size inputs."""
     return [n for n in gm.graph.nodes if n.op == "placeholder" and is_symbolic_scalar(n)]
@@ -515,6 +540,8 @@ __all__ = [
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",
+    "map_tensors",
+    "marked_dynamic",
     "materialize",
     "must_be_in_backward",
     "must_recompute",
@@ -527,6 +554,7 @@ __all__ = [
     "size_symbols",
     "split",
     "stand_in_outputs",
+    "tensors_in",
     "through_dynamo",
     "trace",
 ]

@@ -1,0 +1,34 @@
+"""Amounts of memory as people write them: "8GiB", "512 MiB", "2GB", or a number of bytes."""
+
+from __future__ import annotations
+
+import re
+
+from fxapprox.errors import OptionError
+
+UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(amount: str | int, name: str = "memory") -> int:
+    """The number of bytes that an amount is, rounded down.
+
+    Args:
+        amount: a number with a unit, in any case of letters: B, KiB, MiB, GiB, TiB (powers of 1024), KB, MB, GB, TB
+            (powers of 1000); an int is a number of bytes.
+        name: of the option, for messages.
+
+    Raises:
+        OptionError: it is not an amount, or less than one byte.
+    """
+    found = _AMOUNT.fullmatch(amount) if isinstance(amount, str) else None
+    if found is not None and found[2].lower() in UNITS:
+        nbytes = int(float(found[1]) * UNITS[found[2].lower()])
+    else:
+        nbytes = amount if type(amount) is int else 0
+    if nbytes < 1:
+        raise OptionError(f'{name}={amount!r}: expected an amount of memory, such as "8GiB", "512MiB", or bytes')
+    return nbytes

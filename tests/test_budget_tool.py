@@ -1,0 +1,129 @@
+"""The budget benchmark's pure parts: record files, choosing settings, tables, regions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+
+from tools import budget, budget_models, budget_records, budget_results, budget_time, budget_worker
+from tools.budget_records import Record
+
+PLAIN = Record("unet", "plain", "", stored=800, peak=1000, loss="0x1p+0", compile_seconds=3, step_seconds=2)
+
+
+def ours(setting: str, peak: int, seconds: float, key: str = "", **given) -> Record:
+    key = key or setting
+    return replace(PLAIN, system="fxapprox", setting=setting, peak=peak, step_seconds=seconds, plan_key=key, **given)
+
+
+def test_records_come_back_from_their_files_largest_budget_first(tmp_path: Path) -> None:
+    records = [PLAIN, ours("0.9", 900, 1), ours("0.25", 250, 2, predicted=240), Record("vit", "plain", "", failed="no")]
+    for record in reversed(records):
+        budget_records.save(record, tmp_path)
+    assert budget_records.saved(tmp_path) == [*records[1:3], PLAIN, records[3]]
+    assert budget_records.path_of(records[1], tmp_path).name == "unet--fxapprox--0.9.json"
+    assert not budget_records.of(records, "vit", "plain"), "it failed"
+
+
+def test_a_plan_is_measured_once() -> None:
+    first = ours("0.3", 300, 2, "k")
+    copy = ours("0.25", 300, 2, "k", measured_at="0.3")
+    assert budget_records.same_plan([copy, first], "k") == first
+    assert budget_records.same_plan([copy, first], "other") is None
+    assert budget_records.within([first, copy], 300) == [first]
+
+
+def test_candidates_fit_the_largest_budget_and_are_timed_once() -> None:
+    records = [PLAIN, ours("0.5", 390, 1), ours("0.4", 390, 2), ours("0.3", 290, 0), ours("0.9", 900, 1)]
+    assert budget_time.candidates(records, "unet") == [PLAIN, records[1], records[3]]
+
+
+def test_table_of_times_has_the_fastest_that_fits() -> None:
+    other = replace(PLAIN, system="torch-budget", setting="0.2", peak=390)
+    records = [PLAIN, ours("0.5", 390, 1), ours("0.4", 380, 1), other]
+    seconds = {
+        "unet--plain": [2.0, 4.0, 2.0], "unet--fxapprox--0.5": [1.0, 4.0, 1.2], "unet--fxapprox--0.4": [2.0, 4.0, 2.2],
+        other.name: [3.0, 6.0, 3.2],
+    }  # fmt: skip
+    content = {"records": [budget_time.asdict(r) for r in records], "seconds": seconds}
+    lines = budget_time.table("unet", content).splitlines()
+    assert "| 0.4 | **0.60** (0.50 to 1.00), at 0.5 | 1.50 (1.50 to 1.60), at 0.2 | nothing fits |" in lines
+    assert "| 0.3 | nothing fits | nothing fits | nothing fits |" in lines
+
+
+def test_table_of_a_model() -> None:
+    failed = Record("unet", "torch-budget", "0.1", failed="a | b")
+    records = [PLAIN, ours("0.5", 400, 3, predicted=440), ours("0.4", 410, 3), failed]
+    lines = budget_results.section("unet", records).splitlines()
+    widths = {line.count("|") for line in lines if line.startswith("|")}
+    assert widths == {14}, "one number of cells in each row"
+    (row,) = (line for line in lines if line.startswith("| fxapprox | 0.5"))
+    assert "| 0.400 |" in row
+    assert "| +10.0% |" in row
+    assert "| same | 3 | 3.000 | 1.50 |" in row
+    assert any("failed: a / b" in line for line in lines)
+    assert "fxapprox: the real peak rises from 0.5 to 0.4 by 2.50%." in lines
+
+
+def test_results_are_written_from_the_records(tmp_path: Path) -> None:
+    budget_results.write_results([PLAIN, ours("0.5", 400, 3, predicted=440), replace(PLAIN, model="vit")], tmp_path)
+    assert (tmp_path / "table.md").read_text().count("## ") == 2
+    with Image.open(tmp_path / "budget.png") as image:
+        assert image.width > 1000
+
+
+@pytest.mark.parametrize("layers", [nn.ModuleList, nn.Sequential])
+def test_regions_compute_what_their_layers_do(layers: type) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(5)]
+    chain = nn.ModuleList(parts) if layers is nn.ModuleList else nn.Sequential(*parts)
+    x = torch.randn(3, 4)
+
+    def run() -> tuple[Tensor, Tensor]:
+        h = x.clone().requires_grad_()
+        out = h
+        for layer in chain:
+            out = layer(out)
+        out.sum().backward()
+        assert h.grad is not None
+        return out, h.grad
+
+    exact = run()
+    budget_models.in_regions(chain, 2)
+    assert len(chain) == 3
+    assert all(torch.equal(a, b) for a, b in zip(run(), exact, strict=True))
+
+
+@pytest.mark.parametrize("model", ["unet", "vit"])
+def test_checkpoints_leave_the_gradients_as_they_are(model: str) -> None:
+    exact = budget_models.build(model)
+    exact(*exact.args).backward()
+    for setting in budget_models.MODELS[model].checkpoints:
+        step = budget_models.build(model)
+        run, _ = budget_models.runner(model, "checkpoint", setting, step)
+        run(*step.args).backward()
+        assert torch.equal(budget_worker.gradients(step), budget_worker.gradients(exact))
+
+
+def test_a_failure_is_recorded_with_its_message(tmp_path: Path) -> None:
+    budget.measure(Record("unet", "checkpoint", "absent"), tmp_path, limit=300)
+    (record,) = budget_records.saved(tmp_path)
+    assert "absent" in record.failed
+
+
+def test_a_stepper_that_cannot_start_says_how_to_see_why() -> None:
+    with pytest.raises(RuntimeError, match="budget_worker steps unet checkpoint absent"):
+        budget_time.Stepper(Record("unet", "checkpoint", "absent"))
+
+
+def test_settings_take_turns() -> None:
+    records = [Record("unet", "checkpoint", setting) for setting in budget_models.MODELS["unet"].checkpoints]
+    seconds = budget_time.in_turns(records, 3, Console(quiet=True))
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {r.name: 3 for r in records}
+    assert all(lap > 0 for rounds in seconds.values() for lap in rounds)
