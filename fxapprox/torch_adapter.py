@@ -194,6 +194,8 @@ def split(
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_nodes=info.static_lifetime_input_nodes,
     )
+    for graph in (forward.graph, backward.graph):  # torch leaves what is random there, unless it is compiling
+        graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=inductor_config.fallback_random))
     return forward, backward
 
 
