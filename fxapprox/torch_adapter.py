@@ -13,6 +13,7 @@ import logging
 import operator
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -371,15 +372,20 @@ class JointPartitioner(CustomPartitionerFn):
         key: identifies source and options; None keeps the graph out of every cache.
     """
 
-    def __init__(self, run: Partitioner, key: str | None) -> None:
+    def __init__(self, run: Partitioner | None, key: str | None) -> None:
         self._run, self.key = run, key
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Partition:
         kwargs.pop("compiler", None)
+        assert self._run is not None
         return self._run(gm, joint_inputs, **kwargs)
 
     def uuid(self) -> str | None:
         return self.key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For Inductor's cache key, which pickles all settings: what we do is in ``key``, not in the reports so far."""
+        return JointPartitioner, (None, self.key or uuid.uuid4().hex)
 
 
 def compile_inductor(
