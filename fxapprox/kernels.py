@@ -225,7 +225,7 @@ class _Lowering:
         operand = node.args[0]
         part = self._parts.get(operand) if isinstance(operand, fx.Node) else None  # type: ignore[arg-type]
         self._parts[node] = node if name in PARTS else part
-        if name in ("aten.as_strided", "fxapprox.in_memory"):
+        if name in ("aten.as_strided", "fxapprox.in_memory", "fxapprox.fence"):
             self._realize(source)
         return source
 

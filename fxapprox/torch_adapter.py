@@ -266,17 +266,50 @@ _LIBRARY.define("in_memory(Tensor(a) x) -> Tensor(a)")
 _LIBRARY.impl("in_memory", lambda x: x, "CompositeExplicitAutograd")
 # Nothing but a word to Inductor: the operand, computed once into memory, in whatever layout suits its surroundings.
 IN_MEMORY = torch.ops.fxapprox.in_memory.default
+_LIBRARY.define("fence(Tensor(a) x, Tensor? after) -> Tensor(a)")
+_LIBRARY.impl("fence", lambda x, after: x, "CompositeExplicitAutograd")
+# The operand; Inductor fuses nothing across it, and what reads it runs after ``after`` is there.
+FENCE = torch.ops.fxapprox.fence.default
 
 
-def _lower_in_memory() -> None:
+def _lower_hints() -> None:
+    """Tells Inductor what IN_MEMORY and FENCE mean."""
+    from torch._inductor import ir
     from torch._inductor.lowering import lowerings, register_lowering
 
-    def lower(x: Any) -> Any:
+    class Fence(ir.ExternKernel):
+        """An external kernel that says it writes to its first operand, and does nothing."""
+
+        def __init__(self, operands: Sequence[Any]) -> None:
+            layout = ir.NoneLayout(device=operands[0].get_device())
+            super().__init__(None, layout, self.unwrap_storage(operands), ())
+            V.graph.mark_buffer_mutated(operands[0].get_name())
+            self.name = V.graph.register_buffer(self)
+            V.graph.register_operation(self)
+
+        def codegen(self, wrapper: Any) -> None:
+            pass
+
+        def should_allocate(self) -> bool:
+            return False
+
+        def get_mutation_names(self) -> Sequence[str]:
+            return [self.input_name(0)]
+
+    def in_memory(x: Any) -> Any:
         x.realize()
         return x
 
-    if IN_MEMORY not in lowerings:
-        register_lowering(IN_MEMORY, type_promotion_kind=None)(lower)
+    def fence(x: Any, after: Any) -> Any:
+        operands = [x] if after is None else [x, after]
+        for operand in operands:
+            operand.realize()
+        Fence(operands)
+        return x
+
+    for target, lower in ((IN_MEMORY, in_memory), (FENCE, fence)):
+        if target not in lowerings:
+            register_lowering(target, type_promotion_kind=None)(lower)
 
 
 def hint(size: Any) -> int:
@@ -398,7 +431,7 @@ def compile_inductor(
     """
     from torch._inductor.compile_fx import compile_fx
 
-    _lower_in_memory()
+    _lower_hints()
     with functorch_config.patch(enable_autograd_cache=False):
         compiled: Any = compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
     return compiled
@@ -521,6 +554,7 @@ def compiled_by(compiled: object, name: str) -> bool:
 
 
 __all__ = [
+    "FENCE",
     "IN_MEMORY",
     "FakeTensor",
     "JointPartitioner",
