@@ -307,7 +307,8 @@ def _lower_hints() -> None:
         Fence(operands)
         return x
 
-    for target, lower in ((IN_MEMORY, in_memory), (FENCE, fence)):
+    meanings: dict[Any, Callable[..., Any]] = {IN_MEMORY: in_memory, FENCE: fence}
+    for target, lower in meanings.items():
         if target not in lowerings:
             register_lowering(target, type_promotion_kind=None)(lower)
 

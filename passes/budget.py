@@ -17,7 +17,7 @@ from fxapprox.amounts import parse_bytes
 from fxapprox.errors import OptionError
 from fxapprox.liveness import Timeline, joined
 from fxapprox.options import Options
-from fxapprox.passes.allocate import DISTORTION
+from fxapprox.passes.allocate import DISTORTION, estimate
 from fxapprox.sizes import evaluate
 from fxapprox.text import size_text
 
@@ -61,8 +61,8 @@ def ladder(options: Options) -> tuple[tuple[str, Options], ...]:
 
     if options.bits is None:
         return setting(None), setting(None, True)
-    steps = (None, 8, 6, 5, 4, 3.5, 3)
-    return *(setting(bits) for bits in steps), setting(8, True), setting(2), setting(4, True), setting(2, True)
+    stored = [setting(bits) for bits in (None, 8, 6, 5, 4)]
+    return *stored, setting(8, True), setting(5, True), setting(4, True), setting(3), setting(3, True), setting(2, True)
 
 
 def budget_bytes(budget: float | str, baseline: int) -> int:
@@ -128,13 +128,14 @@ def estimated_error(
     """The relative gradient error that a plan's codes may be expected to cause.
 
     Errors of values are nearly independent. Where they have been measured (``sensitivity.py``) their squares add up;
-    else it is the root mean square of the codes' own errors, over all elements that are stored.
+    else they are taken from the graph, as ``allocate`` does, on a scale on which 4 bits for everything give a tenth.
     """
     values = {a.name: a for a in activations}
     coded = {e.name: e.codec.bits for e in plan.stored if e.codec.bits in DISTORTION and values[e.name].approximable}
     measured = options.sensitivities.of(coded) if options.sensitivities is not None else None
     if measured is not None:
         return math.sqrt(sum(measured[name].get(bits or 8, 0.0) for name, bits in coded.items()))
-    counts = {e.name: evaluate(math.prod(values[e.name].sizes), hints) for e in plan.stored if values[e.name].is_float}
-    squared = sum(counts.get(name, 0) * DISTORTION[bits or 8] for name, bits in coded.items())
-    return math.sqrt(squared / max(sum(counts.values()), 1))
+    floats = [e.name for e in plan.stored if values[e.name].approximable]
+    guesses = {name: estimate(values[name], evaluate(math.prod(values[name].sizes), hints)) for name in floats}
+    whole = sum(guess[4] for guess in guesses.values())
+    return math.sqrt(sum(guesses[n][b or 8] for n, b in coded.items()) / whole * DISTORTION[4]) if whole else 0.0
