@@ -35,6 +35,7 @@ POINTWISE = frozenset(
     " aten.max_pool2d_with_indices_backward prims.inductor_random prims.inductor_lookup_seed aten.slice_backward"
     " aten.select_backward aten.triu aten.tril".split()
 )
+GATHERS = frozenset("aten._unsafe_index aten.index".split())  # their results have the layout that their sizes say
 PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
 
 
@@ -240,7 +241,8 @@ class _Lowering:
         own: set[Any] = {node, *(a for a in node.args if isinstance(a, (int, float)))}
         own |= {(op, i) for v in inlined for op in v.ops for i in range(times)} if times > 1 else set()
         made.ops = frozenset(own).union(*(v.ops for v in inlined))
-        made.channels_last = any(v.channels_last for v in _flat(values))
+        last = [v.channels_last for v in _flat(values)]
+        made.channels_last = all(last) if name == "aten.cat" else any(last) and name not in GATHERS
         made.heavy = name in HEAVY or any(v.heavy for v in inlined)
         return made
 
