@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Clamp, Use
 from fxapprox.decisions import rectified
 from fxapprox.facts import SMALL
@@ -74,7 +75,7 @@ def branches_of(
     for node in graph.nodes:
         z = rectified(node)
         if z is not None:
-            by_operand[node] = by_operand[z] = node
+            by_operand[node] = by_operand[original(z)] = node
     for node in graph.nodes:
         if node not in needed or node in known or node in encoded:
             continue
@@ -90,7 +91,7 @@ def branches_of(
         elif rectified(node) is not None:
             found.rectifiers[node] = node.args[0]  # type: ignore[assignment]
             found.approximate.add(node)
-        elif activation.clamp is not None and all(source.name == activation.clamp.operand for _, source in touched):
+        elif activation.clamp is not None and all(original(s).name == activation.clamp.operand for _, s in touched):
             found.clamps[node] = activation.clamp
             found.approximate.add(node)
         elif _may_be_approximate(node, touched, activation, bits):
@@ -103,9 +104,10 @@ def branches_of(
 def _sign(node: fx.Node, by_operand: Mapping[fx.Node, fx.Node]) -> tuple[fx.Node, bool] | None:
     """(rectifier, what the node is where its operand is positive), if it compares with zero what a rectifier reads."""
     side = COMPARISONS_WITH_ZERO.get(op_name(node))
-    if side is None or node.args[1] != 0 or node.args[0] not in by_operand:
+    operand = node.args[0]
+    if side is None or node.args[1] != 0 or not isinstance(operand, fx.Node) or original(operand) not in by_operand:
         return None
-    return by_operand[node.args[0]], side  # type: ignore[index]
+    return by_operand[original(operand)], side
 
 
 def _may_be_approximate(
@@ -116,13 +118,22 @@ def _may_be_approximate(
     if value is None:
         return True  # several results: those that may not be approximate are held one by one
     if op_name(node) == "getitem" and isinstance(maker, fx.Node) and not is_view(maker):
-        return op_name(maker) in ATTENTION_FORWARD and node.args[1] == 0
+        return op_name(maker) in ATTENTION_FORWARD and bool(node.args[1] == 0)
     if not value.dtype.is_floating_point:
         return False
-    if any((inner := tensor_of(source)) is not None and numel(value) * SMALL <= numel(inner) for _, source in touched):
+    sizes = [numel(inner) for _, source in touched if (inner := tensor_of(source)) is not None]
+    if any(numel(value) * SMALL <= size for size in sizes):
         return False  # a statistic
     uses = {operand.name: operand.use for operand in activation.operands}
     least = Use.SOFTMAX if (bits or 8) >= 8 else Use.SMOOTH
     return all(
-        table_use(node, at) is not None and uses.get(source.name, Use.SENSITIVE) <= least for at, source in touched
+        table_use(node, at) is not None and uses.get(original(source).name, Use.SENSITIVE) <= least
+        for at, source in touched
     )
+
+
+def original(node: fx.Node) -> fx.Node:
+    """The joint graph's value, behind the hint that it is to be put into memory."""
+    while node.target is adapter.IN_MEMORY:
+        node = node.args[0]  # type: ignore[assignment]
+    return node

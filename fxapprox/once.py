@@ -17,7 +17,8 @@ from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import nbytes, numel, source_line, tensor_of
 from fxapprox.operators import is_random, op_name, rule_of
 
-FAMILIES = ("aten.", "prims.")  # of operators that give the same result for the same operands, unless tagged
+# Operators of these give the same result for the same operands, unless they are tagged.
+FAMILIES = ("aten.", "prims.", "fxapprox.")
 
 
 def runs_once(node: fx.Node) -> bool:

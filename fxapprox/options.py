@@ -86,8 +86,8 @@ class Options:
             object.__setattr__(self, "plan", SavedPlan.load(self.plan))
         _require(self.plan is None or isinstance(self.plan, SavedPlan), "plan", self.plan,
                  "a SavedPlan or the path of its file")  # fmt: skip
-        _require(self.checkpoint in (None, "sqrt") or (type(self.checkpoint) is int and self.checkpoint >= 1), "checkpoint",
-                 self.checkpoint, 'None, "sqrt", or a number of segments')  # fmt: skip
+        _require(self.checkpoint in (None, "sqrt") or (type(self.checkpoint) is int and self.checkpoint >= 1),
+                 "checkpoint", self.checkpoint, 'None, "sqrt", or a number of segments')  # fmt: skip
         _require(self.checkpoint_bits in (None, 8, 4), "checkpoint_bits", self.checkpoint_bits, "8, 4, or None: exact")
         _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,

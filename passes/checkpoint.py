@@ -22,7 +22,6 @@ from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.crossing import Crossing
 from fxapprox.graph import Inliner, erase_unused, memory_order, nbytes, symbolic_shape, tensor_of
 from fxapprox.once import values_to_keep
-from fxapprox.operators import op_name
 from fxapprox.options import Count
 from fxapprox.passes.encode import Parts
 from fxapprox.passes.partition import choose
@@ -139,8 +138,8 @@ class _Again:
         env = {source: self._at_hand(source, before) for source in sorted(sources, key=self.position.__getitem__)}
         for node in nodes:
             env[node] = self._again(node, env, before)
-            if node in slots and node in self.codes and op_name(node) != "prims.inductor_force_stride_order":
-                env[node] = self._write(_in_memory, [env[node]], before, "in memory")
+            if node in slots and node in self.codes:
+                env[node] = self._in_memory(env[node], before)
         for node, slot in slots.items():
             slot.replace_all_uses_with(env[node])
         self.crossing.drop(targets)
@@ -175,7 +174,8 @@ class _Again:
                 self.parts[node] = self._save(self.codec, node)
             return self._decode(self.codec, self.parts[node], like, before)
         if value.dtype == torch.bool and node not in self.packed:
-            self.packed[node] = Mask(), *self._save(Mask(), node)
+            (part,) = self._save(Mask(), node)
+            self.packed[node] = Mask(), part
         if node in self.packed:
             codec, part = self.packed[node]
             return self._decode(codec, (part,), like, before)
@@ -198,13 +198,15 @@ class _Again:
         saved = [self.crossing.take(part) for part in parts]
         return self._write(lambda *parts: (codec.decode(parts, like),), saved, before, ("decode", codec, like))
 
+    def _in_memory(self, node: fx.Node, before: fx.Node) -> fx.Node:
+        with self.backward.graph.inserting_before(before):
+            kept = self.backward.graph.call_function(adapter.IN_MEMORY, (node,))
+        kept.meta = node.meta.copy()
+        return kept
+
     def _write(self, fn: Callable[..., Any], args: Sequence[fx.Node], before: fx.Node, key: Hashable) -> fx.Node:
         (made,) = self.writers[1].inline(fn, args, before=before, key=key)
         return made
-
-
-def _in_memory(x: Tensor) -> tuple[Tensor]:
-    return (adapter.materialize(x),)
 
 
 def _sign(x: Tensor) -> tuple[Tensor]:

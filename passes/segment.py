@@ -1,4 +1,4 @@
-"""Where the boundaries of checkpoint segments lie: the cuts of forward that carry the fewest bytes, chosen for the peak.
+"""Where the boundaries of checkpoint segments lie: cuts of forward that carry few bytes, chosen for the lowest peak.
 
 Chen et al. 2016 ("Training Deep Nets with Sublinear Memory Cost", section 4) keep the values at the boundaries of
 segments and compute the rest of each segment again when backward gets to it. A boundary here is a cut of forward's
@@ -33,7 +33,7 @@ from fxapprox.options import Count
 
 WORTH = 0.98  # of the peak without segments: more is not worth a second forward
 WORKING = 1.5  # bytes that backward works with at a position, for each byte alive there in forward
-MOST_CUTS = 400  # considered; of more, those that carry the least
+MOST_CUTS = 256  # considered; of more, the one that carries the least in each stretch
 STEPS = 24  # of the bisection for the least peak: to a ten-millionth
 
 
@@ -269,7 +269,8 @@ def _places(lines: _Lines) -> tuple[list[Cut], np.ndarray]:
         if level[at] <= level[before] and level[at] <= level[after] and level[at] > 0 and at not in lines.closed
     ]  # fmt: skip
     if len(minima) > MOST_CUTS:
-        minima = sorted(sorted(minima, key=lambda at: (level[at], at))[:MOST_CUTS])
+        stretches = np.array_split(minima, MOST_CUTS)
+        minima = [int(stretch[level[stretch].argmin()]) for stretch in stretches]
     return [Cut(at, _carried(lines, at)) for at in minima], level
 
 
