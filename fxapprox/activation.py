@@ -244,11 +244,13 @@ class Segment:
         boundary: names of the values that it is computed from, besides inputs; the segments before it may share them.
         recomputed: names of the saved values, codes included, that are not saved but computed again.
         operators: how many operators are run again for them.
+        flops: floating point operations of the products among them.
     """
 
     boundary: tuple[str, ...]
     recomputed: tuple[str, ...]
     operators: int
+    flops: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils.flop_counter import flop_registry
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
@@ -107,6 +108,19 @@ def numel(value: torch.Tensor) -> int:
 def nbytes(value: torch.Tensor) -> int:
     """Bytes of a dense copy, symbolic sizes by their hints."""
     return numel(value) * value.element_size()
+
+
+def flops(node: fx.Node) -> int:
+    """Floating point operations of a product (convolution, matrix product, attention); 0 for every other operator."""
+    count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    if count is None:
+        return 0
+    args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), _value_of)  # type: ignore[misc, arg-type]
+    return int(adapter.hint(count(*args, **kwargs, out_val=node.meta.get("val"))))
+
+
+def _value_of(argument: Any) -> Any:
+    return argument.meta.get("val") if isinstance(argument, fx.Node) else argument
 
 
 def is_dense(value: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
+from fxapprox.amounts import parse_bytes
 from fxapprox.errors import OptionError
 from fxapprox.plan_file import SavedPlan
 from fxapprox.sensitivity import Sensitivities
@@ -48,6 +49,10 @@ class Options:
         checkpoint_bits: bits of the values at the boundaries, 8 or 4; forward's decisions and statistics inside the
             segments are stored as well then, so that they are not taken again. None: boundaries are exact, and the
             gradients those without checkpoints.
+        memory_budget: the peak of a training step that is allowed: a fraction of plain torch.compile's peak of
+            activations (up to 1), or an amount such as "2GiB". Bits and checkpoints are chosen for the least time and
+            error that fit, and are not to be given; ``bits=None`` keeps the choice lossless. Each graph of a model
+            is held to it by itself.
         rounding: "nearest" (least error per step), or "stochastic" (unbiased: the group codec's error
             averages out over steps; ActNN, Chen et al. 2021, section 3).
         min_bytes: leave tensors smaller than this many bytes as they are.
@@ -65,6 +70,7 @@ class Options:
     plan: SavedPlan | str | Path | None = None
     checkpoint: Count | None = None
     checkpoint_bits: int | None = None
+    memory_budget: float | str | None = None
     rounding: Rounding = "nearest"
     min_bytes: int = 4096
     policy: Callable[[Activation], Codec | None] | None = None
@@ -89,6 +95,8 @@ class Options:
         _require(self.checkpoint in (None, "sqrt") or (type(self.checkpoint) is int and self.checkpoint >= 1),
                  "checkpoint", self.checkpoint, 'None, "sqrt", or a number of segments')  # fmt: skip
         _require(self.checkpoint_bits in (None, 8, 4), "checkpoint_bits", self.checkpoint_bits, "8, 4, or None: exact")
+        if self.memory_budget is not None:
+            self._check_budget()
         _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,
                  "a number of bytes, 0 or more")  # fmt: skip
@@ -96,6 +104,19 @@ class Options:
                  "a function Activation -> Codec | None")  # fmt: skip
         _require(self.lowering in get_args(Lowering), "lowering", self.lowering, '"inductor" or "eager"')
         _require(type(self.strict) is bool, "strict", self.strict, "True or False")
+
+    def _check_budget(self) -> None:
+        budget = self.memory_budget
+        if isinstance(budget, str):
+            parse_bytes(budget, "memory_budget")
+        else:
+            _require(type(budget) in (int, float) and 0 < budget <= 1, "memory_budget", budget,  # type: ignore[operator]
+                     'a fraction of plain torch.compile\'s peak, up to 1, or an amount such as "2GiB"')  # fmt: skip
+        given = [name for name, own in (("bits", self.bits not in (None, 8)), ("plan", self.plan is not None),
+                                        ("checkpoint", self.checkpoint is not None)) if own]  # fmt: skip
+        if given:
+            raise OptionError(f"memory_budget chooses bits and checkpoints by itself: leave out {given[0]}="
+                              " (bits=None, for a lossless choice, may stay)")  # fmt: skip
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:

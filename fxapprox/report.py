@@ -12,11 +12,12 @@ import sympy
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Class, Decision, Reach, Stored
+from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Stored
 from fxapprox.codecs import Codec, Exact
-from fxapprox.graph import Joint, module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.liveness import Timeline, joined, timeline
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.budget import Point, joined_points
+from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
 
@@ -46,6 +47,8 @@ class Report:
         conditions: what the sizes have to fulfil for this graph to serve them.
         timeline: what is alive when, in a training step.
         baseline_timeline: gives that of plain torch.compile; made at the first call.
+        setting: what a memory budget chose, in words; "" without one.
+        segments: what backward computes again from checkpoints.
     """
 
     baseline_bytes: int
@@ -67,6 +70,9 @@ class Report:
     baseline_timeline: Callable[[], Timeline] = field(
         default=lambda: Timeline(()), kw_only=True, repr=False, compare=False
     )
+    setting: str = field(default="", kw_only=True)
+    segments: tuple[Segment, ...] = field(default=(), kw_only=True, repr=False)
+    settings: Callable[[], tuple[Point, ...]] = field(default=tuple, kw_only=True, repr=False, compare=False)
 
     @property
     def plan(self) -> SavedPlan:
@@ -85,6 +91,22 @@ class Report:
     def baseline_peak_bytes(self) -> int:
         """The same for plain torch.compile."""
         return self.baseline_timeline().peak(hints_of(self.sizes))
+
+    def pareto(self) -> tuple[Point, ...]:
+        """What each step down in memory costs: the settings that a budget chooses from, by falling predicted peak.
+
+        Settings that cost more than another one without a lower peak are left out. Takes about as long as planning
+        once for each; nothing is compiled or run.
+
+        Returns: for a model with several graphs the settings of all of them together.
+        """
+        hints = hints_of(self.sizes)
+        found: list[Point] = []
+        for point in sorted(self.settings(), key=lambda p: (p.cost, p.timeline.peak(hints))):
+            peak = point.timeline.peak(hints)
+            if not found or peak < found[-1].peak_bytes:
+                found.append(replace(point, peak_bytes=peak))
+        return tuple(found)
 
     @property
     def baseline_copies_bytes(self) -> int:
@@ -170,14 +192,18 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
     baseline = sympy.sympify(sum(before.values()))
     decisions: list[Decision] = []
     seen: set[fx.Node] = set()
+    again = {name: index for index, segment in enumerate(result.segments) for name in segment.recomputed}
     for parts in sorted(result.parts, key=lambda p: not isinstance(p.entry.codec, Exact)):
         entry = parts.entry
         if entry.name not in values or adapter.is_symbolic_scalar(nodes[entry.name]):
             continue
-        after = sum(size for node, size in _by_storage(parts.nodes, set()).items() if node not in seen)
-        seen |= _by_storage(parts.nodes, set()).keys()
+        held = {node: size for node, size in _by_storage(parts.nodes, set()).items() if node.name not in again}
+        after = sum(size for node, size in held.items() if node not in seen)
+        seen |= held.keys()
         was = before.pop(storage_of(nodes[entry.name]), 0)
-        decisions.append(_decision(values[entry.name], _storage_text(entry), was, after, entry, hints))
+        segment = next((again[node.name] for node in parts.nodes if node.name in again), None)
+        text = _storage_text(entry) + (f", recomputed in segment {segment + 1}" if segment is not None else "")
+        decisions.append(_decision(values[entry.name], text, was, after, entry, hints))
         for name in entry.predicates:
             text = f"in the code of {entry.name}"
             was = before.pop(storage_of(nodes[name]), 0)
@@ -210,21 +236,11 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
         conditions=tuple(c for c in adapter.size_conditions(gm) if _free_symbols(c) <= used),
         entries=saved_entries(result.plan, result.activations),
         timeline=alive_when,
-        baseline_timeline=cache(lambda: _baseline_timeline(result.joint, result.baseline, lowering)),
+        baseline_timeline=cache(lambda: baseline_timeline(result.joint, result.baseline, lowering)),
+        setting=result.setting,
+        segments=result.segments,
+        settings=cache(result.pareto),
     )
-
-
-def _baseline_timeline(joint: Joint, saved: Sequence[str], lowering: str) -> Timeline:
-    """What is alive when under plain torch.compile, which saves these values."""
-    nodes = {node.name: node for node in joint.gm.graph.nodes}
-    halves = adapter.split(
-        joint.gm,
-        [nodes[name] for name in saved],
-        num_fwd_outputs=joint.num_fwd_outputs,
-        static_inputs=joint.static_inputs,
-    )
-    forward, backward = adapter.finish_split(*halves)
-    return timeline(forward, backward, num_fwd_outputs=joint.num_fwd_outputs, lowering=lowering)
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -253,6 +269,9 @@ def merge(reports: Sequence[Report]) -> Report:
         conditions=tuple(c for r in reports for c in r.conditions),
         timeline=joined([r.timeline for r in reports]),
         baseline_timeline=cache(lambda: joined([r.baseline_timeline() for r in reports])),
+        setting="; ".join(dict.fromkeys(r.setting for r in reports if r.setting)),
+        segments=tuple(segment for r in reports for segment in r.segments),
+        settings=cache(lambda: joined_points([r.settings() for r in reports])),
     )
 
 
@@ -294,6 +313,7 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
         conditions=tuple(renamed(condition, names) for condition in report.conditions),
         timeline=report.timeline.renamed(names),
         baseline_timeline=cache(lambda: report.baseline_timeline().renamed(names)),
+        settings=cache(lambda: tuple(replace(p, timeline=p.timeline.renamed(names)) for p in report.settings())),
     )
 
 

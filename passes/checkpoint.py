@@ -20,7 +20,7 @@ from fxapprox.activation import Activation, Segment
 from fxapprox.branches import Branches, branches_of
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.crossing import Crossing
-from fxapprox.graph import Inliner, erase_unused, memory_order, nbytes, symbolic_shape, tensor_of
+from fxapprox.graph import Inliner, erase_unused, flops, memory_order, nbytes, symbolic_shape, tensor_of
 from fxapprox.once import values_to_keep
 from fxapprox.options import Count
 from fxapprox.passes.encode import Parts
@@ -86,7 +86,7 @@ def checkpoint(
         if inside:
             operators = again.run(inside)
             names = tuple(node.name for node in start.carried), tuple(node.name for node in inside)
-            found.append(Segment(*names, operators))
+            found.append(Segment(*names, len(operators), sum(map(flops, operators))))
     crossing.write()
     for graph in (forward, backward):
         erase_unused(graph.graph)
@@ -129,8 +129,8 @@ class _Again:
         self.forward_nodes = {n.name: n for n in self.forward.graph.nodes}
         self.writers = Inliner(self.forward, {}), Inliner(self.backward, {})
 
-    def run(self, targets: Sequence[fx.Node]) -> int:
-        """Computes saved values again before their first reader, and saves them no more; returns how many operators."""
+    def run(self, targets: Sequence[fx.Node]) -> list[fx.Node]:
+        """Computes saved values again before their first reader, and saves them no more; returns what is run again."""
         slots = {node: self.crossing.inputs[node] for node in targets}
         before = min(user for slot in slots.values() for user in slot.users)
         nodes = sorted(needed_for(targets, self.carried, self.branches.sources), key=self.position.__getitem__)
@@ -143,7 +143,7 @@ class _Again:
         for node, slot in slots.items():
             slot.replace_all_uses_with(env[node])
         self.crossing.drop(targets)
-        return len(nodes)
+        return nodes
 
     def _again(self, node: fx.Node, env: dict[fx.Node, fx.Node], before: fx.Node) -> fx.Node:
         """One operator, run again as far as its operands allow."""

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -19,9 +19,11 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Plan, Segment
 from fxapprox.codecs import Group
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.graph import Joint
+from fxapprox.graph import Joint, flops
+from fxapprox.liveness import Timeline, timeline
 from fxapprox.options import Options
 from fxapprox.passes.allocate import allocate
+from fxapprox.passes.budget import Point, budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
@@ -53,6 +55,8 @@ class Rewrite:
         recopied: those of them of which this plan has to store it as well.
         fallback: why the graph was left alone, or "".
         seconds: time spent in each step.
+        setting: what a memory budget chose, or "".
+        pareto: tries all settings that a budget chooses from.
     """
 
     joint: Joint
@@ -67,6 +71,8 @@ class Rewrite:
     recopied: tuple[str, ...] = ()
     fallback: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    setting: str = ""
+    pareto: Callable[[], tuple[Point, ...]] = tuple
 
 
 def rewrite(
@@ -86,6 +92,7 @@ def rewrite(
 
     Raises:
         UnsupportedGraph: the graph cannot be handled, and ``options.strict`` is set.
+        OptionError: no setting fits ``options.memory_budget``.
     """
     with _collector_paused():
         return _rewrite(gm, joint_inputs, num_fwd_outputs, tuple(static_lifetime_input_indices or ()), options, revise)
@@ -111,28 +118,12 @@ def _rewrite(
     try:
         activations = classify(joint, min_bytes=options.min_bytes)
         clock.lap("classify")
-        chosen = revise(_chosen(activations, options, hints_of(adapter.dynamic_sizes(gm))), activations)
-        clock.lap("plan")
         if any(a.demand is not None for a in activations):
-            forward, backward = partition(joint, chosen)
-            clock.lap("partition")
-            parts = encode(forward, backward, chosen, num_fwd_outputs=num_fwd_outputs)
-            clock.lap("encode")
-            pin_inputs(forward, num_fwd_outputs=num_fwd_outputs)
-            materialize(forward)
-            recopied = copied_inputs(forward, forward.graph.find_nodes(op="output")[0].args[0][num_fwd_outputs:])
-            forward, backward = adapter.finish_split(forward, backward)
-            clock.lap("finish")
-            segments: tuple[Segment, ...] = ()
-            if options.checkpoint is not None:
-                segments = checkpoint(
-                    forward, backward, parts, options.checkpoint, num_fwd_outputs=num_fwd_outputs,
-                    codec=Group(options.checkpoint_bits) if options.checkpoint_bits else None, activations=activations,
-                )  # fmt: skip
-                clock.lap("checkpoint")
+            split = _Splitter(joint, activations, baseline, options, revise, clock)
+            halves = split.within_budget() if options.memory_budget is not None else split.along(options)
             return Rewrite(
-                joint, forward, backward, activations, chosen, parts, segments, baseline, copied, recopied, "",
-                clock.laps,
+                joint, halves.forward, halves.backward, activations, halves.plan, halves.parts, halves.segments,
+                baseline, copied, halves.recopied, "", clock.laps, halves.setting, split.pareto,
             )  # fmt: skip
     except UnsupportedGraph as error:
         if options.strict:
@@ -143,6 +134,109 @@ def _rewrite(
     return Rewrite(
         joint, forward, backward, baseline=baseline, copied=copied, recopied=copied, fallback=why, seconds=clock.laps
     )
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """A joint graph, split along one plan; see ``Rewrite``."""
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    plan: Plan
+    parts: tuple[Parts, ...]
+    segments: tuple[Segment, ...]
+    recopied: tuple[str, ...]
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class _Splitter:
+    """Splits one joint graph, along the plan of any options."""
+
+    joint: Joint
+    activations: tuple[Activation, ...]
+    baseline: tuple[str, ...]
+    options: Options
+    revise: Callable[[Plan, Sequence[Activation]], Plan]
+    clock: _Clock
+
+    def along(self, options: Options) -> _Halves:
+        """The two graphs for these options."""
+        count, lap = self.joint.num_fwd_outputs, self.clock.lap
+        chosen = self.revise(_chosen(self.activations, options, self._hints), self.activations)
+        lap("plan")
+        forward, backward = partition(self.joint, chosen)
+        lap("partition")
+        parts = encode(forward, backward, chosen, num_fwd_outputs=count)
+        lap("encode")
+        pin_inputs(forward, num_fwd_outputs=count)
+        materialize(forward)
+        recopied = copied_inputs(forward, forward.graph.find_nodes(op="output")[0].args[0][count:])
+        forward, backward = adapter.finish_split(forward, backward)
+        lap("finish")
+        segments: tuple[Segment, ...] = ()
+        if options.checkpoint is not None:
+            segments = checkpoint(
+                forward, backward, parts, options.checkpoint, num_fwd_outputs=count,
+                codec=Group(options.checkpoint_bits) if options.checkpoint_bits else None,
+                activations=self.activations,
+            )  # fmt: skip
+            lap("checkpoint")
+        return _Halves(forward, backward, chosen, parts, segments, recopied)
+
+    def within_budget(self) -> _Halves:
+        """The two graphs for the cheapest setting whose peak fits the budget."""
+        tried: dict[str, _Halves] = {}
+
+        def attempt(setting: str, options: Options) -> Point:
+            tried.clear()  # one at a time: these graphs are large
+            tried[setting], point = self._try(setting, options)
+            return point
+
+        baseline = self._baseline_peak()
+        assert self.options.memory_budget is not None
+        point = choose(
+            ladder(self.options), budget_bytes(self.options.memory_budget, baseline), attempt, baseline=baseline
+        )
+        return replace(tried[point.setting], setting=point.setting)
+
+    def pareto(self) -> tuple[Point, ...]:
+        """All settings that a budget chooses from, tried."""
+        with _collector_paused():
+            return tuple(self._try(setting, options)[1] for setting, options in ladder(self.options))
+
+    def _try(self, setting: str, options: Options) -> tuple[_Halves, Point]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an average that cannot be had is no news here
+            halves = self.along(options)
+        found = timeline(
+            halves.forward, halves.backward, num_fwd_outputs=self.joint.num_fwd_outputs, lowering=options.lowering
+        )
+        self.clock.lap("liveness")
+        total = sum(map(flops, self.joint.forward_values))
+        point = Point(
+            setting, options, found.peak(self._hints), estimated_time(halves.segments, total),
+            estimated_error(halves.plan, self.activations, options, self._hints), found,
+        )  # fmt: skip
+        return halves, point
+
+    def _baseline_peak(self) -> int:
+        return baseline_timeline(self.joint, self.baseline, self.options.lowering).peak(self._hints)
+
+    @property
+    def _hints(self) -> dict[str, int]:
+        return hints_of(adapter.dynamic_sizes(self.joint.gm))
+
+
+def baseline_timeline(joint: Joint, saved: Sequence[str], lowering: str) -> Timeline:
+    """What is alive when under plain torch.compile, which saves these values."""
+    nodes = {node.name: node for node in joint.gm.graph.nodes}
+    halves = adapter.split(
+        joint.gm, [nodes[name] for name in saved],
+        num_fwd_outputs=joint.num_fwd_outputs, static_inputs=joint.static_inputs,
+    )  # fmt: skip
+    forward, backward = adapter.finish_split(*halves)
+    return timeline(forward, backward, num_fwd_outputs=joint.num_fwd_outputs, lowering=lowering)
 
 
 def _chosen(activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:
@@ -180,7 +274,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
+        self.laps[name], self._last = self.laps.get(name, 0.0) + now - self._last, now
 
 
 @cache
@@ -201,7 +295,7 @@ def cache_key(options: Options) -> str | None:
         return None
     bits = sorted(options.bits.items()) if isinstance(options.bits, Mapping) else options.bits
     chosen = (options.average_bits, options.sensitivities) if options.bits == "auto" else ()
-    checkpoints = options.checkpoint, options.checkpoint_bits
+    checkpoints = options.checkpoint, options.checkpoint_bits, options.memory_budget
     rest = *checkpoints, options.rounding, options.min_bytes, options.lowering, options.strict
     parts = (bits, chosen, options.plan, *rest, policy)
     return f"fxapprox-{source_hash()}-{parts!r}"
