@@ -112,7 +112,7 @@ def test_a_fixed_batch_is_traced_at_each_that_is_looked_at() -> None:
 
 def test_convolutions_below_sixteen_have_a_graph_of_their_own() -> None:
     model = preact_resnet(8)
-    found = fxapprox.max_batch(model, lambda n: torch.randn(n, 3, 32, 32), 8 * MIB, bits=None)
+    found = fxapprox.max_batch(model, lambda n: torch.randn(n, 3, 32, 32), 5 * MIB, bits=None)
     assert 1 < found.batch < FIRST
     assert len(found.traced) > 1
     assert not found.fixed_because
