@@ -16,7 +16,7 @@ from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Sto
 from fxapprox.codecs import Codec, Exact
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.liveness import Timeline, joined, timeline
-from fxapprox.passes.budget import Point, joined_points
+from fxapprox.pareto import Point, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve

@@ -10,44 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fxapprox.activation import Activation, Plan, Segment
-from fxapprox.amounts import parse_bytes
+from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import OptionError
-from fxapprox.liveness import Timeline, joined
 from fxapprox.options import Options
+from fxapprox.pareto import Point
 from fxapprox.passes.allocate import DISTORTION, estimate
 from fxapprox.sizes import evaluate
-from fxapprox.text import size_text
 
 BACKWARD = 2.0  # how many times longer than forward backward takes
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One setting, and what it gives.
-
-    Attributes:
-        setting: in words.
-        options: it, as options.
-        peak_bytes: predicted peak of a training step.
-        time: estimate of a step's time, relative to that without recomputation.
-        error: estimate of the relative gradient error.
-        timeline: what is alive when.
-    """
-
-    setting: str
-    options: Options
-    peak_bytes: int
-    time: float
-    error: float
-    timeline: Timeline
-
-    @property
-    def cost(self) -> float:
-        """What is to be least: time and error that are added."""
-        return self.time - 1 + self.error
 
 
 def ladder(options: Options) -> tuple[tuple[str, Options], ...]:
@@ -100,20 +73,6 @@ def choose(
         f" {share:g} of plain torch.compile's {size_text(baseline)}: {size_text(least.peak_bytes)},"
         f" with {least.setting}"
     )
-
-
-def joined_points(graphs: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
-    """The points of several graphs that have the same setting, as one; time and error are those of the worst graph.
-
-    The peaks are left to who knows the sizes that the timelines are to be evaluated for.
-    """
-    return tuple(
-        replace(
-            same[0], peak_bytes=0, timeline=joined([point.timeline for point in same]),
-            time=max(point.time for point in same), error=max(point.error for point in same),
-        )
-        for same in zip(*graphs, strict=True)
-    )  # fmt: skip
 
 
 def estimated_time(segments: Sequence[Segment], forward_flops: int) -> float:

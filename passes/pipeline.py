@@ -22,8 +22,9 @@ from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint, flops
 from fxapprox.liveness import Timeline, timeline
 from fxapprox.options import Options
+from fxapprox.pareto import Point
 from fxapprox.passes.allocate import allocate
-from fxapprox.passes.budget import Point, budget_bytes, choose, estimated_error, estimated_time, ladder
+from fxapprox.passes.budget import budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
