@@ -11,6 +11,12 @@ from fxapprox.liveness import Timeline, joined
 from fxapprox.options import Options
 
 MIB = 2**20
+LEAST_STEP = 0.03  # of a peak: less than that may be an error of the prediction
+
+
+def is_lower(peak: int, than: int) -> bool:
+    """Whether one predicted peak is lower than another by more than the prediction's own error."""
+    return peak <= (1 - LEAST_STEP) * than
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from fxapprox.activation import Activation, Plan, Segment
 from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import OptionError
 from fxapprox.options import Options
-from fxapprox.pareto import Point
+from fxapprox.pareto import Point, is_lower
 from fxapprox.passes.allocate import DISTORTION, estimate
 from fxapprox.sizes import evaluate
 
@@ -50,7 +50,7 @@ def choose(
     *,
     baseline: int,
 ) -> Point:
-    """The first setting that fits.
+    """The first setting that fits; those that do not lower the peak of an earlier one by more than a little are none.
 
     Args:
         budget: bytes.
@@ -63,9 +63,10 @@ def choose(
     least: Point | None = None
     for text, options in settings:
         point = evaluate_setting(text, options)
-        if point.peak_bytes <= budget:
-            return point
-        least = point if least is None or point.peak_bytes < least.peak_bytes else least
+        if least is None or is_lower(point.peak_bytes, least.peak_bytes):
+            if point.peak_bytes <= budget:
+                return point
+            least = point
     assert least is not None
     share = math.ceil(least.peak_bytes / max(baseline, 1) * 1000) / 1000
     raise OptionError(
