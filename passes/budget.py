@@ -49,8 +49,9 @@ def choose(
     evaluate_setting: Callable[[str, Options], Point],
     *,
     baseline: int,
-) -> Point:
-    """The first setting that fits; those that do not lower the peak of an earlier one by more than a little are none.
+) -> Point | None:
+    """The first setting that fits; None: plain torch.compile fits, and nothing better does. Settings
+    that do not lower the peak of an earlier one by more than the prediction may be wrong are passed over.
 
     Args:
         budget: bytes.
@@ -67,6 +68,8 @@ def choose(
             if point.peak_bytes <= budget:
                 return point
             least = point
+    if budget >= baseline:
+        return None
     assert least is not None
     share = math.ceil(least.peak_bytes / max(baseline, 1) * 1000) / 1000
     raise OptionError(

@@ -122,10 +122,12 @@ def _rewrite(
         if any(a.demand is not None for a in activations):
             split = _Splitter(joint, activations, baseline, options, revise, clock)
             halves = split.within_budget() if options.memory_budget is not None else split.along(options)
-            return Rewrite(
-                joint, halves.forward, halves.backward, activations, halves.plan, halves.parts, halves.segments,
-                baseline, copied, halves.recopied, "", clock.laps, halves.setting, split.pareto,
-            )  # fmt: skip
+            if halves is not None:
+                return Rewrite(
+                    joint, halves.forward, halves.backward, activations, halves.plan, halves.parts, halves.segments,
+                    baseline, copied, halves.recopied, "", clock.laps, halves.setting, split.pareto,
+                )  # fmt: skip
+            why = "nothing has a lower peak"
     except UnsupportedGraph as error:
         if options.strict:
             raise
@@ -192,8 +194,8 @@ class _Splitter:
             lap("checkpoint")
         return _Halves(forward, backward, chosen, parts, segments, recopied)
 
-    def within_budget(self) -> _Halves:
-        """The two graphs for the cheapest setting whose peak fits the budget."""
+    def within_budget(self) -> _Halves | None:
+        """The two graphs for the cheapest setting whose peak fits the budget; None: leave the graph alone."""
         tried: dict[str, _Halves] = {}
 
         def attempt(setting: str, options: Options) -> Point:
@@ -206,7 +208,7 @@ class _Splitter:
         point = choose(
             ladder(self.options), budget_bytes(self.options.memory_budget, baseline), attempt, baseline=baseline
         )
-        return replace(tried[point.setting], setting=point.setting)
+        return replace(tried[point.setting], setting=point.setting) if point is not None else None
 
     def pareto(self) -> tuple[Point, ...]:
         """All settings that a budget chooses from, tried."""

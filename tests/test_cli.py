@@ -133,3 +133,41 @@ def test_sizes_are_checked(
 ) -> None:
     assert run(monkeypatch, "dump", f"{target}:make", *arguments) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_checkpoints_and_budget(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--bits", "exact", "--checkpoint", "2") == 0
+    assert "checkpoints: backward computes" in capsys.readouterr().out
+    assert run(monkeypatch, "dump", f"{target}:make", "--memory-budget", "1") == 0
+    assert "as plain torch.compile does" in capsys.readouterr().out
+    assert run(monkeypatch, "dump", f"{target}:make", "--memory-budget", "1MiB") == 0
+    assert "chosen by the memory budget: exact" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--memory-budget", "0.001"], "The smallest budget that can be met is"), (["--memory-budget", "1.5"], "up to 1"),
+     (["--memory-budget", "much"], "expected an amount"), (["--memory-budget", "0.5", "--bits", "4"], "leave out bits"),
+     (["--checkpoint", "many"], "a number of segments"), (["--checkpoint-bits", "3"], "expected 8, 4 or exact"),
+     (["--pareto", "absent/p.png"], "cannot be written")],
+)  # fmt: skip
+def test_bad_budgets(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    options: list[str], message: str,
+) -> None:  # fmt: skip
+    assert run(monkeypatch, "dump", f"{target}:make", *options) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert "TORCHDYNAMO" not in error
+
+
+def test_pareto_is_printed_and_drawn(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "json", "--pareto", "costs.png") == 0
+    printed = capsys.readouterr()
+    assert "plain torch.compile" in printed.err
+    assert json.loads(printed.out)["peak_bytes"] > 0
+    assert Path("costs.png").read_bytes().startswith(b"\x89PNG")
