@@ -211,7 +211,8 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
     boundaries = {name for segment in result.segments for name in segment.boundary}
     for held in (held for segment in result.segments for held in segment.held):
         name = _value_behind(made[held.name], values)
-        how = _storage_text(held.codec) if name == held.name else "inside its code"
+        inside = name != held.name and isinstance(held.codec, Exact)
+        how = "inside its code" if inside else _storage_text(held.codec)
         text = f"{'boundary' if held.name in boundaries else 'for recomputation'}, {how}"
         was = before.pop(storage_of(nodes[name]), 0)
         decisions.append(_decision(values[name], text, was, _taken(left, held.parts), None, hints))

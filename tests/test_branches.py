@@ -38,7 +38,8 @@ def operators(nodes: set[fx.Node]) -> set[str]:
 
 def test_nothing_approximate_nothing_held() -> None:
     found, held, approximate = followed(lambda x: F.relu(x @ W).sum(), X, "none")
-    assert not (held or approximate or found.rectifiers or found.signs or found.clamps)
+    assert not held | approximate
+    assert not found.rectifiers.keys() | found.signs.keys() | found.clamps.keys()
 
 
 def test_products_and_sums_are_approximate() -> None:
