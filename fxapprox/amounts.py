@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them: "8GiB", "512 MiB", "2GB", or a number of bytes."""
+"""Amounts of memory as people write them: "8GiB", "512 MiB", "2GB", or a number of bytes; and bytes as text."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def parse_bytes(amount: str | int, name: str = "memory") -> int:
     if nbytes < 1:
         raise OptionError(f'{name}={amount!r}: expected an amount of memory, such as "8GiB", "512MiB", or bytes')
     return nbytes
+
+
+def size_text(nbytes: float) -> str:
+    """Bytes as B, KiB, MiB or GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(nbytes) < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} GiB"

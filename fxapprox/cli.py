@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import enum
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from fxapprox.errors import FxApproxError, OptionError
+
+if TYPE_CHECKING:
+    from fxapprox.report import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,6 +70,18 @@ def dump(
         typer.Option(help="8, 4, 2, exact (lossless savings only), auto, or by module: layers.*.attn=8,*=4."),
     ] = "8",
     average_bits: Annotated[float, typer.Option(help="With --bits auto: bits an element, on the average.")] = 4.0,
+    checkpoint: Annotated[
+        str, typer.Option(help="Compute segments again in backward: sqrt (for the lowest peak), or their number.")
+    ] = "",
+    checkpoint_bits: Annotated[
+        str, typer.Option(help="With --checkpoint: 8 or 4 bits for the values at the boundaries, or exact.")
+    ] = "exact",
+    memory_budget: Annotated[
+        str, typer.Option(help="Choose bits and checkpoints for this peak: 0.3 of torch.compile's, or 2GiB.")
+    ] = "",
+    pareto: Annotated[
+        Path | None, typer.Option(help="Also try all that a budget chooses from, and draw what each costs.")
+    ] = None,
     min_bytes: Annotated[int, typer.Option(help="Leave smaller tensors alone.")] = 4096,
     all_rows: Annotated[bool, typer.Option("--all", help="Every value, not only the largest 20.")] = False,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Plan with symbolic sizes.")] = False,
@@ -83,6 +99,9 @@ def dump(
         fxapprox dump mypackage.models:resnet --bits 4 --all
         fxapprox dump train.py:make_model --bits "blocks.*.attention=8,*=4"
         fxapprox dump train.py:make_model --bits auto --average-bits 3.5
+        fxapprox dump train.py:make_model --bits 4 --checkpoint sqrt
+        fxapprox dump train.py:make_model --memory-budget 0.25
+        fxapprox dump train.py:make_model --pareto costs.png
         fxapprox dump train.py:make_model --dynamic --size 64
         fxapprox dump train.py:make_model --format json > report.json
         fxapprox dump train.py:make_model --format fx --stage backward
@@ -92,7 +111,11 @@ def dump(
     from fxapprox.target import load
     from fxapprox.text import WIDTH, decisions_table, graphs_text
 
-    given: dict[str, Any] = {"bits": parse_bits(bits), "average_bits": average_bits, "min_bytes": min_bytes}
+    given: dict[str, Any] = {
+        "bits": parse_bits(bits), "average_bits": average_bits, "min_bytes": min_bytes,
+        "checkpoint": parse_checkpoint(checkpoint), "checkpoint_bits": parse_checkpoint_bits(checkpoint_bits),
+        "memory_budget": parse_budget(memory_budget),
+    }  # fmt: skip
     options = Options.parse(given)
     loaded = load(target)
     options.check_patterns(loaded.model)
@@ -108,6 +131,19 @@ def dump(
     else:
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
         console.print(decisions_table(report, limit=None if all_rows else 20))
+    if pareto is not None:
+        _show_pareto(report, pareto, Console(stderr=True))
+
+
+def _show_pareto(report: Report, path: Path, console: Console) -> None:
+    from fxapprox.pareto import plot
+    from fxapprox.text import pareto_table
+
+    with console.status("trying all settings"):
+        points, baseline = report.pareto(), report.baseline_peak_bytes
+    plot(points, baseline, path)
+    console.print(pareto_table(points, baseline))
+    console.print(f"drawn in {path}", markup=False, highlight=False)
 
 
 @app.command()
@@ -153,6 +189,30 @@ def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
     return {pattern: numbers[number] for pattern, _, number in pairs}
 
 
+def parse_checkpoint(text: str) -> int | str | None:
+    """The value of --checkpoint: "sqrt", a number, or "" for none; Options checks it."""
+    return int(text) if text.isdecimal() else text or None
+
+
+def parse_checkpoint_bits(text: str) -> int | None:
+    """The value of --checkpoint-bits: "8", "4" or "exact".
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if text not in ("8", "4", "exact"):
+        raise OptionError(f"--checkpoint-bits {text}: expected 8, 4 or exact")
+    return None if text == "exact" else int(text)
+
+
+def parse_budget(text: str) -> float | str | None:
+    """The value of --memory-budget: a fraction, an amount of memory, or "" for none; Options checks it."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
+
+
 def parse_size(text: str) -> int | dict[str, int]:
     """The value of --size: "64", or "NAME=64,NAME=128".
 
@@ -171,5 +231,6 @@ def main() -> None:
     try:
         app()
     except FxApproxError as error:
-        Console(stderr=True).print(f"fxapprox: {error}", style="red", markup=False, highlight=False)
+        message = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]  # Dynamo's advice, not ours
+        Console(stderr=True).print(f"fxapprox: {message}", style="red", markup=False, highlight=False)
         sys.exit(2)

@@ -16,12 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.amounts import parse_bytes
+from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import DoesNotFit, FxApproxError, OptionError
 from fxapprox.explain import explain
 from fxapprox.options import Options
 from fxapprox.report import Report
-from fxapprox.text import size_text
 
 FIRST = 16  # the batch that is traced first: CPU convolutions have one graph below 16, another from there on
 

@@ -9,6 +9,7 @@ fused kernel alone needs no memory either. The rules are those of torch/_inducto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ POINTWISE = frozenset(
     " aten.max_pool2d_with_indices_backward prims.inductor_random prims.inductor_lookup_seed aten.slice_backward"
     " aten.select_backward aten.triu aten.tril".split()
 )
+GATHERS = frozenset("aten._unsafe_index aten.index".split())  # their results have the layout that their sizes say
 PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
 
 
@@ -48,6 +50,8 @@ class Value:
         dtype: of its elements.
         reads: what the expression loads, and which part of it; None: the value lies in memory.
         ops: what the expression computes.
+        heavy: whether it is costly to compute twice.
+        channels_last: whether it is laid out so.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Value:
     reads: frozenset[tuple[Value, Any]] | None = None
     ops: frozenset[Any] = frozenset()
     heavy: bool = False
+    channels_last: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -117,14 +122,15 @@ class Lowered:
     outputs: list[Value | None]
 
 
-def lower(gm: fx.GraphModule, *, lowering: str) -> Lowered:
+def lower(gm: fx.GraphModule, *, lowering: str, channels_last: bool) -> Lowered:
     """The kernels that a graph becomes.
 
     Args:
         lowering: "inductor", or "eager": every node is a kernel.
+        channels_last: whether Inductor lays out forward's images so: what convolutions make, and what is saved.
     """
     eager = lowering == "eager"
-    lowered = _Lowering(adapter.realize_limits(gm), eager, not eager and adapter.prefers_channels_last(gm))
+    lowered = _Lowering(adapter.realize_limits(gm), eager, channels_last)
     for node in gm.graph.nodes:
         lowered.run(node)
     operations = lowered.operations
@@ -154,7 +160,9 @@ class _Lowering:
                 self._realize(value)
         elif node.op in ("placeholder", "get_attr"):
             if (value := tensor_of(node)) is not None:
-                self._env[node] = self.inputs[node.name] = _in_memory(node.name, value)
+                self._env[node] = self.inputs[node.name] = made = _in_memory(node.name, value)
+                saved = self._channels_last and not node.name.startswith("primals")
+                made.channels_last = _laid_out_last(value) or (saved and _is_image(value))
         elif (made := self._call(node)) is not None:
             self._env[node] = made
             if isinstance(made, Value) and made.reads is not None:
@@ -184,9 +192,30 @@ class _Lowering:
         elif made:
             for value in _flat(operands):
                 self._realize(value)
-            scratch = _scratch(node, name, self._channels_last)
+            scratch = self._scratch(node, name, made)
             self.operations.append(Operation(node.name, made, frozenset(_flat(operands)), scratch=scratch))
         return makes if isinstance(results, (tuple, list)) else makes[0]
+
+    def _scratch(self, node: fx.Node, name: str, made: Sequence[Value]) -> Size:
+        """What libraries on the CPU allocate inside an operator: oneDNN, and the backward of fused attention.
+
+        oneDNN brings images into a layout of its own, unless they are channels-last; weights always. Measured.
+        """
+        fake = tensor_of(node.all_input_nodes[0]) if node.all_input_nodes else None
+        values = [v for n in node.all_input_nodes for v in _flat([self._env.get(n)])]
+        if fake is None or fake.device.type != "cpu" or not values:
+            return 0
+        if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
+            return values[0].size
+        if name == "aten.convolution":
+            image, weight = values[:2]
+            made[0].channels_last = self._channels_last or image.channels_last
+            return weight.size if made[0].channels_last else _larger(image.size + weight.size, made[0].size)
+        if name == "aten.convolution_backward":
+            gradient, image, weight = values[:3]
+            made[0].channels_last = gradient.channels_last or image.channels_last
+            return 2 * weight.size + sum(v.size for v in (gradient, image) if not v.channels_last)
+        return 0
 
     def _view(self, node: fx.Node, name: str, source: Any) -> Any:
         if name == "getitem" and isinstance(source, tuple):
@@ -197,7 +226,7 @@ class _Lowering:
         operand = node.args[0]
         part = self._parts.get(operand) if isinstance(operand, fx.Node) else None  # type: ignore[arg-type]
         self._parts[node] = node if name in PARTS else part
-        if name in ("aten.as_strided", "fxapprox.in_memory"):
+        if name in ("aten.as_strided", "fxapprox.in_memory", "fxapprox.fence"):
             self._realize(source)
         return source
 
@@ -212,6 +241,8 @@ class _Lowering:
         own: set[Any] = {node, *(a for a in node.args if isinstance(a, (int, float)))}
         own |= {(op, i) for v in inlined for op in v.ops for i in range(times)} if times > 1 else set()
         made.ops = frozenset(own).union(*(v.ops for v in inlined))
+        last = [v.channels_last for v in _flat(values)]
+        made.channels_last = all(last) if name == "aten.cat" else any(last) and name not in GATHERS
         made.heavy = name in HEAVY or any(v.heavy for v in inlined)
         return made
 
@@ -322,28 +353,6 @@ def _kind(node: fx.Node, name: str) -> str:
     return "external"
 
 
-def _scratch(node: fx.Node, name: str, channels_last: bool) -> Size:
-    """What libraries on the CPU allocate inside an operator: oneDNN, and the backward of fused attention.
-
-    oneDNN brings images into a layout of its own, unless they are channels-last; weights always. Measured.
-    """
-    values = [tensor_of(n) for n in node.all_input_nodes]
-    if not values or values[0] is None or values[0].device.type != "cpu":
-        return 0
-    sizes = [nbytes_expression(v) for v in values if v is not None]
-    if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
-        return sizes[0]
-    if name not in ("aten.convolution", "aten.convolution_backward"):
-        return 0
-    ours = channels_last or (values[0].is_contiguous(memory_format=torch.channels_last) and values[0].dim() == 4)
-    if name == "aten.convolution_backward":
-        gradient, image, weight = sizes[:3]
-        return 2 * weight if ours else gradient + image
-    image, weight = sizes[:2]
-    result = tensor_of(node)
-    return weight if ours or result is None else _larger(image + weight, nbytes_expression(result))
-
-
 def _unrolled(node: fx.Node, name: str) -> int:
     """How many elements a short reduction adds up; 1 for everything else."""
     if name not in REDUCTIONS or not isinstance(node.args[0], fx.Node):
@@ -357,6 +366,15 @@ def _unrolled(node: fx.Node, name: str) -> int:
 
 def _in_memory(name: str, value: torch.Tensor) -> Value:
     return Value(name, nbytes_expression(value), numel(value), value.dtype)
+
+
+def _is_image(value: torch.Tensor) -> bool:
+    """Whether it makes a difference how the tensor is laid out."""
+    return value.dim() == 4 and adapter.hint(value.shape[1]) > 1 and math.prod(map(adapter.hint, value.shape[2:])) > 1
+
+
+def _laid_out_last(value: torch.Tensor) -> bool:
+    return _is_image(value) and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _larger(a: Size, b: Size) -> Size:

@@ -114,7 +114,9 @@ def timeline(
         lowering: "inductor", or "eager": every result is memory until its last use, and what is saved lives on to the
             end of backward.
     """
-    first, second = lower(forward, lowering=lowering), lower(backward, lowering=lowering)
+    # backward takes over forward's layout
+    channels_last = lowering == "inductor" and adapter.prefers_channels_last(forward)
+    first, second = (lower(gm, lowering=lowering, channels_last=channels_last) for gm in (forward, backward))
     inputs = set(first.inputs.values())
     returned = [v for v in first.outputs[:num_fwd_outputs] if v is not None and v not in inputs]
     kept = [v for v in first.outputs[num_fwd_outputs:] if v is not None]

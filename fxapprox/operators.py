@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
     # Views: the bytes are those of the operand.
     **_rules(
         "view reshape _unsafe_view permute transpose t expand squeeze unsqueeze slice select split"
-        " split_with_sizes unbind alias detach narrow diagonal unfold getitem fxapprox.in_memory",
+        " split_with_sizes unbind alias detach narrow diagonal unfold getitem fxapprox.in_memory fxapprox.fence",
         L, cheap=True, view=True,
     ),
     # The result of as_strided depends on the memory layout, which only an exact copy is sure to keep.

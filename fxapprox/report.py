@@ -17,7 +17,7 @@ from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Sto
 from fxapprox.codecs import Codec, Exact
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.liveness import Timeline, joined, timeline
-from fxapprox.passes.budget import Point, joined_points
+from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
@@ -96,16 +96,16 @@ class Report:
     def pareto(self) -> tuple[Point, ...]:
         """What each step down in memory costs: the settings that a budget chooses from, by falling predicted peak.
 
-        Settings that cost more than another one without a lower peak are left out. Takes about as long as planning
+        Those without a lower peak than the one before are left out. Takes about as long as planning
         once for each; nothing is compiled or run.
 
         Returns: for a model with several graphs the settings of all of them together.
         """
         hints = hints_of(self.sizes)
         found: list[Point] = []
-        for point in sorted(self.settings(), key=lambda p: (p.cost, p.timeline.peak(hints))):
+        for point in self.settings():
             peak = point.timeline.peak(hints)
-            if not found or peak < found[-1].peak_bytes:
+            if not found or is_lower(peak, found[-1].peak_bytes):
                 found.append(replace(point, peak_bytes=peak))
         return tuple(found)
 

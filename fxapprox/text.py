@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fxapprox.amounts import size_text
 from fxapprox.errors import DoesNotFit
 
 if TYPE_CHECKING:
@@ -17,18 +18,10 @@ if TYPE_CHECKING:
 
     from fxapprox.activation import Decision
     from fxapprox.fit import BatchFit
+    from fxapprox.pareto import Point
     from fxapprox.report import Report
 
 WIDTH = 132
-
-
-def size_text(nbytes: float) -> str:
-    """Bytes as B, KiB, MiB or GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(nbytes) < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} GiB"
 
 
 def summary(report: Report) -> str:
@@ -46,6 +39,8 @@ def summary(report: Report) -> str:
         text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({report.ratio:.2f}x less)"
     lines = [_peak_text(report)]
     lines += [_copies_text(report)] if report.copies else []
+    lines += [_segments_text(report)] if report.segments else []
+    lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
     lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
     return "\n".join([text, *lines])
 
@@ -54,6 +49,13 @@ def _peak_text(report: Report) -> str:
     peak, baseline = report.peak_bytes, report.baseline_peak_bytes
     ratio = f", {baseline / peak:.1f}x" if peak else ""
     return f"peak: {size_text(peak)}, plain torch.compile {size_text(baseline)}{ratio}"
+
+
+def _segments_text(report: Report) -> str:
+    count, operators = len(report.segments), sum(segment.operators for segment in report.segments)
+    boundaries = dict.fromkeys(name for segment in report.segments for name in segment.boundary)
+    whence = f"from {', '.join(boundaries)}" if boundaries else "from the inputs"
+    return f"checkpoints: backward computes {count} segments again ({operators} operators), {whence}"
 
 
 def _copies_text(report: Report) -> str:
@@ -117,6 +119,22 @@ def report_text(report: Report, *, limit: int | None = 20) -> str:
     out = io.StringIO()
     Console(file=out, width=WIDTH, no_color=True).print(decisions_table(report, limit=limit), markup=False)
     return out.getvalue()
+
+
+def pareto_table(points: Sequence[Point], baseline: int) -> Table:
+    """What each step down in memory costs, from ``report.pareto()``; ``baseline`` is plain torch.compile's peak."""
+    table = Table(
+        title=Text("what a memory budget chooses from: all predicted"), title_justify="left", title_style="bold",
+        caption="time: of a step, against that without recomputation; error: of all gradients, relative",
+        caption_justify="left",
+    )  # fmt: skip
+    for name in ("setting", "peak", "of plain torch.compile", "time", "error"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    table.add_row("plain torch.compile", size_text(baseline), "1.000", "", "")
+    for point in points:
+        share = f"{point.peak_bytes / baseline:.3f}" if baseline else ""
+        table.add_row(point.setting, size_text(point.peak_bytes), share, f"{point.time:.2f}x", f"{point.error:.1%}")
+    return table
 
 
 def graph_text(gm: fx.GraphModule, title: str) -> str:

@@ -13,6 +13,7 @@ import logging
 import operator
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -265,17 +266,51 @@ _LIBRARY.define("in_memory(Tensor(a) x) -> Tensor(a)")
 _LIBRARY.impl("in_memory", lambda x: x, "CompositeExplicitAutograd")
 # Nothing but a word to Inductor: the operand, computed once into memory, in whatever layout suits its surroundings.
 IN_MEMORY = torch.ops.fxapprox.in_memory.default
+_LIBRARY.define("fence(Tensor(a) x, Tensor? after) -> Tensor(a)")
+_LIBRARY.impl("fence", lambda x, after: x, "CompositeExplicitAutograd")
+# The operand; Inductor fuses nothing across it, and what reads it runs after ``after`` is there.
+FENCE = torch.ops.fxapprox.fence.default
 
 
-def _lower_in_memory() -> None:
+def _lower_hints() -> None:
+    """Tells Inductor what IN_MEMORY and FENCE mean."""
+    from torch._inductor import ir
     from torch._inductor.lowering import lowerings, register_lowering
 
-    def lower(x: Any) -> Any:
+    class Fence(ir.ExternKernel):
+        """An external kernel that says it writes to its first operand, and does nothing."""
+
+        def __init__(self, operands: Sequence[Any]) -> None:
+            layout = ir.NoneLayout(device=operands[0].get_device())
+            super().__init__(None, layout, self.unwrap_storage(operands), ())
+            V.graph.mark_buffer_mutated(operands[0].get_name())
+            self.name = V.graph.register_buffer(self)
+            V.graph.register_operation(self)
+
+        def codegen(self, wrapper: Any) -> None:
+            pass
+
+        def should_allocate(self) -> bool:
+            return False
+
+        def get_mutation_names(self) -> Sequence[str]:
+            return [self.input_name(0)]
+
+    def in_memory(x: Any) -> Any:
         x.realize()
         return x
 
-    if IN_MEMORY not in lowerings:
-        register_lowering(IN_MEMORY, type_promotion_kind=None)(lower)
+    def fence(x: Any, after: Any) -> Any:
+        operands = [x] if after is None else [x, after]
+        for operand in operands:
+            operand.realize()
+        Fence(operands)
+        return x
+
+    meanings: dict[Any, Callable[..., Any]] = {IN_MEMORY: in_memory, FENCE: fence}
+    for target, lower in meanings.items():
+        if target not in lowerings:
+            register_lowering(target, type_promotion_kind=None)(lower)
 
 
 def hint(size: Any) -> int:
@@ -371,15 +406,20 @@ class JointPartitioner(CustomPartitionerFn):
         key: identifies source and options; None keeps the graph out of every cache.
     """
 
-    def __init__(self, run: Partitioner, key: str | None) -> None:
+    def __init__(self, run: Partitioner | None, key: str | None) -> None:
         self._run, self.key = run, key
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Partition:
         kwargs.pop("compiler", None)
+        assert self._run is not None
         return self._run(gm, joint_inputs, **kwargs)
 
     def uuid(self) -> str | None:
         return self.key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For Inductor's cache key, which pickles all settings: what we do is in ``key``, not in the reports so far."""
+        return JointPartitioner, (None, self.key or uuid.uuid4().hex)
 
 
 def compile_inductor(
@@ -392,7 +432,7 @@ def compile_inductor(
     """
     from torch._inductor.compile_fx import compile_fx
 
-    _lower_in_memory()
+    _lower_hints()
     with functorch_config.patch(enable_autograd_cache=False):
         compiled: Any = compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
     return compiled
@@ -515,6 +555,7 @@ def compiled_by(compiled: object, name: str) -> bool:
 
 
 __all__ = [
+    "FENCE",
     "IN_MEMORY",
     "FakeTensor",
     "JointPartitioner",

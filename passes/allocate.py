@@ -59,7 +59,7 @@ def allocate(plan: Plan, activations: Sequence[Activation], options: Options, hi
     choices = []
     for entry in entries:
         name = entry.name
-        errors = measured[name] if measured is not None else _estimate(values[name], elements[name])
+        errors = measured[name] if measured is not None else estimate(values[name], elements[name])
         choices.append(Choice(name, elements[name], {bits: errors[bits] for bits in levels(entry)}))
     bits = choose(choices, options.average_bits)
     spent = sum(bits[c.name] * c.elements for c in choices)
@@ -141,8 +141,10 @@ def _measured(entries: Sequence[Stored], options: Options) -> Errors | None:
     return measured
 
 
-def _estimate(value: Activation, elements: int) -> dict[int, float]:
-    """What the graph alone tells; the weights are round numbers from what calibrate found in ResNets and transformers.
+def estimate(value: Activation, elements: int) -> dict[int, float]:
+    """{bits: squared error}, as far as the graph alone tells.
+
+    The weights are round numbers from what calibrate found in ResNets and transformers.
 
     A gradient sums over positions (images, pixels, tokens), over which rounding errors average out; a derivative of a
     smooth function passes its error on in full, attention a small part; what ends in one gradient harms no other.

@@ -10,44 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fxapprox.activation import Activation, Plan, Segment
-from fxapprox.amounts import parse_bytes
+from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import OptionError
-from fxapprox.liveness import Timeline, joined
 from fxapprox.options import Options
-from fxapprox.passes.allocate import DISTORTION
+from fxapprox.pareto import Point, is_lower
+from fxapprox.passes.allocate import DISTORTION, estimate
 from fxapprox.sizes import evaluate
-from fxapprox.text import size_text
 
 BACKWARD = 2.0  # how many times longer than forward backward takes
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One setting, and what it gives.
-
-    Attributes:
-        setting: in words.
-        options: it, as options.
-        peak_bytes: predicted peak of a training step.
-        time: estimate of a step's time, relative to that without recomputation.
-        error: estimate of the relative gradient error.
-        timeline: what is alive when.
-    """
-
-    setting: str
-    options: Options
-    peak_bytes: int
-    time: float
-    error: float
-    timeline: Timeline
-
-    @property
-    def cost(self) -> float:
-        """What is to be least: time and error that are added."""
-        return self.time - 1 + self.error
 
 
 def ladder(options: Options) -> tuple[tuple[str, Options], ...]:
@@ -61,8 +34,8 @@ def ladder(options: Options) -> tuple[tuple[str, Options], ...]:
 
     if options.bits is None:
         return setting(None), setting(None, True)
-    steps = (None, 8, 6, 5, 4, 3.5, 3)
-    return *(setting(bits) for bits in steps), setting(8, True), setting(2), setting(4, True), setting(2, True)
+    stored = [setting(bits) for bits in (None, 8, 6, 5, 4)]
+    return *stored, setting(8, True), setting(5, True), setting(4, True), setting(3), setting(3, True), setting(2, True)
 
 
 def budget_bytes(budget: float | str, baseline: int) -> int:
@@ -77,7 +50,7 @@ def choose(
     *,
     baseline: int,
 ) -> Point:
-    """The first setting that fits.
+    """The first setting that fits; those that do not lower the peak of an earlier one by more than a little are none.
 
     Args:
         budget: bytes.
@@ -90,9 +63,10 @@ def choose(
     least: Point | None = None
     for text, options in settings:
         point = evaluate_setting(text, options)
-        if point.peak_bytes <= budget:
-            return point
-        least = point if least is None or point.peak_bytes < least.peak_bytes else least
+        if least is None or is_lower(point.peak_bytes, least.peak_bytes):
+            if point.peak_bytes <= budget:
+                return point
+            least = point
     assert least is not None
     share = math.ceil(least.peak_bytes / max(baseline, 1) * 1000) / 1000
     raise OptionError(
@@ -100,20 +74,6 @@ def choose(
         f" {share:g} of plain torch.compile's {size_text(baseline)}: {size_text(least.peak_bytes)},"
         f" with {least.setting}"
     )
-
-
-def joined_points(graphs: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
-    """The points of several graphs that have the same setting, as one; time and error are those of the worst graph.
-
-    The peaks are left to who knows the sizes that the timelines are to be evaluated for.
-    """
-    return tuple(
-        replace(
-            same[0], peak_bytes=0, timeline=joined([point.timeline for point in same]),
-            time=max(point.time for point in same), error=max(point.error for point in same),
-        )
-        for same in zip(*graphs, strict=True)
-    )  # fmt: skip
 
 
 def estimated_time(segments: Sequence[Segment], forward_flops: int) -> float:
@@ -128,13 +88,14 @@ def estimated_error(
     """The relative gradient error that a plan's codes may be expected to cause.
 
     Errors of values are nearly independent. Where they have been measured (``sensitivity.py``) their squares add up;
-    else it is the root mean square of the codes' own errors, over all elements that are stored.
+    else they are taken from the graph, as ``allocate`` does, on a scale on which 4 bits for everything give a tenth.
     """
     values = {a.name: a for a in activations}
     coded = {e.name: e.codec.bits for e in plan.stored if e.codec.bits in DISTORTION and values[e.name].approximable}
     measured = options.sensitivities.of(coded) if options.sensitivities is not None else None
     if measured is not None:
         return math.sqrt(sum(measured[name].get(bits or 8, 0.0) for name, bits in coded.items()))
-    counts = {e.name: evaluate(math.prod(values[e.name].sizes), hints) for e in plan.stored if values[e.name].is_float}
-    squared = sum(counts.get(name, 0) * DISTORTION[bits or 8] for name, bits in coded.items())
-    return math.sqrt(squared / max(sum(counts.values()), 1))
+    floats = [e.name for e in plan.stored if values[e.name].approximable]
+    guesses = {name: estimate(values[name], evaluate(math.prod(values[name].sizes), hints)) for name in floats}
+    whole = sum(guess[4] for guess in guesses.values())
+    return math.sqrt(sum(guesses[n][b or 8] for n, b in coded.items()) / whole * DISTORTION[4]) if whole else 0.0

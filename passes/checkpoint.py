@@ -142,7 +142,7 @@ class _Again:
         for node in nodes:
             env[node] = self._again(node, env, before)
             if node in slots and node in self.codes:
-                env[node] = self._in_memory(env[node], before)
+                env[node] = self._fenced(env[node], before)
         for node, slot in slots.items():
             slot.replace_all_uses_with(env[node])
         self.crossing.drop(targets)
@@ -208,9 +208,10 @@ class _Again:
         saved = [self.crossing.take(part) for part in parts]
         return self._write(lambda *parts: (codec.decode(parts, like),), saved, before, ("decode", codec, like))
 
-    def _in_memory(self, node: fx.Node, before: fx.Node) -> fx.Node:
+    def _fenced(self, node: fx.Node, before: fx.Node) -> fx.Node:
+        """A code that Inductor does not decode in the kernel that makes it: that would keep the decoded value."""
         with self.backward.graph.inserting_before(before):
-            kept = self.backward.graph.call_function(adapter.IN_MEMORY, (node,))
+            kept = self.backward.graph.call_function(adapter.FENCE, (node, None))
         kept.meta = node.meta.copy()
         return kept
 

@@ -22,8 +22,9 @@ from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint, flops
 from fxapprox.liveness import Timeline, timeline
 from fxapprox.options import Options
+from fxapprox.pareto import Point
 from fxapprox.passes.allocate import allocate
-from fxapprox.passes.budget import Point, budget_bytes, choose, estimated_error, estimated_time, ladder
+from fxapprox.passes.budget import budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
@@ -161,7 +162,14 @@ class _Splitter:
     clock: _Clock
 
     def along(self, options: Options) -> _Halves:
-        """The two graphs for these options."""
+        """The two graphs for these options; with "sqrt", without checkpoints if these would not lower the peak."""
+        found = self._split(options)
+        if not found.segments or options.checkpoint != "sqrt":
+            return found
+        plain = self._split(replace(options, checkpoint=None))
+        return found if self._peak(found) < self._peak(plain) else plain
+
+    def _split(self, options: Options) -> _Halves:
         count, lap = self.joint.num_fwd_outputs, self.clock.lap
         chosen = self.revise(_chosen(self.activations, options, self._hints), self.activations)
         lap("plan")
@@ -209,16 +217,22 @@ class _Splitter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an average that cannot be had is no news here
             halves = self.along(options)
-        found = timeline(
-            halves.forward, halves.backward, num_fwd_outputs=self.joint.num_fwd_outputs, lowering=options.lowering
-        )
-        self.clock.lap("liveness")
+        found = self._timeline(halves)
         total = sum(map(flops, self.joint.forward_values))
         point = Point(
             setting, options, found.peak(self._hints), estimated_time(halves.segments, total),
             estimated_error(halves.plan, self.activations, options, self._hints), found,
         )  # fmt: skip
         return halves, point
+
+    def _timeline(self, halves: _Halves) -> Timeline:
+        count, lowering = self.joint.num_fwd_outputs, self.options.lowering
+        found = timeline(halves.forward, halves.backward, num_fwd_outputs=count, lowering=lowering)
+        self.clock.lap("liveness")
+        return found
+
+    def _peak(self, halves: _Halves) -> int:
+        return self._timeline(halves).peak(self._hints)
 
     def _baseline_peak(self) -> int:
         return baseline_timeline(self.joint, self.baseline, self.options.lowering).peak(self._hints)

@@ -130,8 +130,10 @@ def test_the_real_peak_run_operator_by_operator(
 @pytest.mark.parametrize("build", [mlp, small_cnn])
 def test_the_real_peak_under_inductor(build: Callable[[], tuple[nn.Module, Tensor]], bits: int | None) -> None:
     torch.manual_seed(0)
-    predicted, real = measured(*build(), bits=bits)
-    assert abs(predicted / real - 1) < 0.1
+    model, x = build()
+    predicted, real = measured(model, x, bits=bits)
+    # which temporaries of one kernel Inductor fuses away is not told to the last: one of x's size may be missed
+    assert abs(predicted - real) < 0.05 * real + x.nbytes
 
 
 def test_symbolic_sizes() -> None:

@@ -27,8 +27,8 @@ from torch import Tensor
 
 import fxapprox
 from fxapprox import Activation, Report, Sensitivities
+from fxapprox.amounts import size_text
 from fxapprox.codecs import Codec, Zero
-from fxapprox.text import size_text
 from tests import models
 from tests.models import Case
 from tests.training import relative, step, unrewritten

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.amounts import size_text
 from fxapprox.demo.data import generate
 from fxapprox.demo.model import preact_resnet
-from fxapprox.text import size_text
 from tests.models import GPT
 from tools.auto_bits import all_in
 from tools.selection import select

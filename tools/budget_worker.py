@@ -10,7 +10,6 @@ import gc
 import hashlib
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -35,25 +34,28 @@ Setting = Annotated[str, typer.Argument()]
 def measure(model: str, system: str, setting: Setting = "", out: Annotated[Path, typer.Option()] = Path()) -> None:
     """Measures one setting and writes its record; a plan that was measured at another budget is not run again."""
     record = Record(model, system, setting)
-    if system == "fxapprox":
-        record = planned(record)
-        known = same_plan(of(saved(out), model, system), record.plan_key)
-        if known is not None:
-            return save(replace(known, setting=setting, measured_at=known.setting), out)
-    save(measured(record, lambda: build(model), lambda step: runner(model, system, setting, step)), out)
+    try:
+        if system == "fxapprox":
+            record = planned(record)
+            known = same_plan(of(saved(out), model, system), record.plan_key)
+            if known is not None:
+                return save(replace(known, setting=setting, measured_at=known.setting), out)
+        record = measured(record, lambda: build(model), lambda step: runner(model, system, setting, step))
+    except Exception as error:  # whatever a compiler raises; a process that dies is recorded by its parent
+        record = replace(record, failed=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    save(record, out)
 
 
 def planned(record: Record) -> Record:
     """The record with what fxapprox says without running a step."""
     step = build(record.model)
     report = fxapprox.explain(step, *step.args, memory_budget=float(record.setting), strict=True)
-    content = repr((report.plan, report.saved_bytes, report.peak_bytes))
-    storages = Counter(d.storage for d in report.decisions)
+    content = repr((report.plan, report.setting, report.saved_bytes, report.peak_bytes))
     return replace(
         record,
         predicted=report.peak_bytes,
         predicted_plain=report.baseline_peak_bytes,
-        plan=", ".join(f"{count} {storage}" for storage, count in storages.most_common()),
+        plan=report.setting,
         plan_key=hashlib.sha256(content.encode()).hexdigest()[:16],
     )
 

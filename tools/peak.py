@@ -16,9 +16,9 @@ import typer
 from rich.progress import track
 
 import fxapprox
+from fxapprox.amounts import size_text
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure import peak_bytes, stored_bytes
-from fxapprox.text import size_text
 from tests import models
 from tests.models import Case
 from tools.selection import select

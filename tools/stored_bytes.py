@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.amounts import size_text
 from fxapprox.demo.model import preact_resnet
-from fxapprox.text import size_text
 from tests import models
 from tests.models import Case
 from tests.models.mobilenet_v3 import LARGE, SMALL, mobilenet_v3
