@@ -16,12 +16,13 @@ import fxapprox
 from fxapprox import OptionError, Options
 from fxapprox.activation import Segment
 from fxapprox.liveness import Timeline
-from fxapprox.passes.budget import Point, budget_bytes, choose, estimated_error, estimated_time, ladder
+from fxapprox.pareto import Point, is_lower
+from fxapprox.passes.budget import budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
 from tests.models import Case, demo_resnet, gpt
-from tests.passes.graphs import joint_of
-from tests.training import gradients, relative, step
+from tests.passes.graphs import joint_of, traced
+from tests.training import relative, step, unrewritten
 
 MIB = 2**20
 
@@ -39,7 +40,9 @@ def chosen(peaks: list[int], budget: int) -> tuple[Point, list[str]]:
         return point(setting, options, peaks[int(setting)])
 
     settings = [(str(i), Options()) for i in range(len(peaks))]
-    return choose(settings, budget, evaluate, baseline=1000), tried
+    found = choose(settings, budget, evaluate, baseline=2000)
+    assert found is not None
+    return found, tried
 
 
 def test_the_first_that_fits_is_taken_and_no_more_are_tried() -> None:
@@ -48,16 +51,24 @@ def test_the_first_that_fits_is_taken_and_no_more_are_tried() -> None:
     assert tried == ["0", "1"]
 
 
+def test_a_setting_that_hardly_lowers_the_peak_is_passed_over() -> None:
+    assert chosen([900, 890, 700], 895)[0].peak_bytes == 700
+
+
 def test_the_message_names_the_smallest_budget() -> None:
-    with pytest.raises(OptionError, match=r"memory_budget: .* 99 B or less\. .*is 0\.101 of .* 1000 B: 101 B, with 1"):
+    with pytest.raises(
+        OptionError, match=r"memory_budget: .* 99 B or less\. .*is 0\.051 of .* 2\.0 KiB: 101 B, with 1"
+    ):
         chosen([300, 101, 200], 99)
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1), st.lists(st.integers(1, 1100), min_size=2))
 def test_a_smaller_budget_never_has_a_higher_peak(peaks: list[int], budgets: list[int]) -> None:
-    found = []
+    found, steps = [], [peaks[0]]
+    for peak in peaks:
+        steps += [peak] if is_lower(peak, steps[-1]) else []
     for budget in sorted(budgets, reverse=True):
-        if budget < min(peaks):
+        if budget < steps[-1]:
             with pytest.raises(OptionError):
                 chosen(peaks, budget)
         else:
@@ -106,7 +117,7 @@ def test_error_grows_as_bits_fall() -> None:
 
 
 def small_gpt() -> Case:
-    return gpt(layers=2, width=32, sequence=32, batch=4)
+    return gpt(layers=2, width=32, sequence=32, batch=4, vocab=64)
 
 
 def small_resnet() -> Case:
@@ -130,10 +141,10 @@ def test_the_curve_falls_in_peak_and_rises_in_cost(name: str) -> None:
     report = settings_of(name)
     curve = report.pareto()
     assert len(curve) >= 3
-    assert all(a.peak_bytes > b.peak_bytes and a.cost <= b.cost for a, b in pairwise(curve))
+    assert all(is_lower(b.peak_bytes, a.peak_bytes) and a.cost <= b.cost for a, b in pairwise(curve))
     assert curve[0].setting == "exact" == report.setting
-    assert min(p.peak_bytes for p in report.settings()) == curve[-1].peak_bytes
-    assert all(p.time > 1 for p in curve if "checkpoints" in p.setting and p.options.checkpoint and p.time != 1)
+    assert all("checkpoints" in p.setting for p in curve if p.time > 1)
+    assert all(p.error > 0 for p in curve[1:])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -143,60 +154,54 @@ def test_peaks_of_twelve_budgets(name: str) -> None:
     points = {p.setting: p for p in report.settings()}
     options = [(p.setting, p.options) for p in report.settings()]
     baseline, peaks = report.baseline_peak_bytes, []
-    least = min(p.peak_bytes for p in points.values())
+    least = report.pareto()[-1].peak_bytes
     for i in range(12):
         budget = budget_bytes(1 - i / 12, baseline)
         if budget < least:
             with pytest.raises(OptionError, match="smallest budget"):
                 choose(options, budget, lambda name, _: points[name], baseline=baseline)
             continue
-        peaks.append(choose(options, budget, lambda name, _: points[name], baseline=baseline).peak_bytes)
+        found = choose(options, budget, lambda name, _: points[name], baseline=baseline)
+        assert found is not None
+        peaks.append(found.peak_bytes)
         assert peaks[-1] <= budget
     assert len(peaks) >= 4
     assert all(a >= b for a, b in pairwise(peaks))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_budget_is_met_and_trains(name: str) -> None:
-    """Between the curve's ends, as a fraction and as an amount; an impossible budget names one that works."""
-    known = settings_of(name)
-    curve, baseline = known.pareto(), known.baseline_peak_bytes
-    middle = curve[len(curve) // 2]
-    case, exact = CASES[name](), None
-    for budget in (1.0, f"{middle.peak_bytes / 2**20:.6f}MiB"):
-        torch._dynamo.reset()
-        compiled = fxapprox.compile(
-            case.model, memory_budget=budget, lowering="eager", min_bytes=0, strict=True
-        )  # fmt: skip
-        loss, gradient = step(case, compiled)
-        (report,) = fxapprox.reports(compiled)
-        assert report.peak_bytes <= (baseline if budget == 1.0 else middle.peak_bytes * 1.001)
-        assert report.setting
-        if exact is None:
-            exact = loss, gradient
-        assert torch.equal(loss, exact[0])
-        assert relative(gradient, exact[1]) < 0.6
+def test_a_budget_is_met_and_trains() -> None:
+    """As an amount; one that is impossible names the smallest that works."""
+    known, case = settings_of("gpt"), small_gpt()
+    middle, baseline = known.pareto()[1], known.baseline_peak_bytes
+    ours = {"lowering": "eager", "min_bytes": 0, "strict": True}
+    compiled = fxapprox.compile(case.model, memory_budget=f"{middle.peak_bytes / MIB:.6f}MiB", **ours)
+    loss, gradient = step(case, compiled)
+    (report,) = fxapprox.reports(compiled)
+    assert report.setting == middle.setting
+    assert report.peak_bytes == middle.peak_bytes
+    torch._dynamo.reset()
+    exact = step(case, unrewritten(case.model))
+    assert torch.equal(loss, exact[0])
+    assert relative(gradient, exact[1]) < 0.05
     torch._dynamo.reset()
     with pytest.raises(OptionError, match="smallest budget") as caught:
-        fxapprox.compile(case.model, memory_budget="1KiB", lowering="eager", min_bytes=0)(*case.args)
+        fxapprox.explain(case.model, *case.args, memory_budget="1KiB", **ours)
     smallest = float(re.search(r"is ([\d.]+) of plain", str(caught.value)).group(1))  # type: ignore[union-attr]
-    least = fxapprox.explain(case.model, *case.args, memory_budget=smallest, lowering="eager", min_bytes=0)
+    least = fxapprox.explain(case.model, *case.args, memory_budget=smallest, **ours)
     assert least.peak_bytes <= smallest * baseline
-    assert least.setting == curve[-1].setting
+    assert least.setting == known.pareto()[-1].setting
 
 
 def test_a_lossless_budget() -> None:
-    case = small_resnet()
-    settings = fxapprox.explain(
-        case.model, *case.args, bits=None, memory_budget=1.0, lowering="eager", min_bytes=0
-    ).settings()  # fmt: skip
-    assert [p.error for p in settings] == [0] * len(settings)
-    budget = f"{min(p.peak_bytes for p in settings)}B"
-    plain = step(case, fxapprox.compile(case.model, bits=None, lowering="eager", min_bytes=0))
-    case = small_resnet()
-    torch._dynamo.reset()
-    compiled = fxapprox.compile(case.model, bits=None, memory_budget=budget, lowering="eager", min_bytes=0)
-    found = step(case, compiled)
-    assert "checkpoints" in fxapprox.reports(compiled)[0].setting
-    assert torch.equal(plain[0], found[0])
-    torch.testing.assert_close(gradients(case.model), plain[1], rtol=1e-4, atol=1e-6)
+    """No bit of a gradient moves; segments alone meet the budget."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(16) for layer in (nn.Linear(64, 64), nn.GELU())]
+    call = traced(nn.Sequential(*layers), torch.randn(256, 64))
+    exact = call.split(bits=None)
+    points = call.split(bits=None, memory_budget=1.0).pareto()
+    assert [p.error for p in points] == [0, 0]
+    assert is_lower(points[1].peak_bytes, points[0].peak_bytes)
+    found = call.split(bits=None, memory_budget=f"{points[1].peak_bytes}B")
+    assert found.setting == "exact, checkpoints"
+    assert found.segments
+    assert call.step(found).same_as(call.step(exact))
