@@ -237,6 +237,21 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A value that is saved so that others can be computed again.
+
+    Attributes:
+        name: of the value in forward; one inside of a codec is not in the joint graph.
+        codec: how.
+        parts: names of what forward returns for it.
+    """
+
+    name: str
+    codec: Codec
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of forward that backward computes again.
 
@@ -245,12 +260,14 @@ class Segment:
         recomputed: names of the saved values, codes included, that are not saved but computed again.
         operators: how many operators are run again for them.
         flops: floating point operations of the products among them.
+        held: what is saved for it beyond what the plan stores; a value that several segments need stands in one.
     """
 
     boundary: tuple[str, ...]
     recomputed: tuple[str, ...]
     operators: int
     flops: int
+    held: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

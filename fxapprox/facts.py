@@ -36,6 +36,7 @@ class Facts:
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
         again: backward may run its operator again.
+        changed: it is an input that forward changes in place, or a view of one: backward would find the new value.
     """
 
     ops: dict[fx.Node, str] = field(default_factory=dict)
@@ -49,11 +50,12 @@ class Facts:
     decisions: set[fx.Node] = field(default_factory=set)
     checkpointed: set[fx.Node] = field(default_factory=set)
     again: set[fx.Node] = field(default_factory=set)
+    changed: set[fx.Node] = field(default_factory=set)
 
     @classmethod
     def of(cls, joint: Joint) -> Facts:
         """The facts about a joint graph's forward values."""
-        facts = cls()
+        facts = cls(changed=adapter.changed_inputs(joint.gm.graph))
         returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
         for node in joint.forward_values:
             _add(facts, node, returned)
@@ -73,6 +75,8 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
         facts.checkpointed.add(node)
     if node.op in ("placeholder", "get_attr") or node in returned or _is_view_of_free(node, rule, facts):
         facts.free.add(node)
+    if rule is not None and rule.view and any(source in facts.changed for source in sources):
+        facts.changed.add(node)
     if (node.op == "placeholder" and node in facts.floats) or any(s in facts.depends for s in sources):
         facts.depends.add(node)
     facts.bounds[node] = interval(node, facts.bounds)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
+from typing import Any
 
 import sympy
 from torch import fx
@@ -191,23 +192,30 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
     before = _by_storage((nodes[name] for name in result.baseline if name in nodes), alive)
     baseline = sympy.sympify(sum(before.values()))
     decisions: list[Decision] = []
-    seen: set[fx.Node] = set()
+    left = _returned(result)
     again = {name: index for index, segment in enumerate(result.segments) for name in segment.recomputed}
     for parts in sorted(result.parts, key=lambda p: not isinstance(p.entry.codec, Exact)):
         entry = parts.entry
         if entry.name not in values or adapter.is_symbolic_scalar(nodes[entry.name]):
             continue
-        held = {node: size for node, size in _by_storage(parts.nodes, set()).items() if node.name not in again}
-        after = sum(size for node, size in held.items() if node not in seen)
-        seen |= held.keys()
+        after = _taken(left, (node.name for node in parts.nodes))
         was = before.pop(storage_of(nodes[entry.name]), 0)
         segment = next((again[node.name] for node in parts.nodes if node.name in again), None)
-        text = _storage_text(entry) + (f", recomputed in segment {segment + 1}" if segment is not None else "")
+        text = _storage_text(entry.codec) + (f", recomputed in segment {segment + 1}" if segment is not None else "")
         decisions.append(_decision(values[entry.name], text, was, after, entry, hints))
         for name in entry.predicates:
             text = f"in the code of {entry.name}"
             was = before.pop(storage_of(nodes[name]), 0)
             decisions.append(_decision(values[name], text, was, 0, None, hints))
+    made = {node.name: node for node in result.forward.graph.nodes}
+    boundaries = {name for segment in result.segments for name in segment.boundary}
+    for held in (held for segment in result.segments for held in segment.held):
+        name = _value_behind(made[held.name], values)
+        inside = name != held.name and isinstance(held.codec, Exact)
+        how = "inside its code" if inside else _storage_text(held.codec)
+        text = f"{'boundary' if held.name in boundaries else 'for recomputation'}, {how}"
+        was = before.pop(storage_of(nodes[name]), 0)
+        decisions.append(_decision(values[name], text, was, _taken(left, held.parts), None, hints))
     for node, size in before.items():
         if node.name in values:
             storage = "recomputed" if node.name in result.plan.recomputed else "not needed"
@@ -375,11 +383,37 @@ def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
     )  # fmt: skip
 
 
-def _storage_text(entry: Stored) -> str:
-    codec: Codec = entry.codec
+def _storage_text(codec: Codec) -> str:
     if isinstance(codec, Exact) or codec.bits is None or codec.label.startswith("1-bit"):
         return codec.label
     return f"{codec.bits}-bit {codec.label}"
+
+
+def _returned(result: Rewrite) -> dict[str, tuple[str, Size]]:
+    """What forward saves: {name: (name of the value that owns the memory, its bytes)}."""
+    (output,) = result.forward.graph.find_nodes(op="output")
+    everything: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+    own, saved = (everything[: result.joint.num_fwd_outputs], everything[result.joint.num_fwd_outputs :])
+    alive = {id(node) for node in own}
+    return {node.name: (base.name, size) for node in saved for base, size in _by_storage([node], alive).items()}
+
+
+def _value_behind(node: fx.Node, values: Mapping[str, Activation]) -> str:
+    """The nearest of these values that a node in forward is computed from: that for which a code stands."""
+    found = [node]
+    for node in found:
+        if node.name in values:
+            return node.name
+        found += node.all_input_nodes
+    raise AssertionError(f"{found[0].name} is computed from no value of the joint graph")
+
+
+def _taken(left: dict[str, tuple[str, Size]], names: Iterable[str]) -> Size:
+    """Bytes of the memory in which these saved values lie; it is not counted again."""
+    bases = dict(left[name] for name in names if name in left)
+    for name in [name for name, (base, _) in left.items() if base in bases]:
+        del left[name]
+    return sum(bases.values())
 
 
 def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, Size]:

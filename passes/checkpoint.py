@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Segment
-from fxapprox.branches import Branches, branches_of
+from fxapprox.activation import Activation, Held, Segment
+from fxapprox.branches import Branches, branches_of, original
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.crossing import Crossing
 from fxapprox.graph import Inliner, erase_unused, flops, memory_order, nbytes, symbolic_shape, tensor_of
@@ -76,8 +76,8 @@ def checkpoint(
         forward.graph, needed_for(targets, exact), encoded, exact - encoded, known, codec.bits if codec else None
     )
     branches.held |= {node for node in targets if _has_to_be_exact(node, branches, known)}
-    branches.held |= {packed[node][1] for node in branches.held & packed.keys()}
     carried = exact | branches.held
+    carried |= {packed[node][1] for node in carried & packed.keys()}
     codes = {node for made in parts if type(made.entry.codec) is not Exact for node in made.nodes}
     again = _Again(forward, backward, crossing, position, carried, codes, packed, branches, codec or Exact(), encoded)
     found = []
@@ -86,7 +86,8 @@ def checkpoint(
         if inside:
             operators = again.run(inside)
             names = tuple(node.name for node in start.carried), tuple(node.name for node in inside)
-            found.append(Segment(*names, len(operators), sum(map(flops, operators))))
+            found.append(Segment(*names, len(operators), sum(map(flops, operators)), tuple(again.held)))
+            again.held.clear()
     crossing.write()
     for graph in (forward, backward):
         erase_unused(graph.graph)
@@ -108,6 +109,7 @@ class _Again:
         branches: how operators come back whose operands are approximate.
         codec: of the values in ``encoded``.
         encoded: those of the carried values that are stored in a code.
+        held: what has been saved that was not saved before; whoever notes it down clears it.
     """
 
     forward: fx.GraphModule
@@ -123,6 +125,7 @@ class _Again:
     inputs: dict[str, fx.Node] = field(init=False)
     masks: dict[fx.Node, fx.Node] = field(default_factory=dict)
     parts: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    held: list[Held] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.inputs = {n.name: n for n in self.backward.graph.find_nodes(op="placeholder")}
@@ -179,6 +182,8 @@ class _Again:
         if node in self.packed:
             codec, part = self.packed[node]
             return self._decode(codec, (part,), like, before)
+        if node not in self.crossing.inputs and node.op == "call_function":
+            self._note(node, Exact(), (node,))
         return self.crossing.take(node)
 
     def _mask(self, rectifier: fx.Node, env: dict[fx.Node, fx.Node], before: fx.Node) -> fx.Node:
@@ -192,7 +197,12 @@ class _Again:
         return env[mask]
 
     def _save(self, codec: Codec, node: fx.Node) -> tuple[fx.Node, ...]:
-        return self.writers[0].inline(codec.encode, [node], before=_after(node), key=("encode", codec))
+        parts = self.writers[0].inline(codec.encode, [node], before=_after(node), key=("encode", codec))
+        self._note(node, codec, parts)
+        return parts
+
+    def _note(self, node: fx.Node, codec: Codec, parts: Sequence[fx.Node]) -> None:
+        self.held.append(Held(original(node).name, codec, tuple(part.name for part in parts)))
 
     def _decode(self, codec: Codec, parts: Sequence[fx.Node], like: Like, before: fx.Node) -> fx.Node:
         saved = [self.crossing.take(part) for part in parts]

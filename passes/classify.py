@@ -145,6 +145,8 @@ def _pinned(node: fx.Node, facts: Facts) -> str:
         return "random"
     if node in facts.checkpointed:
         return ""
+    if any(source in facts.changed for source in node.all_input_nodes):
+        return "reads an input that forward changes in place"
     name = facts.ops[node]
     if rule_of(node) is None:
         return f"unknown operator {name}"

@@ -9,6 +9,7 @@ import torch
 
 import fxapprox
 from fxapprox import OptionError, Options
+from fxapprox.plan_file import SavedPlan
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,9 @@ from fxapprox import OptionError, Options
         ("bits", 3), ("bits", True), ("bits", "4"), ("bits", {}), ("bits", {"": 4}), ("bits", {4: 4}),
         ("bits", "automatic"),
         ("average_bits", 1), ("average_bits", "4"), ("sensitivities", {}), ("plan", 3),
+        ("checkpoint", 0), ("checkpoint", "log"), ("checkpoint", True), ("checkpoint", 2.0),
+        ("checkpoint_bits", 2), ("checkpoint_bits", "8"), ("memory_budget", 0), ("memory_budget", 1.5),
+        ("memory_budget", True), ("memory_budget", -0.5),
         ("rounding", "up"), ("min_bytes", -1), ("min_bytes", 1.5), ("policy", 3), ("lowering", "gpu"), ("strict", 1),
     ],
 )  # fmt: skip
@@ -72,3 +76,17 @@ def test_the_callers_mapping_may_change() -> None:
     options = Options(bits=given)
     given["*"] = 2
     assert options.bits_of("") == 4
+
+
+@pytest.mark.parametrize("name", ["bits", "checkpoint", "plan"])
+def test_a_budget_chooses_by_itself(name: str) -> None:
+    given = {"bits": 4, "checkpoint": "sqrt", "plan": SavedPlan(())}
+    with pytest.raises(OptionError, match=f"memory_budget chooses .* leave out {name}="):
+        Options.parse({"memory_budget": 0.5, name: given[name]})
+    assert Options(memory_budget=0.5, bits=None).bits is None
+
+
+@pytest.mark.parametrize("budget", ["many", "3 elephants", "-1MiB"])
+def test_a_budget_that_is_no_amount(budget: str) -> None:
+    with pytest.raises(OptionError, match="memory_budget"):
+        Options(memory_budget=budget)
