@@ -174,7 +174,7 @@ def test_a_budget_is_met_and_trains() -> None:
     known, case = settings_of("gpt"), small_gpt()
     middle, baseline = known.pareto()[1], known.baseline_peak_bytes
     ours = {"lowering": "eager", "min_bytes": 0, "strict": True}
-    compiled = fxapprox.compile(case.model, memory_budget=f"{middle.peak_bytes / MIB:.6f}MiB", **ours)
+    compiled = fxapprox.compile(case.model, memory_budget=f"{middle.peak_bytes / 1024 + 0.01:.3f}KiB", **ours)
     loss, gradient = step(case, compiled)
     (report,) = fxapprox.reports(compiled)
     assert report.setting == middle.setting
