@@ -12,9 +12,10 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.graph import nbytes, tensor_of
-from fxapprox.operators import rule_of
+from fxapprox.operators import op_name, rule_of
 
 LARGE = 2**16  # bytes: below that, not worth a node
+FAR = 16  # nodes between a product and its sum
 
 
 def materialize(forward: fx.GraphModule) -> tuple[str, ...]:
@@ -54,3 +55,31 @@ def _reads(node: fx.Node, reads: dict[fx.Node, frozenset[fx.Node]]) -> frozenset
     if node.op != "call_function" or rule is None or not rule.cheap:
         return frozenset({node})
     return frozenset().union(*(reads[source] for source in node.all_input_nodes))
+
+
+def settle_products(backward: fx.GraphModule) -> tuple[str, ...]:
+    """Lets products be computed where they stand, also where they are added to something far behind.
+
+    Inductor makes one operator of a product and a sum, at the place of the sum. The gradient of a weight that is used
+    twice (an embedding that is also the head) is such a sum, at the end of backward, and the product's operands (the
+    gradient of the logits) would live until then.
+
+    Requires: a backward graph in the order in which it will run.
+    Ensures: no value changes.
+    Changes numerics: no, but Inductor may round the sum once more.
+
+    Returns: the names of the products.
+    """
+    found = []
+    position = {node: i for i, node in enumerate(backward.graph.nodes)}
+    for node in list(position):
+        users = list(node.users)
+        far = len(users) == 1 and op_name(users[0]) == "aten.add" and position[users[0]] - position[node] > FAR
+        if op_name(node) not in ("aten.mm", "aten.bmm") or not far:
+            continue
+        with backward.graph.inserting_after(node):
+            kept = backward.graph.call_function(adapter.IN_MEMORY, (node,))
+        kept.meta = node.meta.copy()
+        users[0].replace_input_with(node, kept)
+        found.append(node.name)
+    return tuple(found)

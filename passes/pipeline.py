@@ -28,7 +28,7 @@ from fxapprox.passes.budget import budget_bytes, choose, estimated_error, estima
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
-from fxapprox.passes.materialize import materialize
+from fxapprox.passes.materialize import materialize, settle_products
 from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
@@ -183,6 +183,7 @@ class _Splitter:
         materialize(forward)
         recopied = copied_inputs(forward, forward.graph.find_nodes(op="output")[0].args[0][count:])
         forward, backward = adapter.finish_split(forward, backward)
+        settle_products(backward)
         lap("finish")
         segments: tuple[Segment, ...] = ()
         if options.checkpoint is not None:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.measure import peak_bytes
+from fxapprox.operators import op_name
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.materialize import materialize
@@ -70,3 +71,25 @@ def test_addends_die() -> None:
     model.zero_grad(set_to_none=True)
     stream = x.nbytes
     assert peak_bytes(step).peak < 7 * stream  # without the pass: one more for each of up to four addends
+
+
+class Tied(nn.Module):
+    """An embedding that is also the head, with layers between them: tokens (N, T) to the sum of squared logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, 16)
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(6)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return nn.functional.linear(self.layers(self.embedding(tokens)), self.embedding.weight).square().sum()
+
+
+def test_a_product_is_not_put_off_to_a_sum_far_behind() -> None:
+    compiled = fxapprox.compile(Tied(), bits=8, lowering="eager")
+    compiled(torch.randint(32, (8, 16))).backward()
+    (report,) = fxapprox.reports(compiled)
+    assert report.backward is not None
+    (kept,) = report.backward.graph.find_nodes(op="call_function", target=adapter.IN_MEMORY)
+    assert op_name(kept.args[0]) == "aten.mm"
+    assert [op_name(user) for user in kept.users] == ["aten.add"]
