@@ -38,7 +38,7 @@ from tools.selection import select
 from tools.stored_bytes import classifier, images
 
 MIB = 2**20
-MODELS = {"resnet-164": (164, 32), "resnet-1001": (1001, 16)}  # layers, batch
+MODELS = {"resnet-164": (164, 32), "resnet-1001": (1001, 32)}  # layers, batch
 HEAD = "model|lowering|stored as|stored, MiB|times less|real peak, MiB|times less|predicted, MiB|gradient error|step, s"
 
 
