@@ -23,7 +23,7 @@ from fxapprox.crossing import Crossing
 from fxapprox.graph import Inliner, erase_unused, flops, memory_order, nbytes, symbolic_shape, tensor_of
 from fxapprox.once import values_to_keep
 from fxapprox.options import Count
-from fxapprox.passes.encode import Parts
+from fxapprox.passes.encode import Parts, after
 from fxapprox.passes.partition import choose
 from fxapprox.passes.segment import Cut, needed_for, segment
 from fxapprox.sizes import evaluate, hints_of
@@ -189,15 +189,15 @@ class _Again:
     def _mask(self, rectifier: fx.Node, env: dict[fx.Node, fx.Node], before: fx.Node) -> fx.Node:
         """Where forward's rectifier let its operand through."""
         if rectifier not in self.masks:
-            after = _after(rectifier)
-            (self.masks[rectifier],) = self.writers[0].inline(_sign, [rectifier], before=after, key="sign")
+            place = after([rectifier])
+            (self.masks[rectifier],) = self.writers[0].inline(_sign, [rectifier], before=place, key="sign")
         mask = self.masks[rectifier]
         if mask not in env:
             env[mask] = self._at_hand(mask, before)
         return env[mask]
 
     def _save(self, codec: Codec, node: fx.Node) -> tuple[fx.Node, ...]:
-        parts = self.writers[0].inline(codec.encode, [node], before=_after(node), key=("encode", codec))
+        parts = self.writers[0].inline(codec.encode, [node], before=after([node]), key=("encode", codec))
         self._note(node, codec, parts)
         return parts
 
@@ -230,14 +230,6 @@ def _negate(x: Tensor) -> tuple[Tensor]:
 
 def _rectify(mask: Tensor, x: Tensor) -> tuple[Tensor]:
     return (torch.where(mask, x, 0.0),)
-
-
-def _after(node: fx.Node) -> fx.Node:
-    """The first place where the value is at hand."""
-    following = node.next
-    while following.op == "placeholder":
-        following = following.next
-    return following
 
 
 def _encoded(forward: fx.GraphModule, codec: Codec | None, known: Mapping[str, Activation]) -> dict[fx.Node, int]:

@@ -125,7 +125,7 @@ def _encode_one(
     context = _context(entry, produced)
     args = [value, *context.nodes]
     key = (entry.codec, like, len(context.nodes), context.signature)
-    parts = writers[0].inline(_encoder(entry, context), args, before=_after(args), key=("encode", key))
+    parts = writers[0].inline(_encoder(entry, context), args, before=after(args), key=("encode", key))
 
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
@@ -314,7 +314,7 @@ def _new_placeholders(
     return made
 
 
-def _after(nodes: Sequence[fx.Node]) -> fx.Node:
+def after(nodes: Sequence[fx.Node]) -> fx.Node:
     """The first place in the graph where all of these are at hand."""
     node = max(nodes).next
     while node.op == "placeholder":
