@@ -71,7 +71,10 @@ def dump(
     ] = "8",
     average_bits: Annotated[float, typer.Option(help="With --bits auto: bits an element, on the average.")] = 4.0,
     checkpoint: Annotated[
-        str, typer.Option(help="Compute segments again in backward: sqrt (for the lowest peak), or their number.")
+        str,
+        typer.Option(
+            help="Compute again in backward: sqrt (lowest peak), a share of that (0.5), or segments by number."
+        ),
     ] = "",
     checkpoint_bits: Annotated[
         str, typer.Option(help="With --checkpoint: 8 or 4 bits for the values at the boundaries, or exact.")
@@ -189,9 +192,12 @@ def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
     return {pattern: numbers[number] for pattern, _, number in pairs}
 
 
-def parse_checkpoint(text: str) -> int | str | None:
-    """The value of --checkpoint: "sqrt", a number, or "" for none; Options checks it."""
-    return int(text) if text.isdecimal() else text or None
+def parse_checkpoint(text: str) -> float | str | None:
+    """The value of --checkpoint: "sqrt", a fraction, a number, or "" for none; Options checks it."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text or None
 
 
 def parse_checkpoint_bits(text: str) -> int | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Rounding = Literal["nearest", "stochastic"]
 Lowering = Literal["inductor", "eager"]
-Count = int | Literal["sqrt"]  # of segments
+Count = int | float | Literal["sqrt"]  # of segments, or a share of what they can take off the peak
 BITS = (8, 4, 2)
 DEFAULT_BITS = 8
 PROVISIONAL_BITS = 4  # with which "auto" decides what to store, before it chooses bits for it
@@ -39,13 +39,15 @@ class Options:
             pattern covers the modules whose path it matches, and all inside them; where several do, the one with
             most literal characters wins; what none covers gets 8.
             Or "auto": 8, 4, 3 or 2 for each value, where they lower the gradient error most.
-        average_bits: with ``bits="auto"``: bits per stored element on the average, 2 to 8.
+        average_bits: with ``bits="auto"``: bits per stored element on the average, 2 to 32; above 8, what gains the
+            most by it is exact.
         sensitivities: with ``bits="auto"``: what :func:`calibrate` measured; None: bits are chosen by the graph alone.
         plan: a plan that was saved (``report.plan.save(path)``), or the path of its file: what it stores is stored,
             in its codecs; bits, rounding and policy are not asked.
         checkpoint: compute segments of forward again in backward, from values at their boundaries (Chen et al. 2016);
             their activations, in ``bits`` each, are there only while a segment's backward runs. "sqrt": as many
-            segments as give the lowest peak; or their number. None: none.
+            segments as give the lowest peak; a fraction between 0 and 1: as few operators run again as take this share
+            of it off the peak; a whole number: this many segments. None: none.
         checkpoint_bits: bits of the values at the boundaries, 8 or 4; forward's decisions and statistics inside the
             segments are stored as well then, so that they are not taken again. None: boundaries are exact, and the
             gradients those without checkpoints.
@@ -84,16 +86,16 @@ class Options:
         else:
             _require(_is_bits(self.bits) or self.bits == "auto", "bits", self.bits,
                      '8, 4, 2, None for exact mode, "auto", or a mapping from patterns')  # fmt: skip
-        _require(type(self.average_bits) in (int, float) and 2 <= self.average_bits <= 8, "average_bits",
-                 self.average_bits, "a number from 2 to 8")  # fmt: skip
+        _require(type(self.average_bits) in (int, float) and 2 <= self.average_bits <= 32, "average_bits",
+                 self.average_bits, "a number from 2 to 32")  # fmt: skip
         _require(self.sensitivities is None or isinstance(self.sensitivities, Sensitivities), "sensitivities",
                  self.sensitivities, "what fxapprox.calibrate returned, or Sensitivities.load(path)")  # fmt: skip
         if isinstance(self.plan, (str, Path)):
             object.__setattr__(self, "plan", SavedPlan.load(self.plan))
         _require(self.plan is None or isinstance(self.plan, SavedPlan), "plan", self.plan,
                  "a SavedPlan or the path of its file")  # fmt: skip
-        _require(self.checkpoint in (None, "sqrt") or (type(self.checkpoint) is int and self.checkpoint >= 1),
-                 "checkpoint", self.checkpoint, 'None, "sqrt", or a number of segments')  # fmt: skip
+        _require(_is_count(self.checkpoint), "checkpoint", self.checkpoint,
+                 'None, "sqrt", a fraction between 0 and 1, or a number of segments')  # fmt: skip
         _require(self.checkpoint_bits in (None, 8, 4), "checkpoint_bits", self.checkpoint_bits, "8, 4, or None: exact")
         if self.memory_budget is not None:
             self._check_budget()
@@ -177,6 +179,12 @@ def _literals(pattern: str) -> int:
 
 def _is_bits(value: object) -> bool:
     return value is None or (type(value) is int and value in BITS)
+
+
+def _is_count(value: object) -> bool:
+    if type(value) is float:
+        return 0 < value < 1
+    return value in (None, "sqrt") or (type(value) is int and value >= 1)
 
 
 def _require_patterns(bits: Mapping[str, int | None]) -> None:

@@ -3,7 +3,7 @@
 Every value starts with the fewest bits that its class allows, and the bit that lowers the squared gradient error the
 most per byte is bought first, until the average is used up (greedy on the lower convex hull of each value's error over
 its size: the optimum of the problem's linear relaxation, Everett 1963; ActNN, Chen et al. 2021, section 4.2, allocates
-per layer by dynamic programming).
+per layer by dynamic programming). An average above eight bits leaves some values exact.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import heapq
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fxapprox.activation import Activation, Class, Plan, Reach, Stored
 from fxapprox.codecs import Codec, Exact, Mask
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.options import Options
+from fxapprox.passes.plan import plan_storing
 from fxapprox.sensitivity import Errors
 from fxapprox.sizes import evaluate
 
@@ -60,7 +61,9 @@ def allocate(plan: Plan, activations: Sequence[Activation], options: Options, hi
     for entry in entries:
         name = entry.name
         errors = measured[name] if measured is not None else estimate(values[name], elements[name])
-        choices.append(Choice(name, elements[name], {bits: errors[bits] for bits in levels(entry)}))
+        at = {bits: errors[bits] for bits in levels(entry)}
+        width = values[name].dtype.itemsize * 8  # type: ignore[union-attr]
+        choices.append(Choice(name, elements[name], {**at, width: 0.0} if options.average_bits > 8 else at))
     bits = choose(choices, options.average_bits)
     spent = sum(bits[c.name] * c.elements for c in choices)
     total = sum(c.elements for c in choices)
@@ -70,6 +73,8 @@ def allocate(plan: Plan, activations: Sequence[Activation], options: Options, hi
             f" {spent / total:.2f} bits an element",
             stacklevel=2,
         )
+    exact = {name for name, chosen in bits.items() if chosen > 8}
+    plan = _with_exact(plan, exact, activations, options, hints) if exact else plan
     return replace(plan, stored=tuple(_with_bits(e, values[e.name], bits.get(e.name)) for e in plan.stored))
 
 
@@ -154,8 +159,21 @@ def estimate(value: Activation, elements: int) -> dict[int, float]:
     return {bits: weight * distortion * channels / max(elements, 1) for bits, distortion in DISTORTION.items()}
 
 
+def _with_exact(
+    plan: Plan, exact: Collection[str], activations: Sequence[Activation], options: Options, hints: Mapping[str, int]
+) -> Plan:
+    """The plan with these of its values exact; decisions that their codes carried are stored by themselves."""
+    codecs = {entry.name: Exact() if entry.name in exact else entry.codec for entry in plan.stored}
+    codecs |= {name: Mask() for entry in plan.stored if entry.name in exact for name in entry.predicates}
+    found = plan_storing(tuple(activations), options, hints, codecs)
+    return replace(found, stored=tuple(
+        replace(entry, reason="exact: the average allows it") if entry.name in exact else entry
+        for entry in found.stored
+    ))  # fmt: skip
+
+
 def _with_bits(entry: Stored, value: Activation, bits: int | None) -> Stored:
-    if bits is None or bits == entry.codec.bits:
+    if bits is None or bits == entry.codec.bits or isinstance(entry.codec, Exact):
         return entry
     codec: Codec = replace(entry.codec, bits=bits)  # type: ignore[type-var]
     return replace(entry, codec=codec, nbytes=codec.nbytes(value.sizes, value.dtype))

@@ -2,40 +2,66 @@
 
 The settings form a ladder, cheapest first. What a setting costs is the share that it adds to a step's time plus its
 relative gradient error, a percent of one for a percent of the other; both are estimates, made before anything is run.
-The first setting on the ladder whose predicted peak fits the budget is taken. So a smaller budget never has a higher
-peak, whatever the estimates are worth: what fits the smaller one would have fitted the larger one, too.
+The first rung whose predicted peak fits the budget is found, and of the settings between it and the rung before
+(a part of the values in fewer bits, a part of forward computed again) the first one that fits as well is taken.
+
+So a smaller budget never has a higher peak, whatever the estimates are worth: what fits the smaller one would have
+fitted the larger one, too, and a setting in between with a lower peak than its rung is passed over.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fxapprox.activation import Activation, Plan, Segment
 from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import OptionError
-from fxapprox.options import Options
+from fxapprox.options import Count, Options
 from fxapprox.pareto import Point, is_lower
 from fxapprox.passes.allocate import DISTORTION, estimate
 from fxapprox.sizes import evaluate
 
 BACKWARD = 2.0  # how many times longer than forward backward takes
+SHARES = (0.25, 0.5, 0.75)  # of what checkpoints can take off the peak, between none and all of it
 
 
-def ladder(options: Options) -> tuple[tuple[str, Options], ...]:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One way to store and compute again: what it is called in reports, and the options for it."""
+
+    text: str
+    options: Options
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A setting of the ladder, and those between the rung before and this one, cheapest first."""
+
+    setting: Setting
+    between: tuple[Setting, ...] = ()
+
+
+def ladder(options: Options) -> tuple[Rung, ...]:
     """The settings to choose from, cheapest first by what they usually cost; only exact ones for ``bits=None``."""
 
-    def setting(bits: float | None, checkpoint: bool = False) -> tuple[str, Options]:
-        text = "exact" if bits is None else f"{bits:g} bits"
+    def setting(bits: float | None, checkpoint: Count | None = None) -> Setting:
         chosen = {"bits": bits} if bits in (None, 8) else {"bits": "auto", "average_bits": bits}
-        own = replace(options, memory_budget=None, checkpoint="sqrt" if checkpoint else None, **chosen)
-        return f"{text}, checkpoints" if checkpoint else text, own
+        again = {None: "", "sqrt": ", checkpoints"}.get(checkpoint, f", {checkpoint} of checkpoints")
+        text = "exact" if bits is None else f"{bits:g} bits" if bits <= 8 else f"8 bits and exact, {bits:g} on average"
+        return Setting(text + again, replace(options, memory_budget=None, checkpoint=checkpoint, **chosen))
+
+    def stored(bits: float | None, *between: float) -> Rung:
+        return Rung(setting(bits), tuple(map(setting, between)))
+
+    def again(bits: float | None) -> Rung:
+        return Rung(setting(bits, "sqrt"), tuple(setting(bits, share) for share in SHARES))
 
     if options.bits is None:
-        return setting(None), setting(None, True)
-    stored = [setting(bits) for bits in (None, 8, 6, 5, 4)]
-    return *stored, setting(8, True), setting(5, True), setting(4, True), setting(3), setting(3, True), setting(2, True)
+        return stored(None), again(None)
+    first = stored(None), stored(8, 24, 16, 12), stored(6, 7), stored(5, 5.5), stored(4, 4.5)
+    return *first, again(8), again(5), again(4), stored(3, 3.5), again(3), stored(2, 2.5), again(2)
 
 
 def budget_bytes(budget: float | str, baseline: int) -> int:
@@ -43,30 +69,25 @@ def budget_bytes(budget: float | str, baseline: int) -> int:
     return parse_bytes(budget, "memory_budget") if isinstance(budget, str) else int(budget * baseline)
 
 
-def choose(
-    settings: Sequence[tuple[str, Options]],
-    budget: int,
-    evaluate_setting: Callable[[str, Options], Point],
-    *,
-    baseline: int,
-) -> Point | None:
-    """The first setting that fits; None: plain torch.compile fits, and nothing better does. Settings
+def choose(rungs: Sequence[Rung], budget: int, attempt: Callable[[Setting], Point], *, baseline: int) -> Point | None:
+    """The cheapest setting that fits; None: plain torch.compile fits, and nothing better does. Rungs
     that do not lower the peak of an earlier one by more than the prediction may be wrong are passed over.
 
     Args:
         budget: bytes.
-        evaluate_setting: tries a setting.
+        attempt: tries a setting.
         baseline: plain torch.compile's peak, for the message.
 
     Raises:
         OptionError: none fits; the message says what the smallest budget is that one fits.
     """
     least: Point | None = None
-    for text, options in settings:
-        point = evaluate_setting(text, options)
+    for rung in rungs:
+        point = attempt(rung.setting)
         if least is None or is_lower(point.peak_bytes, least.peak_bytes):
             if point.peak_bytes <= budget:
-                return point
+                cheaper = map(attempt, rung.between)
+                return next((p for p in cheaper if point.peak_bytes <= p.peak_bytes <= budget), point)
             least = point
     if budget >= baseline:
         return None

@@ -48,7 +48,7 @@ def checkpoint(
     Changes numerics: of backward, with a codec; without one, no.
 
     Args:
-        count: how many segments; "sqrt": as many as give the lowest peak.
+        count: how many segments; "sqrt" or a fraction: see ``segment``.
         codec: how the values at the boundaries are stored; None: exactly.
         activations: of the joint graph; asked with a codec.
 

@@ -24,7 +24,7 @@ from fxapprox.liveness import Timeline, timeline
 from fxapprox.options import Options
 from fxapprox.pareto import Point
 from fxapprox.passes.allocate import allocate
-from fxapprox.passes.budget import budget_bytes, choose, estimated_error, estimated_time, ladder
+from fxapprox.passes.budget import Setting, budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
@@ -164,9 +164,9 @@ class _Splitter:
     clock: _Clock
 
     def along(self, options: Options) -> _Halves:
-        """The two graphs for these options; with "sqrt", without checkpoints if these would not lower the peak."""
+        """The two graphs for these options; checkpoints that are to lower the peak, and do not, are left out."""
         found = self._split(options)
-        if not found.segments or options.checkpoint != "sqrt":
+        if not found.segments or isinstance(options.checkpoint, int):
             return found
         plain = self._split(replace(options, checkpoint=None))
         return found if self._peak(found) < self._peak(plain) else plain
@@ -197,33 +197,34 @@ class _Splitter:
 
     def within_budget(self) -> _Halves | None:
         """The two graphs for the cheapest setting whose peak fits the budget; None: leave the graph alone."""
-        tried: dict[str, _Halves] = {}
-
-        def attempt(setting: str, options: Options) -> Point:
-            tried.clear()  # one at a time: these graphs are large
-            tried[setting], point = self._try(setting, options)
-            return point
-
         baseline = self._baseline_peak()
         assert self.options.memory_budget is not None
-        point = choose(
-            ladder(self.options), budget_bytes(self.options.memory_budget, baseline), attempt, baseline=baseline
-        )
-        return replace(tried[point.setting], setting=point.setting) if point is not None else None
+        budget = budget_bytes(self.options.memory_budget, baseline)
+        fitting: dict[str, _Halves] = {}
+
+        def attempt(setting: Setting) -> Point:
+            halves, point = self._try(setting)
+            if point.peak_bytes <= budget:  # the others are not kept: these graphs are large
+                fitting[setting.text] = halves
+            return point
+
+        point = choose(ladder(self.options), budget, attempt, baseline=baseline)
+        return replace(fitting[point.setting], setting=point.setting) if point is not None else None
 
     def pareto(self) -> tuple[Point, ...]:
-        """All settings that a budget chooses from, tried."""
+        """The rungs of the ladder that a budget chooses from, tried."""
         with _collector_paused():
-            return tuple(self._try(setting, options)[1] for setting, options in ladder(self.options))
+            return tuple(self._try(rung.setting)[1] for rung in ladder(self.options))
 
-    def _try(self, setting: str, options: Options) -> tuple[_Halves, Point]:
+    def _try(self, setting: Setting) -> tuple[_Halves, Point]:
+        options = setting.options
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an average that cannot be had is no news here
-            halves = self.along(options)
+            halves = self._split(options)
         found = self._timeline(halves)
         total = sum(map(flops, self.joint.forward_values))
         point = Point(
-            setting, options, found.peak(self._hints), estimated_time(halves.segments, total),
+            setting.text, options, found.peak(self._hints), estimated_time(halves.segments, total),
             estimated_error(halves.plan, self.activations, options, self._hints), found,
         )  # fmt: skip
         return halves, point

@@ -11,16 +11,16 @@ A decision (mask, index, sign) is stored without loss, unless the code of anothe
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
 from networkx.algorithms.flow import boykov_kolmogorov
 
 from fxapprox.activation import CLASS_OF_USE, LEAST_BITS, Activation, Affine, Class, Plan, Stored, Use
-from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
+from fxapprox.codecs import LOSSLESS, Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.errors import OptionError, UnsupportedGraph
-from fxapprox.options import Options
+from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.sizes import evaluate
 
 SOURCE, SINK = "source", "sink"
@@ -52,16 +52,19 @@ def plan_storing(
     activations: tuple[Activation, ...],
     options: Options,
     hints: Mapping[str, int],
-    *,
-    exact: Collection[str],
-    approximate: Collection[str],
+    codecs: Mapping[str, Codec],
 ) -> Plan:
-    """The plan that stores these values, instead of those of the cheapest cut; those that backward needs not are left.
+    """The plan that stores these values in these codecs, instead of those of the cheapest cut.
+
+    Values that backward needs not are left out; bits and policy of the options are not asked.
 
     Raises:
         UnsupportedGraph: backward needs more than these.
     """
-    return _plan_of(_Problem.of(activations, options, hints), set(exact), set(approximate))
+    lossless = {name for name, codec in codecs.items() if isinstance(codec, LOSSLESS)}
+    chosen = {name: codec for name, codec in codecs.items() if not isinstance(codec, (Mask, Integer))}
+    given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: chosen.get(value.name))
+    return _plan_of(_Problem.of(activations, given, hints), lossless, set(codecs.keys() - lossless))
 
 
 def _plan_of(problem: _Problem, exact: set[str], approximate: set[str]) -> Plan:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from fxapprox.activation import Activation, Plan
-from fxapprox.codecs import Codec, Exact, Identity, Integer, Mask
+from fxapprox.codecs import LOSSLESS
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
-from fxapprox.options import PROVISIONAL_BITS, Options
+from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST
 from fxapprox.passes.plan import plan_storing
 from fxapprox.plan_file import SavedEntry, SavedPlan, matches
-
-LOSSLESS = (Exact, Identity, Mask, Integer)
 
 
 def restore(saved: SavedPlan, activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:
@@ -46,16 +43,9 @@ def restore(saved: SavedPlan, activations: tuple[Activation, ...], options: Opti
 def _restored(
     entries: tuple[SavedEntry, ...], activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]
 ) -> Plan:
-    codecs = {entry.value: entry.codec for entry in entries}
-    lossless = {name for name, codec in codecs.items() if isinstance(codec, LOSSLESS)}
-    given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: _policy(codecs.get(value.name)))
-    plan = plan_storing(activations, given, hints, exact=lossless, approximate=codecs.keys() - lossless)
+    plan = plan_storing(activations, options, hints, {entry.value: entry.codec for entry in entries})
     _compare(plan, entries)
     return plan
-
-
-def _policy(codec: Codec | None) -> Codec | None:
-    return None if isinstance(codec, (Mask, Integer)) else codec
 
 
 def _compare(plan: Plan, entries: tuple[SavedEntry, ...]) -> None:

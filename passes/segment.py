@@ -66,7 +66,8 @@ def segment(
 
     Args:
         saved: what backward reads.
-        count: how many segments; "sqrt": as many as give the lowest peak.
+        count: how many segments; "sqrt": as many as give the lowest peak; a fraction: as few operators run again as
+            take this share of it off the peak.
         kept: values that are at hand in backward whatever happens.
         sizes: bytes that values take up in a boundary, where that is not their own size.
 
@@ -74,7 +75,9 @@ def segment(
     """
     lines = _Lines.of(forward, saved, kept, sizes)
     problem = _Problem.of(lines)
-    return problem.lowest_peak() if count == "sqrt" else problem.with_segments(count)
+    if isinstance(count, int):
+        return problem.with_segments(count)
+    return problem.lowest_peak() if count == "sqrt" else problem.lower_peak(count)
 
 
 def needed_for(
@@ -193,20 +196,29 @@ class _Problem:
         return cls(cuts, added, peak)
 
     def lowest_peak(self) -> tuple[Cut, ...]:
-        low, high = 0.0, WORTH * float(self.peak[0, -1])
-        return self._bisect(low, high, self._path)
+        return self._bisect(self._worth, self._path)[1]
+
+    def lower_peak(self, share: float) -> tuple[Cut, ...]:
+        """The cuts that take this share of what they can off the peak, and compute the least again."""
+        least, found = self._bisect(self._worth, self._path)
+        return (self._path(least + (1 - share) * (self._worth - least)) or found) if found else ()
+
+    @property
+    def _worth(self) -> float:
+        """The highest peak for which cuts are worth a second forward."""
+        return WORTH * float(self.peak[0, -1])
 
     def with_segments(self, count: int) -> tuple[Cut, ...]:
         """The cuts into this many segments with the lowest peak; fewer if there are fewer places."""
         count = min(count, len(self.cuts) - 1)
         high = float(np.ma.masked_invalid(self.peak).max() + np.ma.masked_invalid(self.added).sum())
-        return self._bisect(0.0, high, lambda peak: self._path_of(count, peak))
+        return self._bisect(high, lambda peak: self._path_of(count, peak))[1]
 
     def _bisect(
-        self, low: float, high: float, path: Callable[[float], tuple[Cut, ...] | None]
-    ) -> tuple[Cut, ...]:  # fmt: skip
-        """The path for the least peak up to ``high``; no cuts if there is none."""
-        best = path(high) or ()
+        self, high: float, path: Callable[[float], tuple[Cut, ...] | None]
+    ) -> tuple[float, tuple[Cut, ...]]:  # fmt: skip
+        """(the least peak up to ``high``, the path for it); no cuts if there is none."""
+        low, best = 0.0, path(high) or ()
         for _ in range(STEPS if best else 0):
             middle = (low + high) / 2
             found = path(middle)
@@ -214,7 +226,7 @@ class _Problem:
                 low = middle
             else:
                 high, best = middle, found
-        return best
+        return high, best
 
     def _path(self, peak: float) -> tuple[Cut, ...] | None:
         """The cuts that keep to a peak and compute the least again; None if there are none."""

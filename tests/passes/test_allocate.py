@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,13 +13,16 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fxapprox.activation import Plan
-from fxapprox.codecs import Group
+from fxapprox.codecs import Exact, Group
 from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST, Choice, allocate, choose
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
+from fxapprox.report import report_of
 from fxapprox.sensitivity import Sensitivities
-from tests.passes.graphs import joint_of
+from tests.models import Case, demo_resnet, gpt2, unet
+from tests.passes.graphs import joint_of, traced
+from tests.training import relative
 
 W = torch.randn(64, 64, requires_grad=True)
 NARROW = torch.randn(64, 8, requires_grad=True)
@@ -90,6 +94,35 @@ def test_classes_keep_what_they_need_and_the_same_values_are_stored() -> None:
 def test_an_average_out_of_reach_is_said() -> None:
     with pytest.warns(UserWarning, match=r"average_bits=2 cannot be had.*bits an element"):
         allocated(2)
+
+
+def test_above_eight_bits_some_values_are_exact() -> None:
+    before: set[str] = set()
+    for average in (8, 12, 20, 32):
+        _, chosen = allocated(average)
+        exact = {entry.name for entry in chosen.stored if "average" in entry.reason}
+        assert all(isinstance(entry.codec, Exact) for entry in chosen.stored if entry.name in exact)
+        assert before <= exact
+        before = exact
+    assert all(isinstance(entry.codec, Exact) for entry in chosen.stored)
+
+
+@pytest.mark.parametrize("model", [demo_resnet, gpt2, unet])
+def test_exact_values_among_codes(model: Callable[..., Case]) -> None:
+    """Forward is untouched, no decision is lost with the code that carried it, and bytes and errors are in between."""
+    case = model()
+    call = traced(case.model, *case.args)
+    exact = call.step(call.split(bits=None))
+    before = (0.0, float("inf"))
+    for options in ({"bits": "auto", "average_bits": 20}, {"bits": "auto", "average_bits": 12}, {"bits": 8}):
+        halves = call.split(**options)
+        found = call.step(halves)
+        assert all(map(torch.equal, found.outputs, exact.outputs))
+        assert report_of(halves, lowering="eager").saved_bytes == found.stored
+        now = (relative(found.gradient, exact.gradient), found.stored)
+        assert before[0] < now[0] < 0.05
+        assert before[1] > now[1]
+        before = now
 
 
 def test_a_policy_has_the_last_word() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ from fxapprox import OptionError, Options
 from fxapprox.activation import Segment
 from fxapprox.liveness import Timeline
 from fxapprox.pareto import Point, is_lower
-from fxapprox.passes.budget import budget_bytes, choose, estimated_error, estimated_time, ladder
+from fxapprox.passes.budget import Rung, Setting, budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
 from tests.models import Case, demo_resnet, gpt
@@ -27,45 +28,67 @@ from tests.training import relative, step, unrewritten
 MIB = 2**20
 
 
-def point(setting: str, options: Options, peak: int) -> Point:
-    return Point(setting, options, peak, 1.0, 0.0, Timeline(()))
+Peaks = list[tuple[int, list[int]]]  # of each rung, and of the settings before it
 
 
-def chosen(peaks: list[int], budget: int) -> tuple[Point, list[str]]:
+def chosen(peaks: Peaks, budget: int) -> tuple[Point, list[str]]:
     """(what is chosen, what was tried) where the settings have these peaks."""
     tried: list[str] = []
+    known = {str(i): peak for i, (peak, _) in enumerate(peaks)}
+    known |= {f"{i}.{j}": peak for i, (_, between) in enumerate(peaks) for j, peak in enumerate(between)}
 
-    def evaluate(setting: str, options: Options) -> Point:
-        tried.append(setting)
-        return point(setting, options, peaks[int(setting)])
+    def attempt(setting: Setting) -> Point:
+        tried.append(setting.text)
+        return Point(setting.text, setting.options, known[setting.text], 1.0, 0.0, Timeline(()))
 
-    settings = [(str(i), Options()) for i in range(len(peaks))]
-    found = choose(settings, budget, evaluate, baseline=2000)
+    def settings(names: Iterable[str]) -> tuple[Setting, ...]:
+        return tuple(Setting(name, Options()) for name in names)
+
+    rungs = [
+        Rung(*settings([str(i)]), settings(f"{i}.{j}" for j in range(len(between))))
+        for i, (_, between) in enumerate(peaks)
+    ]
+    found = choose(rungs, budget, attempt, baseline=2000)
     assert found is not None
     return found, tried
 
 
+def alone(*peaks: int) -> Peaks:
+    return [(peak, []) for peak in peaks]
+
+
 def test_the_first_that_fits_is_taken_and_no_more_are_tried() -> None:
-    found, tried = chosen([900, 500, 400, 100], 500)
+    found, tried = chosen(alone(900, 500, 400, 100), 500)
     assert found.peak_bytes == 500
     assert tried == ["0", "1"]
 
 
 def test_a_setting_that_hardly_lowers_the_peak_is_passed_over() -> None:
-    assert chosen([900, 890, 700], 895)[0].peak_bytes == 700
+    assert chosen(alone(900, 890, 700), 895)[0].peak_bytes == 700
 
 
 def test_the_message_names_the_smallest_budget() -> None:
     with pytest.raises(
         OptionError, match=r"memory_budget: .* 99 B or less\. .*is 0\.051 of .* 2\.0 KiB: 101 B, with 1"
     ):
-        chosen([300, 101, 200], 99)
+        chosen(alone(300, 101, 200), 99)
 
 
-@given(st.lists(st.integers(1, 1000), min_size=1), st.lists(st.integers(1, 1100), min_size=2))
-def test_a_smaller_budget_never_has_a_higher_peak(peaks: list[int], budgets: list[int]) -> None:
-    found, steps = [], [peaks[0]]
-    for peak in peaks:
+def test_a_setting_between_two_rungs_is_taken_where_it_fits() -> None:
+    peaks: Peaks = [(900, []), (500, [800, 490, 600]), (400, [450])]
+    assert chosen(peaks, 800)[1] == ["0", "1", "1.0"]
+    assert chosen(peaks, 700)[0].setting == "1.2"  # what is lower than its rung is passed over
+    assert chosen(peaks, 500)[0].setting == "1"
+    assert chosen(peaks, 480)[0].setting == "2.0"
+
+
+SOME_PEAK = st.integers(1, 1000)
+
+
+@given(st.lists(st.tuples(SOME_PEAK, st.lists(SOME_PEAK, max_size=3)), min_size=1), st.lists(SOME_PEAK, min_size=2))
+def test_a_smaller_budget_never_has_a_higher_peak(peaks: Peaks, budgets: list[int]) -> None:
+    found, steps = [], [peaks[0][0]]
+    for peak, _ in peaks:
         steps += [peak] if is_lower(peak, steps[-1]) else []
     for budget in sorted(budgets, reverse=True):
         if budget < steps[-1]:
@@ -82,15 +105,19 @@ def test_a_budget_in_bytes(budget: float | str, expected: int) -> None:
     assert budget_bytes(budget, 2000) == expected
 
 
+def settings_on(rungs: Iterable[Rung]) -> list[Setting]:
+    return [setting for rung in rungs for setting in (*rung.between, rung.setting)]
+
+
 def test_the_ladder_begins_exact_and_stays_so_where_it_has_to() -> None:
-    names = [name for name, _ in ladder(Options(memory_budget=0.5))]
+    names = [setting.text for setting in settings_on(ladder(Options(memory_budget=0.5)))]
     assert names[0] == "exact"
     assert len(set(names)) == len(names)
-    assert any("checkpoints" in name for name in names)
-    lossless = ladder(Options(memory_budget=0.5, bits=None, min_bytes=7))
+    assert {"8 bits and exact, 12 on average", "8 bits, 0.5 of checkpoints", "4 bits, checkpoints"} <= {*names}
+    lossless = [setting.options for setting in settings_on(ladder(Options(memory_budget=0.5, bits=None, min_bytes=7)))]
     assert len(lossless) > 1
-    assert all(options.bits is None and options.checkpoint_bits is None for _, options in lossless)
-    assert all(options.memory_budget is None and options.min_bytes == 7 for _, options in lossless)
+    assert all(options.bits is None and options.checkpoint_bits is None for options in lossless)
+    assert all(options.memory_budget is None and options.min_bytes == 7 for options in lossless)
 
 
 def test_time_grows_with_what_is_computed_again() -> None:
@@ -152,16 +179,16 @@ def test_peaks_of_twelve_budgets(name: str) -> None:
     """What the tried settings give: each budget is met, or refused with the smallest that is not."""
     report = settings_of(name)
     points = {p.setting: p for p in report.settings()}
-    options = [(p.setting, p.options) for p in report.settings()]
+    rungs = [Rung(Setting(p.setting, p.options)) for p in report.settings()]
     baseline, peaks = report.baseline_peak_bytes, []
     least = report.pareto()[-1].peak_bytes
     for i in range(12):
         budget = budget_bytes(1 - i / 12, baseline)
         if budget < least:
             with pytest.raises(OptionError, match="smallest budget"):
-                choose(options, budget, lambda name, _: points[name], baseline=baseline)
+                choose(rungs, budget, lambda setting: points[setting.text], baseline=baseline)
             continue
-        found = choose(options, budget, lambda name, _: points[name], baseline=baseline)
+        found = choose(rungs, budget, lambda setting: points[setting.text], baseline=baseline)
         assert found is not None
         peaks.append(found.peak_bytes)
         assert peaks[-1] <= budget

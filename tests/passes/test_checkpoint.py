@@ -118,14 +118,14 @@ def test_exact_boundaries_change_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 2])
-@pytest.mark.parametrize("count", ["sqrt", 2, 1000])
+@pytest.mark.parametrize("count", ["sqrt", 0.5, 2, 1000])
 @pytest.mark.parametrize("name", ["mlp", "pooled"])
-def test_any_number_of_segments(name: str, count: int | str, bits: int) -> None:
+def test_any_number_of_segments(name: str, count: float | str, bits: int) -> None:
     """More segments than there are places for are as many as there are."""
     found, halves, report = checkpointed(name, bits=bits, checkpoint=count)
     assert found.same_as(without(name, bits))
     assert report.saved_bytes == found.stored
-    assert len(halves.segments) <= {"sqrt": 10, 2: 1, 1000: 20}[count]
+    assert len(halves.segments) <= {"sqrt": 10, 0.5: 10, 2: 1, 1000: 20}[count]
 
 
 def test_the_report_tells_boundaries_from_what_is_computed_again() -> None:

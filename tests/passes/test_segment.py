@@ -104,6 +104,16 @@ def test_sqrt_makes_no_cut_where_nothing_is_gained() -> None:
     assert segment(nothing, [], 4) == ()
 
 
+def test_a_smaller_share_of_the_peak_computes_less_again() -> None:
+    """What is behind the last cut is not computed again."""
+    gm = graph_of(residual)
+    last = [segment(gm, made(gm), share)[-1].at for share in (0.1, 0.5, 0.9, "sqrt")]  # type: ignore[arg-type]
+    assert last == sorted(last)
+    assert last[0] < last[-1]
+    short = graph_of(lambda x: x.sin().sin())
+    assert segment(short, made(short), 0.5) == ()
+
+
 def test_more_segments_than_places_are_as_many_as_there_are() -> None:
     gm = graph_of(chain)
     assert 0 < len(segment(gm, made(gm), 1000)) <= 16
