@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import sympy
@@ -46,7 +48,7 @@ class Value:
     Attributes:
         name: of its node.
         size: in bytes.
-        elements: how many, symbolic sizes by their hints.
+        rows: the lengths of its loops: the products of its last sizes, symbolic ones by their hints.
         dtype: of its elements.
         reads: what the expression loads, and which part of it; None: the value lies in memory.
         ops: what the expression computes.
@@ -56,12 +58,17 @@ class Value:
 
     name: str
     size: Size
-    elements: int
+    rows: frozenset[int]
     dtype: torch.dtype
     reads: frozenset[tuple[Value, Any]] | None = None
     ops: frozenset[Any] = frozenset()
     heavy: bool = False
     channels_last: bool = False
+
+    @property
+    def elements(self) -> int:
+        """How many it has."""
+        return max(self.rows)
 
 
 @dataclass(eq=False, slots=True)
@@ -72,7 +79,7 @@ class Operation:
         name: of the node that it ends with.
         makes: the values it puts into memory.
         reads: the values it takes from memory.
-        extent: elements that the loops run over; 0: external.
+        rows: the lengths of its loops, as ``Value.rows``; none: external.
         whole: those of ``reads`` whose elements it reads where it writes.
         reduces: whether it has to end before its results can be read.
         scratch: bytes that it needs while it runs.
@@ -81,7 +88,7 @@ class Operation:
     name: str
     makes: tuple[Value, ...]
     reads: frozenset[Value]
-    extent: int = 0
+    rows: frozenset[int] = frozenset()
     whole: frozenset[Value] = frozenset()
     reduces: bool = False
     scratch: Size = 0
@@ -187,8 +194,10 @@ class _Lowering:
         made = tuple(v for v in makes if v is not None)
         if kind == "reduction":
             loads = self._loads(node)
-            extent = max((v.elements for v in _flat(operands)), default=1)
-            self.operations.append(Operation(node.name, made, frozenset(v for v, _ in loads), extent, reduces=True))
+            largest = max(_flat(operands), key=lambda v: v.elements, default=made[0])
+            self.operations.append(
+                Operation(node.name, made, frozenset(v for v, _ in loads), largest.rows, reduces=True)
+            )
         elif made:
             for value in _flat(operands):
                 self._realize(value)
@@ -282,9 +291,7 @@ class _Lowering:
             return
         reads = value.reads
         whole = frozenset(v for v, part in reads if part is None)
-        self.operations.append(
-            Operation(value.name, (value,), frozenset(v for v, _ in reads), max(value.elements, 1), whole)
-        )
+        self.operations.append(Operation(value.name, (value,), frozenset(v for v, _ in reads), value.rows, whole))
         value.reads, value.ops, value.heavy = None, frozenset(), False
 
 
@@ -293,7 +300,7 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
     groups: list[list[Operation]] = []
     open_groups: list[tuple[list[Operation], set[Value]]] = []  # those that may still grow, and what they touch
     for operation in operations:
-        if not operation.extent:
+        if not operation.rows:
             groups += [group for group, _ in open_groups] + [[operation]]
             open_groups = []
             continue
@@ -316,26 +323,35 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
 def _kernel(group: list[Operation], private: set[int]) -> Kernel:
     """One kernel; ``private`` values are read inside it only."""
     first = group[0]
-    if not first.extent:
+    if not first.rows:
         return Kernel(first.name, first.makes, first.reads, external=True, scratch=first.scratch)
     made_by = {id(v): o for o in group for v in o.makes}
     level: dict[int, int] = {}
     for operation in group:
         sources = [made_by[id(v)] for v in operation.reads if id(v) in made_by]
         level[id(operation)] = max((level[id(s)] + s.reduces for s in sources), default=0)
-    levels: dict[int, set[tuple[int, int]]] = {}
+    readers: dict[int, list[Operation]] = {}
     for operation in group:
         for value in operation.reads:
-            levels.setdefault(id(value), set()).add((level[id(operation)], operation.extent))
+            readers.setdefault(id(value), []).append(operation)
+
+    def in_one_loop(o: Operation, reader: Operation) -> bool:
+        return level[id(o)] == level[id(reader)] and _one_loop(o.rows, reader.rows)
+
     makes = tuple(
         v
         for o in group
         for v in o.makes
-        if o.reduces or id(v) not in private or levels.get(id(v), set()) - {(level[id(o)], o.extent)}
+        if o.reduces or id(v) not in private or not all(in_one_loop(o, r) for r in readers.get(id(v), ()))
     )
     reads = frozenset(v for o in group for v in o.reads if id(v) not in made_by)
     whole = frozenset(v for o in group for v in o.whole if id(v) not in made_by)
     return Kernel(group[-1].name, makes, reads, whole)
+
+
+def _one_loop(a: frozenset[int], b: frozenset[int]) -> bool:
+    """Whether two loop nests are one, up to merging dimensions: (3, 4, 5) and (12, 5), but not (10, 6)."""
+    return max(a) == max(b) and (a <= b or b <= a)
 
 
 def _kind(node: fx.Node, name: str) -> str:
@@ -365,7 +381,8 @@ def _unrolled(node: fx.Node, name: str) -> int:
 
 
 def _in_memory(name: str, value: torch.Tensor) -> Value:
-    return Value(name, nbytes_expression(value), numel(value), value.dtype)
+    sizes = reversed([adapter.hint(size) for size in value.shape])
+    return Value(name, nbytes_expression(value), frozenset(accumulate(sizes, mul, initial=1)), value.dtype)
 
 
 def _is_image(value: torch.Tensor) -> bool:

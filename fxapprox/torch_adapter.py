@@ -434,7 +434,10 @@ def compile_inductor(
 
     _lower_hints()
     with functorch_config.patch(enable_autograd_cache=False):
-        compiled: Any = compile_fx(gm, list(inputs), config_patches={**patches, "custom_partitioner_fn": partitioner})
+        compiled: Any = compile_fx(gm, list(inputs), config_patches={
+            # Inductor would hold what it has read for the last time until something of its size is made
+            "allow_buffer_reuse": False, **patches, "custom_partitioner_fn": partitioner,
+        })  # fmt: skip
     return compiled
 
 
