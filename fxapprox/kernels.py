@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice, takewhile
 from operator import mul
 from typing import Any
 
@@ -35,7 +35,7 @@ POINTWISE = frozenset(
     "aten.avg_pool2d aten.avg_pool2d_backward aten._adaptive_avg_pool2d aten.upsample_nearest2d"
     " aten.upsample_nearest2d_backward aten.upsample_bilinear2d prims._low_memory_max_pool_with_offsets"
     " aten.max_pool2d_with_indices_backward prims.inductor_random prims.inductor_lookup_seed aten.slice_backward"
-    " aten.select_backward aten.triu aten.tril".split()
+    " aten.select_backward aten.select_scatter aten.slice_scatter aten.triu aten.tril".split()
 )
 GATHERS = frozenset("aten._unsafe_index aten.index".split())  # their results have the layout that their sizes say
 PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
@@ -188,7 +188,10 @@ class _Lowering:
         kind = "external" if self._eager else _kind(node, name)
         results = node.meta["val"]
         if kind == "pointwise" and isinstance(results, torch.Tensor):
-            return self._pointwise(node, name, results)
+            made = self._pointwise(node, name, results)
+            if name == "aten.cat" and results.device.type == "cpu":
+                self._concatenate(made, _flat(operands))
+            return made
         tensors = results if isinstance(results, (tuple, list)) else (results,)
         makes = tuple(_in_memory(node.name, r) if isinstance(r, torch.Tensor) else None for r in tensors)
         made = tuple(v for v in makes if v is not None)
@@ -255,6 +258,13 @@ class _Lowering:
         made.heavy = name in HEAVY or any(v.heavy for v in inlined)
         return made
 
+    def _concatenate(self, made: Value, operands: Sequence[Value]) -> None:
+        """On the CPU operands are computed where they stand in the result, and read from there."""
+        self._realize(made)
+        for at, operand in enumerate(operands):
+            if operand.reads is not None:
+                operand.reads, operand.ops, operand.heavy = frozenset({(made, at)}), frozenset(), False
+
     def _loads(self, node: fx.Node) -> frozenset[tuple[Value, Any]]:
         """What has to be read from memory to compute a node's operands."""
         found: set[tuple[Value, Any]] = set()
@@ -296,28 +306,63 @@ class _Lowering:
 
 
 def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
-    """Neighbouring loops that share a value become one kernel; values that live in one loop alone get no memory."""
+    """Loops that share a value become one kernel, the values in one loop alone get no memory.
+
+    Neighbours do; and a loop goes back to one before external kernels where all that it reads was there already.
+    """
     groups: list[list[Operation]] = []
     open_groups: list[tuple[list[Operation], set[Value]]] = []  # those that may still grow, and what they touch
-    for operation in operations:
+    made_in: dict[int, int] = {}  # values of closed groups
+    read_in: dict[int, list[int]] = {}
+
+    def close(group: list[Operation]) -> None:
+        for operation in group:
+            note(operation, len(groups))
+        groups.append(group)
+
+    def note(operation: Operation, at: int) -> None:
+        made_in.update((id(v), at) for v in operation.makes)
+        for value in (*operation.reads, *operation.makes):
+            read_in.setdefault(id(value), []).append(at)
+
+    def earlier(operation: Operation, following: Iterable[Operation]) -> int | None:
+        """The closed group with the loop that makes the last of what this one reads, if they can be one loop, and
+        share more than this one does with a loop that follows."""
+        at = max((made_in.get(id(v), -1) for v in operation.reads), default=-1)
+        loops = [o for o in groups[at] if o.rows and not operation.reads.isdisjoint(o.makes)] if at >= 0 else []
+        if not any(_one_loop(operation.rows, o.rows) for o in loops):
+            return None
+        touched = {v for o in groups[at] for v in (*o.reads, *o.makes)}
+        ahead = takewhile(lambda o: o.rows, following)
+        most = max((_shared(operation, {*o.reads, *o.makes}) for o in ahead), default=0)
+        return at if _shared(operation, touched) > most else None
+
+    for i, operation in enumerate(operations):
         if not operation.rows:
-            groups += [group for group, _ in open_groups] + [[operation]]
+            for group, _ in open_groups:
+                close(group)
+            close([operation])
             open_groups = []
             continue
         touched = {*operation.reads, *operation.makes}
         related = [pair for pair in open_groups if not touched.isdisjoint(pair[1])]
+        if not related and (at := earlier(operation, islice(operations, i + 1, None))) is not None:
+            groups[at].append(operation)
+            note(operation, at)
+            continue
         open_groups = [pair for pair in open_groups if touched.isdisjoint(pair[1])]
         open_groups.append(([*(o for g, _ in related for o in g), operation], touched.union(*(t for _, t in related))))
-    groups += [group for group, _ in open_groups]
-    readers: dict[int, set[int]] = {}
-    for at, group in enumerate(groups):
-        for operation in group:
-            for value in operation.reads:
-                readers.setdefault(id(value), set()).add(at)
+    for group, _ in open_groups:
+        close(group)
     return [
-        _kernel(group, {id(v) for o in group for v in o.makes if readers.get(id(v), set()) <= {at}} - returned)
+        _kernel(group, {id(v) for o in group for v in o.makes if set(read_in.get(id(v), ())) <= {at}} - returned)
         for at, group in enumerate(groups)
     ]
+
+
+def _shared(operation: Operation, touched: set[Value]) -> int:
+    """Bytes that an operation reads or makes, and others touch as well."""
+    return sum(v.elements * v.dtype.itemsize for v in {*operation.reads, *operation.makes} & touched)
 
 
 def _kernel(group: list[Operation], private: set[int]) -> Kernel:

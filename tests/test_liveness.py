@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.liveness import Moment, Timeline, joined, timeline
@@ -134,6 +135,28 @@ def test_the_real_peak_under_inductor(build: Callable[[], tuple[nn.Module, Tenso
     predicted, real = measured(model, x, bits=bits)
     # which temporaries of one kernel Inductor fuses away is not told to the last: one of x's size may be missed
     assert abs(predicted - real) < 0.05 * real + x.nbytes
+
+
+class Wide(nn.Module):
+    """Rows longer than a group, an activation that is recomputed for two products, and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(128, 512) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(1024, 128) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            h = up(x)
+            x = x + down(torch.cat([F.gelu(h, approximate="tanh"), F.silu(h)], -1))
+        return x
+
+
+@pytest.mark.inductor
+def test_nothing_is_held_for_reuse_and_long_rows_are_decoded_once() -> None:
+    torch.manual_seed(0)
+    predicted, real = measured(Wide(), torch.randn(1024, 128), bits=8)
+    assert abs(predicted / real - 1) < 0.05
 
 
 def test_symbolic_sizes() -> None:
