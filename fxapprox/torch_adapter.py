@@ -266,9 +266,9 @@ _LIBRARY.define("in_memory(Tensor(a) x) -> Tensor(a)")
 _LIBRARY.impl("in_memory", lambda x: x, "CompositeExplicitAutograd")
 # Nothing but a word to Inductor: the operand, computed once into memory, in whatever layout suits its surroundings.
 IN_MEMORY = torch.ops.fxapprox.in_memory.default
-_LIBRARY.define("fence(Tensor(a) x, Tensor? after) -> Tensor(a)")
-_LIBRARY.impl("fence", lambda x, after: x, "CompositeExplicitAutograd")
-# The operand; Inductor fuses nothing across it, and what reads it runs after ``after`` is there.
+_LIBRARY.define("fence(Tensor(a) x) -> Tensor(a)")
+_LIBRARY.impl("fence", lambda x: x, "CompositeExplicitAutograd")
+# The operand; Inductor fuses nothing across it.
 FENCE = torch.ops.fxapprox.fence.default
 
 
@@ -278,12 +278,12 @@ def _lower_hints() -> None:
     from torch._inductor.lowering import lowerings, register_lowering
 
     class Fence(ir.ExternKernel):
-        """An external kernel that says it writes to its first operand, and does nothing."""
+        """An external kernel that says it writes to its operand, and does nothing."""
 
-        def __init__(self, operands: Sequence[Any]) -> None:
-            layout = ir.NoneLayout(device=operands[0].get_device())
-            super().__init__(None, layout, self.unwrap_storage(operands), ())
-            V.graph.mark_buffer_mutated(operands[0].get_name())
+        def __init__(self, operand: Any) -> None:
+            layout = ir.NoneLayout(device=operand.get_device())
+            super().__init__(None, layout, self.unwrap_storage([operand]), ())
+            V.graph.mark_buffer_mutated(operand.get_name())
             self.name = V.graph.register_buffer(self)
             V.graph.register_operation(self)
 
@@ -300,11 +300,9 @@ def _lower_hints() -> None:
         x.realize()
         return x
 
-    def fence(x: Any, after: Any) -> Any:
-        operands = [x] if after is None else [x, after]
-        for operand in operands:
-            operand.realize()
-        Fence(operands)
+    def fence(x: Any) -> Any:
+        x.realize()
+        Fence(x)
         return x
 
     meanings: dict[Any, Callable[..., Any]] = {IN_MEMORY: in_memory, FENCE: fence}

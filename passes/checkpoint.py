@@ -211,7 +211,7 @@ class _Again:
     def _fenced(self, node: fx.Node, before: fx.Node) -> fx.Node:
         """A code that Inductor does not decode in the kernel that makes it: that would keep the decoded value."""
         with self.backward.graph.inserting_before(before):
-            kept = self.backward.graph.call_function(adapter.FENCE, (node, None))
+            kept = self.backward.graph.call_function(adapter.FENCE, (node,))
         kept.meta = node.meta.copy()
         return kept
 
