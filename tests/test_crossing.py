@@ -45,7 +45,7 @@ def test_one_value_in_the_place_of_another(call: Traced) -> None:
     with halves.forward.graph.inserting_after(product):
         made = halves.forward.graph.call_function(negate, (product,))
     made.meta = product.meta.copy()
-    taken = crossing.take(made, "negative")
+    taken = crossing.take(made)
     assert crossing.take(made) is taken
     with halves.backward.graph.inserting_before(min(slot.users)):
         slot.replace_all_uses_with(halves.backward.graph.call_function(negate, (taken,)))
