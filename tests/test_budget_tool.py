@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tools import budget, budget_models, budget_records, budget_results, budget_time, budget_worker
-from tools.budget_records import Record
+from tools.budget_records import Record, refused
 
 PLAIN = Record("unet", "plain", "", stored=800, peak=1000, loss="0x1p+0", compile_seconds=3, step_seconds=2)
 
@@ -37,6 +37,14 @@ def test_a_plan_is_measured_once() -> None:
     assert budget_records.same_plan([copy, first], "k") == first
     assert budget_records.same_plan([copy, first], "other") is None
     assert budget_records.within([first, copy], 300) == [first]
+
+
+def test_below_a_budget_that_was_refused_nothing_is_tried() -> None:
+    known = Record("m", "fxapprox", "0.5", failed="OptionError: memory_budget: ... The smallest budget is 0.6")
+    assert refused([known], Record("m", "fxapprox", "0.4")) is known
+    for other in (Record("m", "fxapprox", "0.7"), Record("n", "fxapprox", "0.4"), Record("m", "torch-budget", "0.4")):
+        assert refused([known], other) is None
+    assert refused([Record("m", "fxapprox", "0.5", failed="not done")], Record("m", "fxapprox", "0.4")) is None
 
 
 def test_candidates_fit_the_largest_budget_and_are_timed_once() -> None:

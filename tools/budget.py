@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 
 from tools.budget_models import MODELS, SYSTEMS
-from tools.budget_records import Record, path_of, save, saved
+from tools.budget_records import Record, path_of, refused, save, saved
 from tools.budget_results import write_results
 from tools.budget_time import time_settings
 from tools.selection import select
@@ -82,7 +82,11 @@ def main(
         if path_of(record, out).exists() and record.name not in failed:
             continue
         console.log(record.name)
-        measure(record, out, limit)
+        known = refused(saved(out), record)
+        if known is not None:
+            save(replace(record, failed=known.failed), out)
+        else:
+            measure(record, out, limit)
         write_results(saved(out), out)
     write_results(saved(out), out)
 

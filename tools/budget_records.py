@@ -88,6 +88,18 @@ def same_plan(records: Iterable[Record], plan_key: str) -> Record | None:
     return next((r for r in records if r.plan_key == plan_key and not r.measured_at), None)
 
 
+def refused(records: Iterable[Record], smaller: Record) -> Record | None:
+    """A record with a larger budget that fxapprox refused: it names the smallest that it would not."""
+    return next(
+        (
+            r for r in records
+            if (r.model, r.system) == (smaller.model, smaller.system) == (r.model, "fxapprox")
+            and "smallest budget" in r.failed and float(r.setting) > float(smaller.setting)
+        ),
+        None,
+    )  # fmt: skip
+
+
 def within(records: Iterable[Record], limit: float) -> list[Record]:
     """Those whose peak is at most this many bytes; of several with the same bytes, which have one plan, the first."""
     found = {(r.system, r.stored, r.peak): r for r in reversed(list(records)) if r.peak <= limit}
