@@ -15,7 +15,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import sympy
 import torch
@@ -75,6 +75,12 @@ def is_tangent(node: fx.Node) -> bool:
 def must_be_in_backward(node: fx.Node) -> bool:
     """Whether torch has pinned the node to the backward graph (mutations of backward)."""
     return partitioners._must_be_in_backward(node)
+
+
+def traced_half(node: fx.Node) -> Literal["forward", "backward"] | None:
+    """The half of the joint graph that the node was traced in, copies included; None: a pass has made it."""
+    tag = node.meta.get("partitioner_tag")
+    return "forward" if tag == "is_forward" else "backward" if tag else None
 
 
 def must_recompute(node: fx.Node) -> bool:
