@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,8 @@ class Backend:
             result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
         except FxApproxError as error:
             raise adapter.through_dynamo(error) from error.__cause__
-        self.reports.append(report_of(result, lowering=self.options.lowering))
+        report = report_of(result, lowering=self.options.lowering)
+        self.reports.append(replace(report, options=self.options))
         return result.forward, result.backward
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sympy
@@ -15,8 +16,10 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Stored
 from fxapprox.codecs import Codec, Exact
+from fxapprox.errors import FxApproxError
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.liveness import Timeline, joined, timeline
+from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
@@ -49,6 +52,7 @@ class Report:
         timeline: what is alive when, in a training step.
         baseline_timeline: gives that of plain torch.compile; made at the first call.
         setting: what a memory budget chose, in words; "" without one.
+        options: what was asked for; None where that is not known.
         segments: what backward computes again from checkpoints.
     """
 
@@ -74,6 +78,7 @@ class Report:
     setting: str = field(default="", kw_only=True)
     segments: tuple[Segment, ...] = field(default=(), kw_only=True, repr=False)
     settings: Callable[[], tuple[Point, ...]] = field(default=tuple, kw_only=True, repr=False, compare=False)
+    options: Options | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
     def plan(self) -> SavedPlan:
@@ -175,6 +180,45 @@ class Report:
             },
             indent=1,
         )
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report as one HTML file that needs nothing else and no network; see docs/html-report.md.
+
+        Args:
+            path: where it is written; None: nowhere.
+
+        Returns: the HTML.
+
+        Raises:
+            FxApproxError: the file cannot be written.
+        """
+        from fxapprox.html import page
+
+        return _written(page(self), path)
+
+    def to_trace(self, path: str | Path | None = None) -> str:
+        """Memory over a training step in the trace event format, for Perfetto and chrome://tracing.
+
+        The time axis is the order of kernels, one microsecond each: what is predicted is when memory is taken and
+        given back, not how long a kernel runs.
+
+        Args:
+            path: where it is written; None: nowhere.
+
+        Returns: the JSON.
+
+        Raises:
+            FxApproxError: the file cannot be written.
+        """
+        from fxapprox.trace import trace_json
+
+        return _written(trace_json(self), path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the totals and a table as plain HTML, and the whole report in a frame."""
+        from fxapprox.html import notebook
+
+        return notebook(self)
 
     def __str__(self) -> str:
         from fxapprox.text import report_text
@@ -280,6 +324,7 @@ def merge(reports: Sequence[Report]) -> Report:
         setting="; ".join(dict.fromkeys(r.setting for r in reports if r.setting)),
         segments=tuple(segment for r in reports for segment in r.segments),
         settings=cache(lambda: joined_points([r.settings() for r in reports])),
+        options=reports[0].options,
     )
 
 
@@ -323,6 +368,15 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
         baseline_timeline=cache(lambda: report.baseline_timeline().renamed(names)),
         settings=cache(lambda: tuple(replace(p, timeline=p.timeline.renamed(names)) for p in report.settings())),
     )
+
+
+def _written(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FxApproxError(f"{path} cannot be written: {error}") from error
+    return text
 
 
 def _largest_first(decision: Decision) -> tuple[int, int]:
