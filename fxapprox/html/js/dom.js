@@ -7,7 +7,7 @@ function fill(element, attributes, children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
@@ -21,4 +21,9 @@ function svg(tag, attributes, ...children) {
 
 function body(section) {
   return document.querySelector(`#${section} .body`);
+}
+
+// A dotted path, which may break behind its dots.
+function pathText(path) {
+  return path.split(/(?<=[._])/).flatMap((part, i) => (i ? [html("wbr"), part] : [part]));
 }

@@ -2,9 +2,9 @@
 
 const ROWS = 200; // shown at first: a thousand rows more take a moment to lay out
 const COLUMNS = [
-  { key: "value", sort: (d) => d.value, cell: (d) => html("td", { class: "wrap mono" }, d.value) },
-  { key: "module", sort: (d) => d.module, cell: (d) => html("td", { class: "wrap" }, d.module) },
-  { key: "shape", sort: (d) => d.shape.reduce((a, b) => a * b, 1), cell: (d) => html("td", { class: "mono" }, typeText(d)) },
+  { key: "value", sort: (d) => d.value, cell: (d) => html("td", { class: "wrap mono" }, pathText(d.value)) },
+  { key: "module", sort: (d) => d.module, cell: (d) => html("td", { class: "wrap" }, pathText(d.module)) },
+  { key: "shape", sort: (d) => d.shape.reduce((a, b) => a * b, 1), cell: (d) => html("td", { class: "mono type" }, typeText(d)) },
   { key: "class", sort: (d) => d.class, cell: (d) => html("td", {}, d.class) },
   { key: "storage", sort: (d) => d.storage, cell: (d) => html("td", {}, storageText(d.group, d.storage)) },
   { key: "before", number: true, sort: (d) => d.before, cell: (d, most) => bytesCell(d.before, most, "plain") },
