@@ -26,6 +26,8 @@ from fxapprox.kernels import Kernel, Lowered, Value, lower
 from fxapprox.operators import op_name
 from fxapprox.sizes import Size, evaluate, renamed
 
+CODED = " as "  # between a value and its code, in the name of a saved life: "relu as 4-bit threshold"
+
 Half = Literal["forward", "backward"]
 Kind = Literal["saved", "output", "gradient", "tangent", "temporary", "scratch"]
 Role = Literal["operator", "again", "codec"]
@@ -58,7 +60,8 @@ class Life:
     """One piece of memory, from the moment that allocates it to the last that needs it.
 
     Attributes:
-        name: of the value: what is saved is named as backward takes it, a kernel's workspace as the kernel.
+        name: of the value: what is saved is named as backward takes it, until ``Timeline.named``; a kernel's workspace
+            as the kernel.
         kind: "saved" for backward, forward's "output", a "gradient" of parameters or inputs, a "tangent" (a gradient
             that backward is given), a "temporary", or "scratch": the workspace of one kernel.
         size: in bytes.
@@ -119,6 +122,11 @@ class Timeline:
         moments = tuple(replace(m, live=own(m.live), saved=own(m.saved)) for m in self.moments)
         lives = tuple(replace(life, size=own(life.size)) for life in self.lives)
         return Timeline(moments, own(self.after_forward), own(self.after_backward), lives)
+
+    def named(self, names: Mapping[str, str]) -> Timeline:
+        """The same with other names for what is saved."""
+        lives = (replace(x, name=names.get(x.name, x.name)) if x.kind == "saved" else x for x in self.lives)
+        return replace(self, lives=tuple(lives))
 
     @property
     def symbols(self) -> set[str]:

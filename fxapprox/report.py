@@ -16,9 +16,10 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Spliced, Stored
 from fxapprox.codecs import Exact
+from fxapprox.crossing import Crossing
 from fxapprox.errors import FxApproxError
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
-from fxapprox.liveness import Timeline, joined, timeline
+from fxapprox.liveness import CODED, Timeline, joined, timeline
 from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
@@ -277,6 +278,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
     copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in result.copied)
     count = result.joint.num_fwd_outputs
     alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
+    alive_when = alive_when.named(_names_of_saved(result))
     used = alive_when.symbols | _free_symbols(
         baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after))
     )
@@ -456,6 +458,15 @@ def _returned(result: Rewrite) -> dict[str, tuple[str, Size]]:
     own, saved = (everything[: result.joint.num_fwd_outputs], everything[result.joint.num_fwd_outputs :])
     alive = {id(node) for node in own}
     return {node.name: (base.name, size) for node in saved for base, size in _by_storage([node], alive).items()}
+
+
+def _names_of_saved(result: Rewrite) -> dict[str, str]:
+    """{an input of backward: the value it carries, and its code}; nothing for a graph that was left alone."""
+    if result.fallback or not result.parts:
+        return {}
+    coded = {node: f"{s.value}{CODED}{s.codec.text}" for s in result.spliced for node in s.encode}
+    crossing = Crossing(result.forward, result.backward, result.joint.num_fwd_outputs)
+    return {slot.name: coded.get(value.name, value.name) for value, slot in crossing.inputs.items()}
 
 
 def _value_behind(node: fx.Node, values: Mapping[str, Activation]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fxapprox.html.graphs import graphs_data
 from fxapprox.html.storage import GROUPS, storage_group, totals
-from fxapprox.liveness import Timeline
+from fxapprox.liveness import CODED, Timeline
 from fxapprox.sizes import evaluate, hints_of
 from fxapprox.text import summary
 
@@ -53,6 +54,7 @@ def _view(report: Report, name: str) -> dict[str, Any]:
         "decisions": [] if report.graphs else [_decision(decision) for decision in report.decisions],
         "plain": _timeline(plain, values, ()),
         "plan": _timeline(own, values, report.segments),
+        "graph": graphs_data(report),
     }
 
 
@@ -73,8 +75,13 @@ def _decision(decision: Decision) -> dict[str, Any]:
 
 
 def _timeline(timeline: Timeline, values: Mapping[str, int], segments: tuple[Segment, ...]) -> dict[str, Any]:
-    """Moments as [name, op, module, role], forward's first; lives as [name, kind, bytes, start, until]."""
+    """Moments as [name, op, module, role], forward's first; lives as [name, kind, bytes, start, until]; codes as
+    [moment, "encodes" or "decodes", name]; boundaries as [moment in which forward makes it, name]."""
     end = len(timeline.moments)
+    boundary = {name for segment in segments for name in segment.boundary}
+    saved = [(life, *life.name.partition(CODED)[::2]) for life in timeline.lives if life.kind == "saved"]
+    coded = [(life, name) for life, name, codec in saved if codec]
+    ends = [(life.until - 1, name) for life, name in coded if life.until is not None]
     return {
         "forward": timeline.forward_moments,
         "moments": [[m.name, m.op, m.module, m.role] for m in timeline.moments],
@@ -82,17 +89,9 @@ def _timeline(timeline: Timeline, values: Mapping[str, int], segments: tuple[Seg
             [life.name, life.kind, evaluate(life.size, values), life.start, end if life.until is None else life.until]
             for life in timeline.lives
         ],
-        "boundaries": _boundaries(timeline, segments),
+        "codes": [
+            *dict.fromkeys((life.start, "encodes", name) for life, name in coded),
+            *dict.fromkeys((at, "decodes", name) for at, name in ends),
+        ],
+        "boundaries": [*dict.fromkeys((life.start, name) for life, name, _ in saved if name in boundary)],
     }
-
-
-def _boundaries(timeline: Timeline, segments: tuple[Segment, ...]) -> list[list[Any]]:
-    """[moment, name] of each value that a segment is computed again from, where forward makes it."""
-    made = {life.name: life.start for life in reversed(timeline.lives) if life.kind == "saved"}
-    made.update({m.name: i for i, m in reversed(list(enumerate(timeline.moments))) if m.half == "forward"})
-    for held in (held for segment in segments for held in segment.held):
-        starts = [made[part] for part in held.parts if part in made]
-        if starts:
-            made.setdefault(held.name, min(starts))
-    names = dict.fromkeys(name for segment in segments for name in segment.boundary)
-    return [[made[name], name] for name in names if name in made]

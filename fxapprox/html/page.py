@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fxapprox.report import Report
 
 # One job each, in this order: what is defined in one is used in those behind it.
-SCRIPTS = ("dom", "units", "tooltip", "headline", "memory", "timeline", "table", "modules", "layers", "graph", "main")
+SCRIPTS = ("dom", "units", "tooltip", "headline", "memory", "timeline", "table", "modules", "layers", "tree", "graph", "main")
 ROWS = 20  # of the table that needs no scripts
 
 

@@ -7,10 +7,11 @@ function show(index) {
   const view = { ...data.views[index] };
   if (!view.decisions.length && data.views.length > 1 && index === 0) view.decisions = data.views.flatMap((v) => v.decisions);
   drawHeadline(view, data.groups);
-  for (const id of ["memory", "decisions", "modules"]) document.getElementById(id).hidden = false;
+  for (const id of ["memory", "decisions", "modules", "graph"]) document.getElementById(id).hidden = false;
   redraw = drawTimelines(view);
   drawTable(view, data.groups);
   drawModules(view);
+  drawGraph(view, data.groups);
 }
 
 function viewChoice() {

@@ -25,7 +25,7 @@ function legendOf(view) {
   const items = [...STACK].reverse().map((kind) => html("li", {}, area(kind), STACK_NAMES[kind]));
   const roles = new Set(view.plan.moments.map((moment) => moment[3]));
   const mark = (shape, text) => html("li", {}, svg("svg", { viewBox: "0 0 18 14", "aria-hidden": "true" }, shape), text);
-  if (roles.has("codec")) items.push(mark(svg("path", { class: "mark-codec", d: "M9 1V13" }), "encodes or decodes"));
+  if (roles.has("codec") || view.plan.codes.length) items.push(mark(svg("path", { class: "mark-codec", d: "M9 1V13" }), "encodes or decodes"));
   if (roles.has("again")) items.push(mark(svg("rect", { class: "mark-again", y: 4, width: 18, height: 6 }), "forward's operator, run again"));
   if (view.plan.boundaries.length) items.push(mark(svg("path", { class: "mark-boundary", d: "M9 2L15 12H3Z" }), "checkpoint boundary"));
   return html("ul", { class: "legend" }, items);
@@ -83,8 +83,9 @@ function marksOf(timeline, x, width) {
   const base = CHART.height - CHART.bottom;
   const codecs = [], again = [];
   const least = Math.max(width / timeline.moments.length, 1);
+  const coded = new Set(timeline.codes.map(([at]) => at));
   timeline.moments.forEach(([, , , role], at) => {
-    if (role === "codec") codecs.push(`M${x(at + 0.5)} ${base + 3}V${base + 12}`);
+    if (role === "codec" || coded.has(at)) codecs.push(`M${x(at + 0.5)} ${base + 3}V${base + 12}`);
     if (role === "again") again.push(`M${x(at)} ${base + 5}h${least}v5h${-least}Z`);
   });
   const triangles = timeline.boundaries.map(([at, value]) =>
@@ -167,12 +168,14 @@ function momentText(chart, at) {
 function momentTip(chart, at) {
   const { timeline, levels } = chart;
   const [name, op, module, role] = timeline.moments[at];
-  const does = { operator: "", again: " · run again", codec: " · encodes or decodes" }[role];
+  const does = { operator: "", again: " · run again", codec: " · part of a code" }[role];
+  const codes = timeline.codes.filter(([moment]) => moment === at).map(([, verb, value]) => `${verb} ${value}`);
   const half = at < timeline.forward ? "forward" : "backward";
   const swatch = (kind) => html("span", { class: `swatch ${kind}` });
   return [
     html("div", {}, html("b", {}, bytesText(levels.total[at])), html("span", { class: "quiet" }, ` · ${half}, kernel ${at + 1} of ${timeline.moments.length}${does}`)),
     html("div", {}, html("code", {}, `${op} ${name}`), module ? html("span", { class: "quiet" }, ` in ${module}`) : null),
+    codes.length ? html("div", {}, codes.slice(0, 4).join(", ") + (codes.length > 4 ? " …" : "")) : null,
     tooltipRows(STACK.filter((kind) => levels[kind][at]).map((kind) => [html("span", {}, swatch(kind), STACK_NAMES[kind]), bytesText(levels[kind][at])])),
     html("div", { class: "quiet", style: "margin-top: 0.4rem" }, "largest alive"),
     tooltipRows(largestAt(timeline, at, 5).map(([value, kind, bytes]) =>
