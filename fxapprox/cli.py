@@ -29,6 +29,8 @@ class Format(str, enum.Enum):
     table = "table"
     json = "json"
     fx = "fx"
+    html = "html"
+    trace = "trace"
 
 
 class Stage(str, enum.Enum):
@@ -61,7 +63,13 @@ def demo(
 @app.command()
 def dump(
     target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
-    format: Annotated[Format, typer.Option("--format", help="table, json, or fx: the graphs as code.")] = Format.table,
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="table, json, fx: the graphs as code, html: a report for the browser, trace: memory for Perfetto.",
+        ),
+    ] = Format.table,
     stage: Annotated[
         list[Stage] | None, typer.Option("--stage", help="With --format fx: joint, forward or backward (repeatable).")
     ] = None,
@@ -79,6 +87,7 @@ def dump(
     memory_budget: Annotated[
         str, typer.Option(help="Choose bits and checkpoints for this peak: 0.3 of torch.compile's, or 2GiB.")
     ] = "",
+    out: Annotated[Path | None, typer.Option(help="With --format html or trace: the file, instead of stdout.")] = None,
     pareto: Annotated[
         Path | None, typer.Option(help="Also try all that a budget chooses from, and draw what each costs.")
     ] = None,
@@ -104,6 +113,8 @@ def dump(
         fxapprox dump train.py:make_model --pareto costs.png
         fxapprox dump train.py:make_model --dynamic --size 64
         fxapprox dump train.py:make_model --format json > report.json
+        fxapprox dump train.py:make_model --format html --out report.html
+        fxapprox dump train.py:make_model --format trace --out memory.json
         fxapprox dump train.py:make_model --format fx --stage backward
     """
     from fxapprox.explain import explain
@@ -111,6 +122,8 @@ def dump(
     from fxapprox.target import load
     from fxapprox.text import WIDTH, decisions_table, graphs_text
 
+    if out is not None and format not in (Format.html, Format.trace):
+        raise OptionError(f"--out goes with --format html or trace; for {format.value}, write > {out}")
     given: dict[str, Any] = {
         "bits": parse_bits(bits), "average_bits": average_bits, "min_bytes": min_bytes,
         "checkpoint": parse_checkpoint(checkpoint), "checkpoint_bits": parse_checkpoint_bits(checkpoint_bits),
@@ -123,7 +136,11 @@ def dump(
     report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
     if wanted is not None:
         report = report.at(wanted)
-    if format is Format.json:
+    if format in (Format.html, Format.trace):
+        text = report.to_html(out) if format is Format.html else report.to_trace(out)
+        if out is None:
+            sys.stdout.write(text + "\n")
+    elif format is Format.json:
         sys.stdout.write(report.to_json() + "\n")
     elif format is Format.fx:
         stages = [s.value for s in stage or (Stage.forward, Stage.backward)]

@@ -75,6 +75,16 @@ class Life:
     start: int
     until: int | None
 
+    @property
+    def value(self) -> str:
+        """The value that is kept, as itself or in a code."""
+        return self.name.partition(CODED)[0]
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is a code that is kept."""
+        return CODED in self.name
+
 
 @dataclass(frozen=True)
 class Timeline:

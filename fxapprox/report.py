@@ -208,7 +208,7 @@ class Report:
     def to_trace(self, path: str | Path | None = None) -> str:
         """Memory over a training step in the trace event format, for Perfetto and chrome://tracing.
 
-        The time axis is the order of kernels, one microsecond each: what is predicted is when memory is taken and
+        The time axis is the order of kernels, one millisecond each: what is predicted is when memory is taken and
         given back, not how long a kernel runs.
 
         Args:

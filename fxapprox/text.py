@@ -37,12 +37,15 @@ def summary(report: Report) -> str:
         text = f"stored exactly, as plain torch.compile does ({baseline}): {report.fallback}"
     else:
         text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({report.ratio:.2f}x less)"
-    lines = [_peak_text(report)]
-    lines += [_copies_text(report)] if report.copies else []
+    return "\n".join([text, _peak_text(report), *notes(report)])
+
+
+def notes(report: Report) -> list[str]:
+    """What is to be said beside the totals: copies, checkpoints, what a budget chose, dynamic sizes; a line each."""
+    lines = [_copies_text(report)] if report.copies else []
     lines += [_segments_text(report)] if report.segments else []
     lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
-    lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
-    return "\n".join([text, *lines])
+    return [*lines, *(f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes)]
 
 
 def _peak_text(report: Report) -> str:

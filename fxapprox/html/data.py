@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from fxapprox.html.graphs import graphs_data
 from fxapprox.html.storage import GROUPS, storage_group, totals
-from fxapprox.liveness import CODED, Timeline
+from fxapprox.liveness import Timeline
 from fxapprox.sizes import evaluate, hints_of
-from fxapprox.text import summary
+from fxapprox.text import notes
 
 if TYPE_CHECKING:
     from fxapprox.activation import Decision, Segment
@@ -27,7 +27,7 @@ def report_data(report: Report) -> dict[str, Any]:
 
 
 def setting_text(report: Report) -> str:
-    """What was asked for, as ``compile`` takes it, and what a budget chose."""
+    """What was asked for, as ``compile`` takes it."""
     options = report.options
     if options is None:
         return report.setting
@@ -35,8 +35,7 @@ def setting_text(report: Report) -> str:
     usual = type(options)()
     asked = [n for n in names if n == "bits" or getattr(options, n) != getattr(usual, n)]
     asked = [n for n in asked if n != "bits" or options.memory_budget is None]
-    text = ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
-    return f"{text}; chosen: {report.setting}" if report.setting else text
+    return ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
 
 
 def _view(report: Report, name: str) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def _view(report: Report, name: str) -> dict[str, Any]:
         "setting": setting_text(report),
         "bits": report.average_bits,
         "fallback": report.fallback,
-        "notes": summary(report).splitlines()[2:],
+        "notes": notes(report),
         "totals": totals(report.decisions),
         "decisions": [] if report.graphs else [_decision(decision) for decision in report.decisions],
         "plain": _timeline(plain, values, ()),
@@ -79,9 +78,8 @@ def _timeline(timeline: Timeline, values: Mapping[str, int], segments: tuple[Seg
     [moment, "encodes" or "decodes", name]; boundaries as [moment in which forward makes it, name]."""
     end = len(timeline.moments)
     boundary = {name for segment in segments for name in segment.boundary}
-    saved = [(life, *life.name.partition(CODED)[::2]) for life in timeline.lives if life.kind == "saved"]
-    coded = [(life, name) for life, name, codec in saved if codec]
-    ends = [(life.until - 1, name) for life, name in coded if life.until is not None]
+    saved = [life for life in timeline.lives if life.kind == "saved"]
+    coded = [life for life in saved if life.is_code]
     return {
         "forward": timeline.forward_moments,
         "moments": [[m.name, m.op, m.module, m.role] for m in timeline.moments],
@@ -90,8 +88,8 @@ def _timeline(timeline: Timeline, values: Mapping[str, int], segments: tuple[Seg
             for life in timeline.lives
         ],
         "codes": [
-            *dict.fromkeys((life.start, "encodes", name) for life, name in coded),
-            *dict.fromkeys((at, "decodes", name) for at, name in ends),
+            *dict.fromkeys((life.start, "encodes", life.value) for life in coded),
+            *dict.fromkeys((life.until - 1, "decodes", life.value) for life in coded if life.until is not None),
         ],
-        "boundaries": [*dict.fromkeys((life.start, name) for life, name, _ in saved if name in boundary)],
+        "boundaries": [*dict.fromkeys((life.start, life.value) for life in saved if life.value in boundary)],
     }

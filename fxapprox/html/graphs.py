@@ -46,19 +46,21 @@ def _graph(view: GraphView, title: str, texts: dict[Hashable, int]) -> dict[str,
 
 
 def _box(box: Box, module: str, texts: dict[Hashable, int]) -> list[int]:
-    group = storage_group(box.storage)
-    values = (
-        box.name, box.kind, box.half, box.op, module, box.source, box.storage, group, box.bytes, box.shape, box.dtype,
-        box.reason,
-    )  # fmt: skip
-    return [v if name == "bytes" else texts.setdefault(v, len(texts)) for name, v in zip(FIELDS, values, strict=True)]
+    traits: dict[str, Hashable] = {name: getattr(box, name) for name in FIELDS if name not in ("module", "group")}
+    traits.update(module=module, group=storage_group(box.storage))
+    return [box.bytes if name == "bytes" else texts.setdefault(traits[name], len(texts)) for name in FIELDS]
 
 
 def _homes(view: GraphView) -> dict[str, str]:
-    """The module that each box is drawn in: what has none of its own is drawn where it is first read."""
+    """The module that each box is drawn in: inputs where they are first read, sums of gradients where these come
+    from."""
+    boxes = {box.name: box for box in view.boxes}
     homes = {box.name: box.module for box in view.boxes}
-    kinds = {box.name: box.kind for box in view.boxes}
     for source, reader in reversed(view.edges):
-        if kinds[source] == "input" and homes[reader]:
+        if boxes[source].kind == "input" and homes[reader]:
             homes[source] = homes[reader]
+    for source, reader in view.edges:
+        box = boxes[reader]
+        if not box.module and box.half == "backward" and box.op == "aten.add" and homes[source]:
+            homes[reader] = homes[source]
     return homes

@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from fxapprox.report import Report
 
 # One job each, in this order: what is defined in one is used in those behind it.
-SCRIPTS = ("dom", "units", "tooltip", "headline", "memory", "timeline", "table", "modules", "layers", "tree", "graph", "main")
+SCRIPTS = (
+    "dom", "units", "tooltip", "headline", "memory", "timeline", "table", "modules", "layers", "tree", "graph", "main",
+)  # fmt: skip
 ROWS = 20  # of the table that needs no scripts
 
 
 def page(report: Report) -> str:
     """The report as one HTML document that asks for nothing else: no fonts, no scripts, no network."""
-    text = files("fxapprox.html").joinpath
-    scripts = [text("js", f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
-    style = text("report.css").read_text(encoding="utf-8")
-    return _templates().get_template("page.html").render(
-        report=report, data=report_data(report), style=style, scripts=scripts, **_static(report)
+    folder = files("fxapprox.html")
+    scripts = [(folder / "js" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    style = (folder / "report.css").read_text(encoding="utf-8")
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(report=report, data=report_data(report), style=style, scripts=scripts, **_static(report))
     )
 
 
@@ -55,4 +59,5 @@ def _templates() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters["bytes"] = size_text
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the order given, and small
     return made

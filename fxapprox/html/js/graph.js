@@ -66,8 +66,7 @@ function layOut(picture) {
 
 function edgePath(from, to, points) {
   const start = { x: from.x + from.width / 2, y: from.y + from.height / 2 }, end = { x: to.x + to.width / 2, y: to.y + to.height / 2 };
-  const apart = to.x > from.x + from.width + 40 || from.x > to.x + to.width + 40;
-  if (!points.length && apart && Math.abs(end.y - start.y) < 3 * Math.abs(end.x - start.x)) { // side to side
+  if (from.node.boxes[0].half !== to.node.boxes[0].half) { // from side to side
     const right = end.x > start.x;
     const a = { x: right ? from.x + from.width : from.x, y: start.y }, b = { x: right ? to.x : to.x + to.width, y: end.y };
     const middle = (a.x + b.x) / 2;
@@ -328,7 +327,7 @@ function boxKey(picture, key, node) {
   else if (key === "Backspace") closeAround(picture, node);
   else if ((key === "Enter" || key === " ") && !node.box) {
     toggleModule(picture, node.key);
-    go(picture.items.find((item) => !item.open && pathTo(node, item.node.boxes[0]).length && node.boxes.includes(item.node.boxes[0]))?.node.key);
+    go(picture.items.find((item) => !item.open && node.boxes.includes(item.node.boxes[0]))?.node.key);
   } else return false;
   return true;
 }

@@ -2,10 +2,12 @@
 
 const PAD = { side: 14, top: 30, bottom: 14 };
 
+// The boxes of a stage; what it returns is no box: every gradient and every saved value would lead there.
 function boxesOf(graph, stage) {
   const { fields, texts } = graph;
-  return graph.stages[stage].boxes.map((row, at) =>
+  const boxes = graph.stages[stage].boxes.map((row, at) =>
     Object.fromEntries([["at", at], ...fields.map((field, i) => [field, field === "bytes" ? row[i] : texts[row[i]]])]));
+  return boxes.filter((box) => box.kind !== "output");
 }
 
 // {key, label, children, boxes below, box}; halves at the top where the graph has both
@@ -13,15 +15,43 @@ function graphTree(boxes) {
   const root = moduleNode("", "");
   const halves = new Set(boxes.map((box) => box.half));
   for (const box of boxes) {
-    let node = halves.size > 1 ? childOf(root, box.half, true) : root;
-    node.boxes.push(box);
+    root.boxes.push(box);
+    let node = root;
+    if (halves.size > 1) (node = childOf(root, box.half, true)).boxes.push(box);
     for (const name of box.module ? box.module.split(".") : []) {
       node = childOf(node, name, false);
       node.boxes.push(box);
     }
     node.children.push({ key: `#${box.at}`, label: shortOp(box), box, boxes: [box], children: [] });
   }
-  return joinChains(root);
+  return gathered(inOrder(joinChains(root)));
+}
+
+const FEWEST = 3; // loose operators in a row that become a group
+
+// Beside modules, operators of no module in a row are one group: a loss, an interpolation, a mask.
+function gathered(node) {
+  const modules = node.children.some((child) => !child.box);
+  const runs = [];
+  for (const child of node.children.map(gathered)) {
+    const last = runs.at(-1);
+    const input = child.box?.kind === "input";
+    if (child.box && last && last[0].box && (last[0].box.kind === "input") === input) last.push(child); else runs.push([child]);
+  }
+  node.children = runs.flatMap((run) => (modules && run.length >= FEWEST ? [groupOf(node, run)] : run));
+  return node;
+}
+
+function groupOf(node, run) {
+  const label = run[0].box.kind === "input" ? "inputs" : `${run[0].label} … ${run.at(-1).label}`;
+  return { ...moduleNode(`${node.key}/${run[0].key}…`, label), children: run, boxes: run.flatMap((child) => child.boxes), group: true };
+}
+
+// Modules stand where their first operator does: inputs come first in a graph, whoever reads them.
+function inOrder(node) {
+  const at = (child) => (child.boxes.find((box) => box.kind !== "input") || child.boxes[0]).at;
+  node.children = node.children.map(inOrder).map((child) => [at(child), child]).sort((a, b) => a[0] - b[0]).map(([, child]) => child);
+  return node;
 }
 
 function moduleNode(key, label) {
@@ -51,23 +81,17 @@ function shortOp(box) {
   return box.op === "placeholder" ? box.name : box.op.replace(/^(aten|prims)\./, "");
 }
 
-// Opens modules, the outer ones first, as long as not more than so many things are to be seen.
+// Opens modules of modules, level by level, as long as not more than so many things are to be seen; with Infinity all
+// modules.
 function openedAtFirst(root, most) {
-  const open = new Set([root.key]);
+  const open = new Set();
   let level = [root], shown = 1;
   while (level.length) {
-    const next = [];
-    for (const node of level) {
-      if (!open.has(node.key)) continue;
-      for (const child of node.children) {
-        if (child.box) continue;
-        next.push(child);
-      }
-    }
-    for (const node of next) {
-      if (node.half || shown + node.children.length <= most) { open.add(node.key); shown += node.children.length; }
-    }
-    level = next.filter((node) => open.has(node.key));
+    const outer = level.filter((node) => node === root || node.half || most === Infinity || node.children.some((child) => !child.box));
+    shown += outer.reduce((sum, node) => sum + node.children.length, 0);
+    if (shown > most && !outer.some((node) => node === root || node.half)) break;
+    outer.forEach((node) => open.add(node.key));
+    level = outer.flatMap((node) => node.children.filter((child) => !child.box));
   }
   return open;
 }
@@ -86,7 +110,7 @@ function graphLayout(root, boxEdges, open) {
   const pairs = new Map();
   for (const [from, to] of boxEdges) {
     const a = seen.get(from), b = seen.get(to);
-    if (a !== b) pairs.set(`${a.key} ${b.key}`, [a, b]);
+    if (a && b && a !== b) pairs.set(`${a.key} ${b.key}`, [a, b]);
   }
   const inside = new Map(); // of an open module: [[child, child]]
   for (const [a, b] of pairs.values()) {
@@ -150,14 +174,13 @@ function spread(laid, x, y, items, routes) {
 }
 
 function sizeOf(node) {
-  const longest = Math.max(...linesOf(node).map((line, i) => line.length * (i ? 6 : 7.2)));
-  return { width: Math.min(Math.max(longest + 30, 84), 250), height: node.box ? 40 : 54 };
+  const longest = Math.max(...linesOf(node).map((line, i) => line.length * (i ? 6.1 : 7.3)));
+  return { width: Math.min(Math.max(longest + (node.box && node.box.group !== "none" ? 44 : 26), 84), 260), height: node.box ? 40 : 54 };
 }
 
 function linesOf(node) {
   const { box } = node;
   if (!box) return [`▸ ${node.label}`, countText(node.boxes.length, "operator")];
-  if (box.kind === "output") return ["output", ""];
   const shape = box.shape.join("×");
   const size = box.bytes ? bytesText(box.bytes) : "";
   const name = { quantize: "quantize", dequantize: "dequantize" }[box.kind];
