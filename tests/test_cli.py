@@ -51,6 +51,25 @@ def test_json(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["saved_bytes"] > 0
 
 
+@pytest.mark.parametrize(("format", "begins"), [("html", "<!doctype html>"), ("trace", '{"traceEvents": [')])
+def test_files(
+    format: str, begins: str, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", format) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(begins)
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", format, "--out", "report") == 0
+    assert capsys.readouterr().out == ""
+    assert len(Path("report").read_text()) == pytest.approx(len(text), rel=0.01)
+
+
+def test_out_wants_a_format_of_files(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--out", "report.txt") == 2
+    assert "--out goes with --format html or trace" in " ".join(capsys.readouterr().err.split())
+
+
 def test_fx(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "dump", f"{target}:make", "--format", "fx", "--stage", "backward") == 0
     out = capsys.readouterr().out

@@ -3,23 +3,28 @@
 const SHOWN_AT_FIRST = 60;
 const MOST_SHOWN = 4000; // boxes: more than that takes the browser seconds to draw
 
-function drawGraph(view, groups) {
-  const stages = view.graph ? Object.entries(view.graph.stages) : [];
-  if (!stages.length) {
-    body("graph").replaceChildren(html("p", { class: "empty" }, "several graphs: choose one of them above"));
+function drawGraph(views, groups) {
+  const several = views.length > 1;
+  const offered = views.flatMap((view) => Object.entries(view.graph.stages).map(([key, stage]) => ({ view, key, title: several ? `${view.name}: ${stage.title}` : stage.title })));
+  if (!offered.length) {
+    body("graph").replaceChildren(html("p", { class: "empty" }, "there is no graph to draw"));
     return;
   }
   const canvas = svg("svg", { tabindex: 0, role: "application", "aria-label": "graph; arrow keys move, plus and minus zoom, Enter goes to the first box" });
   const status = html("span", { class: "count", role: "status" });
-  const picture = { canvas, status, groups, view, scene: svg("g"), scale: 1, x: 0, y: 0 };
+  const legend = html("div");
+  const picture = { canvas, status, groups, scene: svg("g"), scale: 1, x: 0, y: 0 };
   canvas.append(svg("defs", {}, svg("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
     svg("path", { d: "M0 0.5L8 4L0 7.5Z", style: "fill: var(--quiet)" }))), picture.scene);
-  const select = html("select", { name: "stage", onchange: () => choose(select.value) }, stages.map(([key, stage]) => html("option", { value: key }, stage.title)));
+  const select = html("select", { name: "stage", onchange: () => choose(offered[select.value]) }, offered.map(({ title }, i) => html("option", { value: i }, title)));
 
-  function choose(stage) {
-    picture.root = graphTree(boxesOf(view.graph, stage));
-    picture.edges = view.graph.stages[stage].edges;
+  function choose({ view, key }) {
+    const boxes = boxesOf(view.graph, key);
+    picture.root = graphTree(boxes);
+    picture.edges = view.graph.stages[key].edges;
+    picture.decisions = view.decisions;
     picture.open = openedAtFirst(picture.root, SHOWN_AT_FIRST);
+    legend.replaceChildren(legendOfGroups(boxes, groups));
     layOut(picture);
     fit(picture);
   }
@@ -31,15 +36,13 @@ function drawGraph(view, groups) {
       button("open all", "open all modules", () => openAll(picture)), button("close", "close all modules", () => { picture.open = openedAtFirst(picture.root, 1); layOut(picture); fit(picture); }),
       button("+", "zoom in", () => zoom(picture, 1.3)), button("−", "zoom out", () => zoom(picture, 1 / 1.3)), button("fit", "show all of it", () => fit(picture, true)),
       status),
-    legendOfGroups(view, groups), html("div", { class: "canvas" }, canvas));
+    legend, html("div", { class: "canvas" }, canvas));
   listenToGraph(picture);
-  choose(stages[0][0]);
+  choose(offered[0]);
 }
 
-function legendOfGroups(view, groups) {
-  const { fields, texts, stages } = view.graph;
-  const column = fields.indexOf("group");
-  const used = new Set(Object.values(stages).flatMap((stage) => stage.boxes.map((box) => texts[box[column]])));
+function legendOfGroups(boxes, groups) {
+  const used = new Set(boxes.map((box) => box.group));
   return html("ul", { class: "legend" }, Object.entries(groups).filter(([key]) => used.has(key) && key !== "none").map(([key, name]) => html("li", {}, storageSign(key), name)));
 }
 
@@ -147,7 +150,7 @@ function boxTip(picture, node) {
 
 function moduleTip(picture, node) {
   const names = new Set(node.boxes.map((box) => box.name));
-  const decisions = picture.view.decisions.filter((decision) => names.has(decision.value));
+  const decisions = picture.decisions.filter((decision) => names.has(decision.value));
   const sum = (key) => bytesText(decisions.reduce((total, decision) => total + decision[key], 0));
   const counts = new Map();
   for (const { group } of node.boxes) if (group !== "none") counts.set(group, (counts.get(group) || 0) + 1);

@@ -37,7 +37,7 @@ function groupsOf(view, groups) {
   const rows = view.totals.map(([group, count, , after]) => [
     storageText(group, groups[group]),
     html("span", { class: "number quiet" }, countText(count, "value")),
-    html("div", {}, html("div", { class: "bytes-bar", style: `width: ${(100 * after) / most}%; margin-left: 0; height: 6px; background: var(--${group})` })),
+    html("div", {}, html("div", { class: "bytes-bar", style: `width: ${(100 * after) / most}%; background: var(--${group}); min-width: ${after ? 2 : 0}px` })),
     html("span", { class: "number" }, after ? bytesText(after) : "–"),
   ]);
   return html("div", { class: "total" },

@@ -4,14 +4,14 @@ const data = JSON.parse(document.getElementById("data").textContent);
 let redraw = () => {};
 
 function show(index) {
-  const view = { ...data.views[index] };
-  if (!view.decisions.length && data.views.length > 1 && index === 0) view.decisions = data.views.flatMap((v) => v.decisions);
+  const parts = index === 0 && data.views.length > 1 ? data.views.slice(1) : [data.views[index]];
+  const view = { ...data.views[index], decisions: parts.flatMap((part) => part.decisions) };
   drawHeadline(view, data.groups);
   for (const id of ["memory", "decisions", "modules", "graph"]) document.getElementById(id).hidden = false;
   redraw = drawTimelines(view);
   drawTable(view, data.groups);
   drawModules(view);
-  drawGraph(view, data.groups);
+  drawGraph(parts, data.groups);
 }
 
 function viewChoice() {

@@ -24,7 +24,7 @@ function drawTable(view, groups) {
   const rows = html("tbody"), count = html("span", { class: "count", role: "status" });
   const more = html("button", { class: "more", type: "button", onclick: () => { state.all = true; draw(); } });
   const heads = COLUMNS.map((column) => headOf(column, state, draw));
-  const table = html("table", { class: "data" }, html("caption", { class: "visually-hidden" }, "Decisions"),
+  const table = html("table", { class: "data decisions" }, html("caption", { class: "visually-hidden" }, "Decisions"),
     html("thead", {}, html("tr", {}, heads)), rows);
 
   function draw() {

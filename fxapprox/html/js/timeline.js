@@ -51,7 +51,7 @@ function drawChart(panel, chart, most, plain) {
   }, svg("defs", {}, hatch(name)));
   picture.append(...gridOf(width, y, most), ...areasOf(levels, x, y, inner.width, name));
   picture.append(...marksOf(timeline, x, inner.width));
-  if (plain) picture.append(...plainPeakOf(plain, width, y));
+  if (plain) picture.append(...plainPeakOf(plain, levels.total[peak], width, y));
   picture.append(...halvesOf(timeline, x), ...peakOf(chart, x, y, width));
   picture.append(svg("g", { class: "pointer" }));
   panel.replaceChildren(html("h3", {}, chart.title, html("span", { class: "quiet" }, ` · peak ${bytesText(levels.total[peak])}`)), picture);
@@ -115,12 +115,12 @@ function peakOf(chart, x, y, width) {
   ];
 }
 
-function plainPeakOf(plain, width, y) {
+function plainPeakOf(plain, own, width, y) {
   const level = plain.levels.total[plain.peak];
   return [
     svg("line", { class: "plainpeak", x1: CHART.left, x2: width - CHART.right, y1: y(level), y2: y(level) }),
-    svg("text", { x: width - CHART.right, y: y(level) - 5, "text-anchor": "end" }, `plain torch.compile's peak ${bytesText(level)}`),
-  ];
+    own > 0.85 * level ? null : svg("text", { x: width - CHART.right, y: y(level) - 5, "text-anchor": "end" }, `plain torch.compile's peak ${bytesText(level)}`),
+  ].filter(Boolean);
 }
 
 // The pointer, or the arrow keys, choose a moment.
