@@ -14,7 +14,7 @@ function drawGraph(views, groups) {
   const status = html("span", { class: "count", role: "status" });
   const legend = html("div");
   const picture = { canvas, status, groups, scene: svg("g"), scale: 1, x: 0, y: 0 };
-  canvas.append(svg("defs", {}, svg("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
+  canvas.append(svg("defs", {}, svg("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto-start-reverse" },
     svg("path", { d: "M0 0.5L8 4L0 7.5Z", style: "fill: var(--quiet)" }))), picture.scene);
   const select = html("select", { name: "stage", onchange: () => choose(offered[select.value]) }, offered.map(({ title }, i) => html("option", { value: i }, title)));
 
@@ -23,6 +23,7 @@ function drawGraph(views, groups) {
     picture.root = graphTree(boxes);
     picture.edges = view.graph.stages[key].edges;
     picture.decisions = view.decisions;
+    hideTooltip();
     picture.open = openedAtFirst(picture.root, SHOWN_AT_FIRST);
     legend.replaceChildren(legendOfGroups(boxes, groups));
     layOut(picture);
@@ -64,7 +65,7 @@ function layOut(picture) {
   picture.scene.replaceChildren(...frames.flatMap((item) => drawFrame(item)), ...paths, ...picture.drawn.values());
   picture.width = Math.max(...items.map((item) => item.x + item.width), 1);
   picture.height = Math.max(...items.map((item) => item.y + item.height), 1);
-  picture.status.textContent = `${countText(boxes.length, "box", "boxes")} of ${countText(picture.root.boxes.length, "operator")}, ${countText(edges.length, "edge")}`;
+  picture.status.textContent = `${boxes.length.toLocaleString("en")} shown, of ${countText(picture.root.boxes.length, "operator and input", "operators and inputs")}`;
 }
 
 function edgePath(from, to, points) {
@@ -195,10 +196,12 @@ function centre(picture, key) {
   place(picture);
 }
 
-// Opens or closes a module; what was under the pointer stays there.
+// Opens or closes a module, in forward and in backward; what was under the pointer stays there.
 function toggleModule(picture, key) {
   const before = picture.items.find((item) => item.node.key === key);
-  picture.open.has(key) ? picture.open.delete(key) : picture.open.add(key);
+  const opens = !picture.open.has(key);
+  const twins = ["forward", "backward"].map((half) => key.replace(/^\/(forward|backward)\//, `/${half}/`));
+  for (const twin of new Set([key, ...twins])) opens ? picture.open.add(twin) : picture.open.delete(twin);
   layOut(picture);
   const after = picture.items.find((item) => item.node.key === key);
   picture.x += (before.x + (before.open ? 0 : before.width / 2) - after.x - (after.open ? after.width / 2 : 0)) * picture.scale;

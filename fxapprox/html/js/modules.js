@@ -51,7 +51,7 @@ function moduleRow(node, depth, most, isOpen, toggle) {
 
 function moduleTree(decisions) {
   const made = (key, label) => ({ key, label, count: 0, before: 0, after: 0, times: 1, children: [], byName: new Map() });
-  const root = made("", "model");
+  const root = made("", "total");
   for (const decision of decisions) {
     let node = root;
     const path = [root];

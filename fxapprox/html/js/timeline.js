@@ -13,8 +13,14 @@ function drawTimelines(view) {
   }
   const most = Math.max(...charts.map((chart) => chart.levels.total[chart.peak]), 1);
   const panels = charts.map((chart) => html("div", { class: "chart" }));
-  body("memory").replaceChildren(legendOf(view), html("div", { class: "charts" }, panels));
-  const draw = () => charts.forEach((chart, i) => drawChart(panels[i], chart, most, i ? charts[0] : null));
+  const same = html("input", { type: "checkbox", checked: true, onchange: () => draw() });
+  const legend = legendOf(view);
+  legend.append(html("li", { class: "scale" }, html("label", {}, same, " same scale")));
+  body("memory").replaceChildren(legend, html("div", { class: "charts" }, panels));
+  const draw = () => charts.forEach((chart, i) => {
+    const own = Math.max(chart.levels.total[chart.peak], 1);
+    drawChart(panels[i], chart, same.checked ? most : own, i && same.checked ? charts[0] : null);
+  });
   draw();
   return draw;
 }

@@ -16,7 +16,7 @@ function countText(number, one, many) {
 }
 
 function timesText(before, after) {
-  if (!after) return before ? "nothing left" : "";
+  if (!after) return before ? "nothing stored" : "";
   const times = before / after;
   if (Math.abs(times - 1) < 0.005) return "the same";
   return times >= 1 ? `${times.toFixed(times < 10 ? 2 : 1)}× less` : `${(1 / times).toFixed(2)}× more`;
