@@ -55,8 +55,8 @@ function layOut(picture) {
   picture.near = new Map(); // {key of a node: [[key of the other node, edge]]}
   const frames = items.filter((item) => item.open), boxes = items.filter((item) => !item.open);
   const note = (from, to, path) => { if (!picture.near.has(from)) picture.near.set(from, []); picture.near.get(from).push([to, path]); };
-  const paths = edges.map(({ from, to, points }) => {
-    const path = svg("path", { class: "edge", d: edgePath(from, to, points), "marker-end": "url(#tip)" });
+  const paths = edges.map(({ from, to, points, faint }) => {
+    const path = svg("path", { class: faint ? "edge faint" : "edge", d: edgePath(from, to, points), "marker-end": "url(#tip)" });
     note(from.node.key, { key: to.node.key, reads: false }, path);
     note(to.node.key, { key: from.node.key, reads: true }, path);
     return path;
@@ -70,7 +70,7 @@ function layOut(picture) {
 
 function edgePath(from, to, points) {
   const start = { x: from.x + from.width / 2, y: from.y + from.height / 2 }, end = { x: to.x + to.width / 2, y: to.y + to.height / 2 };
-  if (from.node.boxes[0].half !== to.node.boxes[0].half) { // from side to side
+  if (halfOf(from.node) !== halfOf(to.node)) { // from side to side
     const right = end.x > start.x;
     const a = { x: right ? from.x + from.width : from.x, y: start.y }, b = { x: right ? to.x : to.x + to.width, y: end.y };
     const middle = (a.x + b.x) / 2;

@@ -91,13 +91,13 @@ function marksOf(timeline, x, width) {
   const least = Math.max(width / timeline.moments.length, 1);
   const coded = new Set(timeline.codes.map(([at]) => at));
   timeline.moments.forEach(([, , , role], at) => {
-    if (role === "codec" || coded.has(at)) codecs.push(`M${x(at + 0.5)} ${base + 3}V${base + 12}`);
-    if (role === "again") again.push(`M${x(at)} ${base + 5}h${least}v5h${-least}Z`);
+    if (role === "codec" || coded.has(at)) codecs.push(`M${x(at + 0.5)} ${base + 2}V${base + 8}`);
+    if (role === "again") again.push(`M${x(at)} ${base + 10}h${least}v4h${-least}Z`);
   });
   const triangles = timeline.boundaries.map(([at, value]) =>
     svg("path", { class: "mark-boundary", d: `M${x(at + 0.5)} ${base + 2}l6 10h-12Z` }, svg("title", {}, `checkpoint boundary ${value}`)));
   return [
-    svg("path", { class: "mark-again", d: again.join("") }), svg("path", { class: "mark-codec", d: codecs.join("") }), ...triangles,
+    svg("path", { class: "mark-again", d: again.join("") }), svg("path", { class: "mark-codec", d: codecs.join(""), style: `stroke-width: ${Math.max(0.4, Math.min(1.5, least * 0.6))}` }), ...triangles,
   ];
 }
 

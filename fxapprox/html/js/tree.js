@@ -97,7 +97,7 @@ function openedAtFirst(root, most) {
 }
 
 // Lays out what is to be seen. Returns {items, edges}: items are {node, x, y, width, height, open}, outer ones first;
-// edges are {from, to: items, points}.
+// edges are {from, to: items, points, faint}: inputs and constants that all of backward reads would hide the rest.
 function graphLayout(root, boxEdges, open) {
   const parents = new Map(), seen = new Map(); // of each node its parent; of each box the node that stands for it
   const visit = (node, parent, shown) => {
@@ -107,10 +107,13 @@ function graphLayout(root, boxEdges, open) {
     node.children.forEach((child) => visit(child, node, own));
   };
   visit(root, null, null);
+  const made = new Set(boxEdges.map(([, to]) => to)); // what is not is an input or a constant
   const pairs = new Map();
   for (const [from, to] of boxEdges) {
     const a = seen.get(from), b = seen.get(to);
-    if (a && b && a !== b) pairs.set(`${a.key} ${b.key}`, [a, b]);
+    if (!a || !b || a === b) continue;
+    const key = `${a.key} ${b.key}`;
+    pairs.set(key, [a, b, made.has(from) || (pairs.get(key)?.[2] ?? false)]);
   }
   const inside = new Map(); // of an open module: [[child, child]]
   for (const [a, b] of pairs.values()) {
@@ -121,8 +124,12 @@ function graphLayout(root, boxEdges, open) {
   const laid = layModule(root, inside, open, false);
   const items = new Map(), routes = new Map();
   spread(laid, 0, 0, items, routes);
-  const edges = [...pairs.values()].map(([a, b]) => ({ from: items.get(a), to: items.get(b), points: routes.get(`${a.key} ${b.key}`) || [] }));
+  const edges = [...pairs.values()].map(([a, b, made]) => ({ from: items.get(a), to: items.get(b), faint: !made && halfOf(a) !== halfOf(b), points: routes.get(`${a.key} ${b.key}`) || [] }));
   return { items: [...items.values()].filter((item) => item.node !== root), edges };
+}
+
+function halfOf(node) {
+  return node.boxes[0].half;
 }
 
 // The innermost module that holds both, and the children of it that hold one each.
