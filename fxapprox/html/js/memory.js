@@ -32,10 +32,11 @@ function highest(levels) {
   return levels.total.reduce((best, level, at) => (level > levels.total[best] ? at : best), 0);
 }
 
-// [name, kind, bytes] of the largest pieces of memory at a moment
+// [name, kind, bytes, module that makes it] of the largest pieces of memory at a moment
 function largestAt(timeline, at, count) {
   const alive = timeline.lives.filter(([, , , start, until]) => start <= at && at < until);
-  return alive.sort((a, b) => b[2] - a[2]).slice(0, count);
+  const largest = alive.sort((a, b) => b[2] - a[2]).slice(0, count);
+  return largest.map(([name, kind, bytes, start]) => [name, kind, bytes, timeline.moments[start][2]]);
 }
 
 // At most so many columns, each of which shows the highest of its moments.

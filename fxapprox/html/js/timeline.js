@@ -184,7 +184,7 @@ function momentTip(chart, at) {
     codes.length ? html("div", {}, codes.slice(0, 4).join(", ") + (codes.length > 4 ? " …" : "")) : null,
     tooltipRows(STACK.filter((kind) => levels[kind][at]).map((kind) => [html("span", {}, swatch(kind), STACK_NAMES[kind]), bytesText(levels[kind][at])])),
     html("div", { class: "quiet", style: "margin-top: 0.4rem" }, "largest alive"),
-    tooltipRows(largestAt(timeline, at, 5).map(([value, kind, bytes]) =>
-      [html("span", {}, swatch(STACK_OF[kind]), html("code", {}, value), html("span", { class: "quiet" }, ` ${KIND_NAMES[kind]}`)), bytesText(bytes)])),
+    tooltipRows(largestAt(timeline, at, 5).map(([value, kind, bytes, made]) =>
+      [html("span", {}, swatch(STACK_OF[kind]), html("code", {}, value), html("span", { class: "quiet" }, ` ${KIND_NAMES[kind]}${made ? ` of ${made}` : ""}`)), bytesText(bytes)])),
   ];
 }

@@ -78,6 +78,7 @@ function joinChains(node) {
 }
 
 function shortOp(box) {
+  if (/quantize/.test(box.kind)) return box.kind;
   return box.op === "placeholder" ? box.name : box.op.replace(/^(aten|prims)\./, "");
 }
 
@@ -190,6 +191,5 @@ function linesOf(node) {
   if (!box) return [`▸ ${node.label}`, countText(node.boxes.length, "operator")];
   const shape = box.shape.join("×");
   const size = box.bytes ? bytesText(box.bytes) : "";
-  const name = { quantize: "quantize", dequantize: "dequantize" }[box.kind];
-  return [name ? `${name} · ${box.op}` : node.label, [shape, size].filter(Boolean).join(" · ")];
+  return [/quantize/.test(box.kind) ? `${box.kind} · ${box.op}` : node.label, [shape, size].filter(Boolean).join(" · ")];
 }
