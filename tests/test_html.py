@@ -287,10 +287,18 @@ def test_empty_reports(open_page: Callable[..., playwright.Page]) -> None:
     page = open_page(tiny.to_html())
     assert "nothing is stored for backward" in page.locator("#decisions").inner_text()
     assert "nothing is stored for backward" in page.locator("#modules").inner_text()
-    fallback = replace(tiny, fallback="mutates <its> input")
-    page = open_page(fallback.to_html())
-    assert "Stored exactly, as plain torch.compile does. mutates <its> input" in page.locator("#headline").inner_text()
     assert "Nothing is stored" in tiny._repr_html_()
+
+
+def test_a_graph_left_alone(open_page: Callable[..., playwright.Page]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    report = fxapprox.explain(lambda x: net(x).square().mean(), torch.randn(8, 3, 16, 16), memory_budget=1.0)
+    page = open_page(replace(report, fallback="mutates <its> input").to_html())
+    assert "Stored exactly, as plain torch.compile does. mutates <its> input" in page.locator("#headline").inner_text()
+    for section in ("decisions", "modules"):
+        assert "the graph was left alone" in page.locator(f"#{section}").inner_text()
+    assert page.locator("#graph .box").count()
+    assert "Nothing is stored" not in report._repr_html_()
 
 
 def test_dynamic_sizes(open_page: Callable[..., playwright.Page]) -> None:

@@ -42,5 +42,5 @@ function groupsOf(view, groups) {
   ]);
   return html("div", { class: "total" },
     html("div", { class: "label" }, `${countText(view.totals.reduce((sum, t) => sum + t[1], 0), "value")}, and what becomes of them`),
-    rows.length ? html("div", { class: "groups" }, rows) : html("p", {}, "nothing is stored for backward"));
+    rows.length ? html("div", { class: "groups" }, rows) : html("p", {}, nothingText(view)));
 }

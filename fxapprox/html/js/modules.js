@@ -29,7 +29,7 @@ function drawModules(view) {
   body("modules").replaceChildren(view.decisions.length
     ? html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Module tree" },
         html("table", { class: "data tree", role: "treegrid", "aria-label": "Modules with bytes" }, html("thead", {}, html("tr", {}, head)), rows))
-    : html("p", { class: "empty" }, "nothing is stored for backward"));
+    : html("p", { class: "empty" }, nothingText(view)));
 }
 
 function moduleRow(node, depth, most, isOpen, toggle) {

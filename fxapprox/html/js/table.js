@@ -31,7 +31,7 @@ function drawTable(view, groups) {
     const found = sorted(decisions.filter((decision) => matches(decision, state)), state);
     const shown = state.all ? found : found.slice(0, ROWS);
     rows.replaceChildren(...shown.map((d) => html("tr", {}, COLUMNS.map((column) => column.cell(d, most)))));
-    if (!found.length) rows.append(html("tr", {}, html("td", { class: "empty", colspan: COLUMNS.length }, decisions.length ? "no value matches" : "nothing is stored for backward")));
+    if (!found.length) rows.append(html("tr", {}, html("td", { class: "empty", colspan: COLUMNS.length }, decisions.length ? "no value matches" : nothingText(view))));
     more.hidden = shown.length === found.length;
     more.textContent = `show all ${found.length}`;
     const sum = (key) => bytesText(found.reduce((total, d) => total + d[key], 0));

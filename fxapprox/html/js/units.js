@@ -22,6 +22,11 @@ function timesText(before, after) {
   return times >= 1 ? `${times.toFixed(times < 10 ? 2 : 1)}× less` : `${(1 / times).toFixed(2)}× more`;
 }
 
+// What stands where there are no values to show.
+function nothingText(view) {
+  return view.fallback ? "the graph was left alone: plain torch.compile decides what is stored" : "nothing is stored for backward";
+}
+
 function typeText(value) {
   return `${value.dtype}[${value.shape.join(", ")}]`;
 }
