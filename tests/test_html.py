@@ -158,6 +158,7 @@ def test_rows_are_filtered(page: playwright.Page, report: fxapprox.Report) -> No
     assert len(cells(page, 5)) == sum(storage_group(d.storage) == "bits4" for d in report.decisions)
     page.locator("select[name=class]").select_option("statistic")
     assert page.locator("#decisions").get_by_text("no value matches").is_visible()
+    assert page.locator("#decisions .more").is_hidden()
     assert f"0 of {len(report.decisions)} values" in page.locator("#decisions .count").inner_text()
 
 

@@ -41,6 +41,6 @@ function groupsOf(view, groups) {
     html("span", { class: "number" }, after ? bytesText(after) : "–"),
   ]);
   return html("div", { class: "total" },
-    html("div", { class: "label" }, `${countText(view.totals.reduce((sum, t) => sum + t[1], 0), "value")}, and what becomes of them`),
+    html("div", { class: "label" }, rows.length ? `${countText(view.totals.reduce((sum, t) => sum + t[1], 0), "value")}, and what becomes of them` : "Values"),
     rows.length ? html("div", { class: "groups" }, rows) : html("p", {}, nothingText(view)));
 }
