@@ -13,8 +13,8 @@ import sympy
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Stored
-from fxapprox.codecs import Codec, Exact
+from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Spliced, Stored
+from fxapprox.codecs import Exact
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.liveness import Timeline, joined, timeline
 from fxapprox.pareto import Point, is_lower, joined_points
@@ -50,6 +50,10 @@ class Report:
         baseline_timeline: gives that of plain torch.compile; made at the first call.
         setting: what a memory budget chose, in words; "" without one.
         segments: what backward computes again from checkpoints.
+        outputs: how many of what forward returns is the user's; the rest is saved.
+        activations: every forward value of the joint graph, classified; none if it was left alone.
+        recomputed: names of those of them that backward recomputes from what is stored.
+        spliced: where codecs stand in the two graphs.
     """
 
     baseline_bytes: int
@@ -74,6 +78,10 @@ class Report:
     setting: str = field(default="", kw_only=True)
     segments: tuple[Segment, ...] = field(default=(), kw_only=True, repr=False)
     settings: Callable[[], tuple[Point, ...]] = field(default=tuple, kw_only=True, repr=False, compare=False)
+    outputs: int = field(default=0, kw_only=True, repr=False)
+    activations: tuple[Activation, ...] = field(default=(), kw_only=True, repr=False)
+    recomputed: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+    spliced: tuple[Spliced, ...] = field(default=(), kw_only=True, repr=False)
 
     @property
     def plan(self) -> SavedPlan:
@@ -201,7 +209,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
         after = _taken(left, (node.name for node in parts.nodes))
         was = before.pop(storage_of(nodes[entry.name]), 0)
         segment = next((again[node.name] for node in parts.nodes if node.name in again), None)
-        text = _storage_text(entry.codec) + (f", recomputed in segment {segment + 1}" if segment is not None else "")
+        text = entry.codec.text + (f", recomputed in segment {segment + 1}" if segment is not None else "")
         decisions.append(_decision(values[entry.name], text, was, after, entry, hints))
         for name in entry.predicates:
             text = f"in the code of {entry.name}"
@@ -212,7 +220,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
     for held in (held for segment in result.segments for held in segment.held):
         name = _value_behind(made[held.name], values)
         inside = name != held.name and isinstance(held.codec, Exact)
-        how = "inside its code" if inside else _storage_text(held.codec)
+        how = "inside its code" if inside else held.codec.text
         text = f"{'boundary' if held.name in boundaries else 'for recomputation'}, {how}"
         was = before.pop(storage_of(nodes[name]), 0)
         decisions.append(_decision(values[name], text, was, _taken(left, held.parts), None, hints))
@@ -248,6 +256,10 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
         setting=result.setting,
         segments=result.segments,
         settings=cache(result.pareto),
+        outputs=count,
+        activations=result.activations,
+        recomputed=result.plan.recomputed,
+        spliced=result.spliced,
     )
 
 
@@ -381,12 +393,6 @@ def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
         expr_before=sympy.sympify(size),
         expr_after=sympy.sympify(size) if kept else sympy.Integer(0),
     )  # fmt: skip
-
-
-def _storage_text(codec: Codec) -> str:
-    if isinstance(codec, Exact) or codec.bits is None or codec.label.startswith("1-bit"):
-        return codec.label
-    return f"{codec.bits}-bit {codec.label}"
 
 
 def _returned(result: Rewrite) -> dict[str, tuple[str, Size]]:

@@ -248,6 +248,18 @@ def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> 
     return copied
 
 
+def rename(node: fx.Node, name: str) -> None:
+    """Gives a node a name that says what it is (with a number behind it, if the graph has that name already)."""
+    node._rename(name)
+
+
+def take_place(node: fx.Node, old: fx.Node) -> None:
+    """Puts a node of the same graph in place of another one, under its name: they stand for the same value."""
+    old.replace_all_uses_with(node)
+    old.graph.erase_node(old)
+    node.name = old.name  # taken in the graph's namespace, and free
+
+
 @contextlib.contextmanager
 def _quiet_symbols(fake_mode: FakeTensorMode) -> Iterator[None]:
     """Codecs make no unbacked symbols; none may be left pending in the graph's shape environment."""
@@ -593,10 +605,12 @@ __all__ = [
     "prefers_channels_last",
     "prepare_joint",
     "realize_limits",
+    "rename",
     "size_conditions",
     "size_symbols",
     "split",
     "stand_in_outputs",
+    "take_place",
     "tensors_in",
     "through_dynamo",
     "trace",

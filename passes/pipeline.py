@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Plan, Segment
+from fxapprox.activation import Activation, Plan, Segment, Spliced
 from fxapprox.codecs import Group
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint, flops
@@ -74,6 +74,12 @@ class Rewrite:
     seconds: dict[str, float] = field(default_factory=dict)
     setting: str = ""
     pareto: Callable[[], tuple[Point, ...]] = tuple
+
+    @property
+    def spliced(self) -> tuple[Spliced, ...]:
+        """Where codecs stand in the two graphs."""
+        planned = (parts.spliced for parts in self.parts if parts.spliced is not None)
+        return (*planned, *(spliced for segment in self.segments for spliced in segment.spliced))
 
 
 def rewrite(
