@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,8 +109,9 @@ def dump(
     """
     from fxapprox.explain import explain
     from fxapprox.options import Options
+    from fxapprox.table import decisions_table
     from fxapprox.target import load
-    from fxapprox.text import WIDTH, decisions_table, graphs_text
+    from fxapprox.text import graphs_text
 
     given: dict[str, Any] = {
         "bits": parse_bits(bits), "average_bits": average_bits, "min_bytes": min_bytes,
@@ -129,10 +131,16 @@ def dump(
         stages = [s.value for s in stage or (Stage.forward, Stage.backward)]
         sys.stdout.write(graphs_text(report.graphs or (report,), stages) + "\n")
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-        console.print(decisions_table(report, limit=None if all_rows else 20))
+        _console().print(decisions_table(report, everything=all_rows))
     if pareto is not None:
         _show_pareto(report, pareto, Console(stderr=True))
+
+
+def _console() -> Console:
+    """Standard output, in the terminal's width; where there is no terminal, that of COLUMNS or a default."""
+    from fxapprox.text import WIDTH
+
+    return Console(width=shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
 def _show_pareto(report: Report, path: Path, console: Console) -> None:
@@ -167,11 +175,10 @@ def fit(
     from fxapprox.amounts import parse_bytes
     from fxapprox.resize import largest_batches
     from fxapprox.target import load
-    from fxapprox.text import WIDTH, batches_table
+    from fxapprox.text import batches_table
 
     limit = parse_bytes(memory, "--memory")
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    console.print(batches_table(limit, largest_batches(load(target), limit, optimizer_bytes)))
+    _console().print(batches_table(limit, largest_batches(load(target), limit, optimizer_bytes)))
 
 
 def parse_bits(text: str) -> int | str | dict[str, int | None] | None:

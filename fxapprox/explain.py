@@ -130,9 +130,9 @@ def _needs_values(error: Exception) -> FxApproxError:
     library = str(Path(torch.__file__).parent)
     *_, last = (f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library))
     return FxApproxError(
-        f"{Path(last.filename).name}:{last.lineno} in {last.name}: {last.line}: this needs the values of a tensor, which"
-        " tensors on the meta device do not have; explain a smaller model that has memory, or take the line out of what"
-        " is explained"
+        f"{Path(last.filename).name}:{last.lineno} in {last.name}: {last.line}: this needs the values of a tensor,"
+        " which tensors on the meta device do not have; explain a smaller model that has memory, or take the line out"
+        " of what is explained"
     )
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
@@ -101,6 +102,16 @@ class Report:
         """The same for plain torch.compile."""
         return self.baseline_timeline().peak(hints_of(self.sizes))
 
+    @property
+    def gradient_bytes(self) -> int:
+        """What is alive at the end of a training step, in the predicted peak as well: gradients and outputs."""
+        return evaluate(self.timeline.after_backward, hints_of(self.sizes))
+
+    @property
+    def exact_bytes(self) -> int:
+        """All values of ``decisions``, if each of them were saved as it is."""
+        return sum(math.prod(d.shape) * getattr(torch, d.dtype).itemsize for d in self.decisions)
+
     def pareto(self) -> tuple[Point, ...]:
         """What each step down in memory costs: the settings that a budget chooses from, by falling predicted peak.
 
@@ -185,7 +196,7 @@ class Report:
         )
 
     def __str__(self) -> str:
-        from fxapprox.text import report_text
+        from fxapprox.table import report_text
 
         return report_text(self)
 
