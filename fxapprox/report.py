@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Spliced, Stored
+from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, Stored
 from fxapprox.codecs import Exact
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.liveness import Timeline, joined, timeline
@@ -22,8 +22,6 @@ from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -175,25 +173,10 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """The report as JSON, without the graphs; `schema` grows by one when a field changes its meaning."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "baseline_bytes": self.baseline_bytes,
-                "saved_bytes": self.saved_bytes,
-                "peak_bytes": self.peak_bytes,
-                "baseline_peak_bytes": self.baseline_peak_bytes,
-                "baseline_copies_bytes": self.baseline_copies_bytes,
-                "baseline_expr": str(self.baseline_expr),
-                "saved_expr": str(self.saved_expr),
-                "sizes": [asdict(symbol) for symbol in self.sizes],
-                "fallback": self.fallback,
-                "seconds": self.seconds,
-                "decisions": [_plain(decision) for decision in self.decisions],
-                "copies": [_plain(copy) for copy in self.copies],
-            },
-            indent=1,
-        )
+        """The report as JSON, without the graphs: docs/report-json.md."""
+        from fxapprox.report_json import document
+
+        return json.dumps(document(self), indent=1)
 
     def __str__(self) -> str:
         from fxapprox.table import report_text
@@ -444,18 +427,3 @@ def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, Siz
         if value is not None:
             held[base] = nbytes_expression(value)
     return held
-
-
-def _plain(decision: Decision) -> dict:
-    """The decision's fields as JSON has them: enumerations by their text, expressions as strings."""
-    plain = {}
-    for item in fields(decision):
-        value = getattr(decision, item.name)
-        if item.name == "sizes":
-            value = [size if isinstance(size, int) else str(size) for size in value]
-        elif isinstance(value, (Class, Reach)):
-            value = value.value
-        elif isinstance(value, sympy.Basic):
-            value = str(value)
-        plain[item.name] = value
-    return plain
