@@ -38,7 +38,7 @@ class _Explainer(Backend):
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         outputs = adapter.stand_in_outputs(gm, self.fake)
-        adapter.compile_eager(gm, inputs, adapter.JointPartitioner(self._partition, None), {})
+        adapter.compile_eager(gm, inputs, adapter.JointPartitioner(self.partition_of(gm), None), {})
         return outputs
 
 
@@ -149,12 +149,16 @@ def _argument_names(model: Callable[..., Any], count: int) -> list[str]:
 
 
 def _with_sources(report: Report, names: Sequence[str]) -> Report:
-    """The report with its sizes' sources in the model's own names; ``fresh`` has the arguments in a tuple."""
+    """The report with names of inputs and sizes as the model has them; ``fresh`` has the arguments in a tuple."""
 
     def own(source: str) -> str:
         return re.sub(r"\bargs\[(\d+)\]", lambda found: names[int(found[1])], source)
 
-    return replace(report, sizes=tuple(replace(symbol, source=own(symbol.source)) for symbol in report.sizes))
+    return replace(
+        report,
+        sizes=tuple(replace(symbol, source=own(symbol.source)) for symbol in report.sizes),
+        inputs={node: own(name) for node, name in report.inputs.items()},
+    )
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Report:
         activations: every forward value of the joint graph, classified; none if it was left alone.
         recomputed: names of those of them that backward recomputes from what is stored.
         spliced: where codecs stand in the two graphs.
+        inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
     """
 
     baseline_bytes: int
@@ -81,6 +82,7 @@ class Report:
     activations: tuple[Activation, ...] = field(default=(), kw_only=True, repr=False)
     recomputed: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     spliced: tuple[Spliced, ...] = field(default=(), kw_only=True, repr=False)
+    inputs: Mapping[str, str] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
     @property
     def plan(self) -> SavedPlan:
@@ -184,8 +186,13 @@ class Report:
         return report_text(self)
 
 
-def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
-    """The report of one rewrite; ``lowering`` is what runs the graphs."""
+def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[str] = ()) -> Report:
+    """The report of one rewrite.
+
+    Args:
+        lowering: what runs the graphs.
+        names: what the user calls the inputs of the graph that was traced.
+    """
     gm = result.joint.gm
     hints = hints_of(adapter.dynamic_sizes(gm))
     nodes = {node.name: node for node in gm.graph.nodes}
@@ -254,7 +261,13 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
         activations=result.activations,
         recomputed=result.plan.recomputed,
         spliced=result.spliced,
+        inputs=_named_inputs(gm, names),
     )
+
+
+def _named_inputs(gm: fx.GraphModule, names: Sequence[str]) -> dict[str, str]:
+    placed = ((node.name, adapter.input_position(node)) for node in gm.graph.find_nodes(op="placeholder"))
+    return {node: names[at] for node, at in placed if at is not None and at < len(names) and names[at]}
 
 
 def merge(reports: Sequence[Report]) -> Report:

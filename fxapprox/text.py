@@ -1,4 +1,4 @@
-"""Reports as text: tables for people, graphs as code."""
+"""Summaries and small tables for people; table.py has the decisions, fx_text.py the graphs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from fxapprox.amounts import size_text
 from fxapprox.errors import DoesNotFit
 
 if TYPE_CHECKING:
-    from torch import fx
-
     from fxapprox.fit import BatchFit
     from fxapprox.pareto import Point
     from fxapprox.report import Report
@@ -102,19 +100,3 @@ def pareto_table(points: Sequence[Point], baseline: int) -> Table:
         share = f"{point.peak_bytes / baseline:.3f}" if baseline else ""
         table.add_row(point.setting, size_text(point.peak_bytes), share, f"{point.time:.2f}x", f"{point.error:.1%}")
     return table
-
-
-def graph_text(gm: fx.GraphModule, title: str) -> str:
-    """A graph as readable code."""
-    return f"# {title}\n{gm.print_readable(print_output=False)}"
-
-
-def graphs_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
-    """The graphs of each report at the given stages."""
-    parts = []
-    for i, report in enumerate(reports):
-        for stage in stages:
-            gm = getattr(report, stage)
-            if gm is not None:
-                parts.append(graph_text(gm, f"graph {i}: {stage}"))
-    return "\n".join(parts)

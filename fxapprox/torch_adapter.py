@@ -406,6 +406,26 @@ def _size_symbol(env: Any, symbol: sympy.Symbol) -> SizeSymbol:
     )
 
 
+def input_names(gm: fx.GraphModule) -> tuple[str, ...]:
+    """What the user calls the inputs of a Dynamo graph: "blocks.0.weight" for parameters, "args[0]"; "" if unknown."""
+    return tuple(_input_name(getattr(node, "_dynamo_source", None)) for node in gm.graph.find_nodes(op="placeholder"))
+
+
+def _input_name(source: Any) -> str:
+    if source is None:
+        return ""
+    name = str(source.name() if callable(source.name) else source.name)  # a property since torch 2.10
+    name = re.sub(r"\._(?:modules|parameters|buffers)\['([^']*)'\]", r".\1", name)
+    name = re.sub(r"\.__closure__\[\d+\]\.cell_contents$", "", name)  # a variable of a function: the function
+    name = re.sub(r"^.*cell_contents\.|^[LG]\['\w+'\]\.", "", name)
+    return re.sub(r"\b[LG]\['(\w+)'\]", r"\1", name)
+
+
+def input_position(node: fx.Node) -> int | None:
+    """Which input of the Dynamo graph an input of the joint graph is; None for those that AOTAutograd made up."""
+    return getattr(node.meta.get("desc"), "idx", None)
+
+
 def _source_text(source: Any) -> str:
     """Dynamo's name of a size in a reader's words: "x.size(0)" for L['x'].size()[0]."""
     name = str(source.name() if callable(source.name) else source.name)  # a property since torch 2.10
@@ -620,6 +640,8 @@ __all__ = [
     "hint",
     "inductor_mode",
     "inductor_option_names",
+    "input_names",
+    "input_position",
     "is_opaque",
     "is_operator",
     "is_size",
