@@ -13,6 +13,8 @@ from fxapprox.graph_view import Box, GraphView, graph_view
 from fxapprox.table import shape_text
 
 if TYPE_CHECKING:
+    import pydot
+
     from fxapprox.report import Report
 
 # {how a value is kept: (colour, what the legend says)}: of Okabe and Ito's palette, which colour-blind people can read
@@ -34,14 +36,21 @@ GROUPS = {  # words in what a report says of the storage: which colour; the firs
     "free": "free",
     "not needed": "unneeded",
 }
-SHAPES = {"input": "oval", "output": "oval", "quantize": "cds", "dequantize": "cds", "boundary": "octagon"}
+SHAPES = {"input": "oval", "output": "oval", "boundary": "octagon"}
+CODEC_BORDER = 2.5  # quantize and dequantize stand out
+CROSSING = "#2b6cb0"  # edges from forward to backward: what has to be kept
 FONT = "Helvetica"
 
 Boxes: TypeAlias = "list[tuple[tuple[str, ...], Box]]"  # each with the modules that it lies in, from outside in
 
 
 def dot_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
-    """The graphs in the DOT language, all in one drawing.
+    """The graphs in the DOT language, all in one drawing; arguments and errors as for :func:`drawing`."""
+    return drawing(reports, stages).to_string()
+
+
+def drawing(reports: Sequence[Report], stages: Sequence[str]) -> pydot.Dot:
+    """The graphs, all in one drawing.
 
     Args:
         reports: of one graph each.
@@ -52,18 +61,18 @@ def dot_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
     """
     pydot = _pydot()
     defaults = {"fontname": f'"{FONT}"', "fontsize": 10}
-    drawing = pydot.Dot("fxapprox", graph_type="digraph", compound=True, rankdir="TB", **defaults)
-    drawing.set_node_defaults(shape="box", style='"filled,rounded"', margin='"0.08,0.04"', height=0.3, **defaults)
-    drawing.set_edge_defaults(color='"#707070"', arrowsize=0.6)
+    whole = pydot.Dot("fxapprox", graph_type="digraph", rankdir="TB", **defaults)
+    whole.set_node_defaults(shape="box", style='"filled,rounded"', margin='"0.08,0.04"', height=0.3, **defaults)
+    whole.set_edge_defaults(color='"#707070"', arrowsize=0.6)
     groups: set[str] = set()
     for i, report in enumerate(reports):
         for stage in stages:
             view = graph_view(report, stage)
             title = f"graph {i}: {stage}" if len(reports) > 1 else stage
-            drawing.add_subgraph(_drawn(pydot, view, f"g{i}_{stage}", title))
+            whole.add_subgraph(_drawn(pydot, view, f"g{i}_{stage}", title))
             groups.update(storage_group(box) for box in view.boxes)
-    drawing.add_subgraph(_legend(pydot, groups))
-    return drawing.to_string()
+    whole.add_subgraph(_legend(pydot, groups))
+    return whole
 
 
 def check_installed() -> None:
@@ -90,8 +99,10 @@ def _drawn(pydot: Any, view: GraphView, place: str, title: str) -> Any:
         _fill(pydot, part, boxes, ids, f"{place}_{half}")
         if part is not whole:
             whole.add_subgraph(part)
+    half_of = {box.name: box.half for box in view.boxes}
     for source, reader in view.edges:
-        whole.add_edge(pydot.Edge(ids[source], ids[reader]))
+        crossing = {"color": f'"{CROSSING}"'} if half_of[source] != half_of[reader] else {}
+        whole.add_edge(pydot.Edge(ids[source], ids[reader], **crossing))
     return whole
 
 
@@ -131,17 +142,27 @@ def _cluster(pydot: Any, name: str, label: str) -> Any:
 
 def _node(pydot: Any, box: Box, name: str) -> Any:
     colour, _ = COLOURS[storage_group(box)]
-    style = '"filled,dashed"' if storage_group(box) == "unneeded" else '"filled"'
-    return pydot.Node(name, label=_label(box), shape=SHAPES.get(box.kind, "box"), fillcolor=f'"{colour}"', style=style)
+    style = "filled,dashed" if storage_group(box) == "unneeded" else "filled"
+    about = " | ".join(part for part in (box.module, box.source, box.reason) if part)
+    return pydot.Node(
+        name, label=_label(box), shape=SHAPES.get(box.kind, "box"), style=f'"{style}"', fillcolor=f'"{colour}"',
+        tooltip=_quoted(about or box.name),
+        penwidth=CODEC_BORDER if box.kind in ("quantize", "dequantize") else 1,
+    )  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _label(box: Box) -> str:
-    """Graphviz's HTML: the name, what made it, its shape, and how it is stored."""
+    """Graphviz's HTML: the name, what made it, its shape, and how it is stored; inputs by the user's names."""
     size = f", {size_text(box.bytes)}" if box.kind == "quantize" else ""
     shape = shape_text(box.dtype, box.shape) if box.dtype else ""
-    made = box.op if box.kind != "output" else ""
+    title, made = (box.op, box.name) if box.kind == "input" else (box.name, box.op if box.kind != "output" else "")
     kept = box.storage + size if box.storage != box.op else size.removeprefix(", ")
-    lines = (f"<b>{escape(box.name)}</b>", *map(escape, filter(None, (made, shape, kept))))
+    lines = (f"<b>{escape(title)}</b>", *map(escape, filter(None, (made, shape, kept))))
     return f"<{'<br/>'.join(lines)}>"
 
 
