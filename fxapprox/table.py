@@ -35,7 +35,7 @@ def decisions_table(report: Report, *, everything: bool = False) -> Group:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for first, second in (("before", "each"), ("after", "each")):
         table.add_column(f"{first}\n{second}", justify="right", no_wrap=True)
-    table.add_column("storage\nclass", overflow="fold", max_width=30)
+    table.add_column("storage\nclass", overflow="fold", max_width=18)
     table.add_column("value\nshape", overflow="fold", max_width=32)
     table.add_column("module\nreason (source)", overflow="fold")
     shown = rows if everything else rows[:LIMIT]

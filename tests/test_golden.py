@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import fxapprox
@@ -19,8 +19,10 @@ from fxapprox.dot import dot_text
 from fxapprox.fx_text import graphs_text
 from fxapprox.graph_view import STAGES
 from fxapprox.table import report_text
+from fxapprox.target import Target
 from tests import models
 from tests.dumps import activations_dump, decisions_dump, graph_dump
+from tests.models.blocks import blocks, mean_square
 from tests.passes.graphs import classified
 
 WEIGHT = torch.ones(16, 16, requires_grad=True)
@@ -59,23 +61,12 @@ def test_graphs(bits: int | None, golden: Callable[[str, str], None]) -> None:
     golden(f"graphs/rectified_layer_{bits or 'exact'}.txt", text)
 
 
-class Block(nn.Module):
-    """A convolution with its normalization and rectifier."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
-
-
 @cache
 def blocks_report(checkpoint: int | None = None) -> fxapprox.Report:
     """Four equal blocks; with checkpoints, segments from encoded boundaries."""
-    net = nn.Sequential(*(Block(8) for _ in range(4)))
+    step = Target(blocks(), (), mean_square).step
     options = {"checkpoint": checkpoint, "checkpoint_bits": 8} if checkpoint else {}
-    return fxapprox.explain(lambda x: net(x).square().mean(), torch.ones(4, 8, 16, 16), bits=4, **options)
+    return fxapprox.explain(step, torch.ones(4, 8, 16, 16), bits=4, **options)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
