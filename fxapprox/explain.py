@@ -8,7 +8,7 @@ import re
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,19 @@ class _Explainer(Backend):
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         outputs = adapter.stand_in_outputs(gm, self.fake)
-        adapter.compile_eager(gm, inputs, adapter.JointPartitioner(self.partition_of(gm), None), {})
+        partition = self.partition_of(gm)
+
+        def plan(*args: Any, **kwargs: Any) -> adapter.Partition:
+            partition(*args, **kwargs)
+            raise _Planned
+
+        with suppress(_Planned):
+            adapter.compile_eager(gm, inputs, adapter.JointPartitioner(plan, None), {})
         return outputs
+
+
+class _Planned(Exception):
+    """Ends a compilation when its plan is made: nobody runs what would come out of it."""
 
 
 def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False, **options: Any) -> Report:
