@@ -38,7 +38,8 @@ class Box:
         name: unique in its view: the node's name, or "quantize(conv_3)".
         kind: "boundary" is an operator or input that segments are computed again from.
         half: of the training step. In the joint graph, what needs no incoming gradient belongs to forward.
-        op: e.g. "aten.convolution"; of a codec its description, e.g. "4-bit threshold".
+        op: e.g. "aten.convolution"; of a codec its description, e.g. "4-bit threshold"; of an input what the user calls
+            it, e.g. "blocks.0.weight", "saved" for what forward leaves for backward, "gradient" for an incoming one.
         module, source: path of the module that made it, and the user's source line.
         storage: how the value is kept for backward, e.g. "4-bit threshold", "exact", "recomputed", "free",
             "not needed"; "" for gradients, and in the joint graph, where nothing is decided yet.
@@ -129,6 +130,7 @@ class _Drawing:
 
     def __init__(self, report: Report, stage: str, gm: fx.GraphModule) -> None:
         self.stage = stage
+        self.inputs = report.inputs
         self.values = {a.name: a for a in report.activations}
         self.fates = _fates(report) if stage != "joint" else {}
         self.boundary = {name for segment in report.segments for name in segment.boundary} if self.fates else set()
@@ -179,7 +181,7 @@ class _Drawing:
             name=self.names[key],
             kind=self._kind(key, about),
             half="backward" if nodes[0] in self.gradients else "forward",
-            op=key.op if isinstance(key, _Code) else op_name(key),
+            op=self._op(key),
             module=(value.module if value is not None else "") or module_path(nodes[0]),
             source=(value.source if value is not None else "") or source_line(nodes[0]),
             storage=storage,
@@ -194,6 +196,14 @@ class _Drawing:
     def _value(self, key: _Key) -> str:
         """Name of the forward value that a box makes, decodes, carries or computes again; else its own."""
         return key.value if isinstance(key, _Code) else self.stands_for.get(key.name, key.name)
+
+    def _op(self, key: _Key) -> str:
+        if isinstance(key, _Code):
+            return key.op
+        if key.op != "placeholder":
+            return op_name(key)
+        made_up = "gradient" if adapter.is_tangent(key) else "saved" if self.stage == "backward" else "input"
+        return self.inputs.get(key.name, made_up)
 
     def _kind(self, key: _Key, about: str) -> Kind:
         if isinstance(key, _Code):

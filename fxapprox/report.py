@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Spliced, Stored
+from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, Stored
 from fxapprox.codecs import Exact
 from fxapprox.crossing import Crossing
 from fxapprox.errors import FxApproxError
@@ -25,8 +26,6 @@ from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Report:
         activations: every forward value of the joint graph, classified; none if it was left alone.
         recomputed: names of those of them that backward recomputes from what is stored.
         spliced: where codecs stand in the two graphs.
+        inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
     """
 
     baseline_bytes: int
@@ -88,6 +88,7 @@ class Report:
     activations: tuple[Activation, ...] = field(default=(), kw_only=True, repr=False)
     recomputed: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     spliced: tuple[Spliced, ...] = field(default=(), kw_only=True, repr=False)
+    inputs: Mapping[str, str] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
     @property
     def plan(self) -> SavedPlan:
@@ -106,6 +107,16 @@ class Report:
     def baseline_peak_bytes(self) -> int:
         """The same for plain torch.compile."""
         return self.baseline_timeline().peak(hints_of(self.sizes))
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What is alive at the end of a training step, in the predicted peak as well: gradients and outputs."""
+        return evaluate(self.timeline.after_backward, hints_of(self.sizes))
+
+    @property
+    def exact_bytes(self) -> int:
+        """All values of ``decisions``, if each of them were saved as it is."""
+        return sum(math.prod(d.shape) * getattr(torch, d.dtype).itemsize for d in self.decisions)
 
     def pareto(self) -> tuple[Point, ...]:
         """What each step down in memory costs: the settings that a budget chooses from, by falling predicted peak.
@@ -170,25 +181,10 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """The report as JSON, without the graphs; `schema` grows by one when a field changes its meaning."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "baseline_bytes": self.baseline_bytes,
-                "saved_bytes": self.saved_bytes,
-                "peak_bytes": self.peak_bytes,
-                "baseline_peak_bytes": self.baseline_peak_bytes,
-                "baseline_copies_bytes": self.baseline_copies_bytes,
-                "baseline_expr": str(self.baseline_expr),
-                "saved_expr": str(self.saved_expr),
-                "sizes": [asdict(symbol) for symbol in self.sizes],
-                "fallback": self.fallback,
-                "seconds": self.seconds,
-                "decisions": [_plain(decision) for decision in self.decisions],
-                "copies": [_plain(copy) for copy in self.copies],
-            },
-            indent=1,
-        )
+        """The report as JSON, without the graphs: docs/report-json.md."""
+        from fxapprox.report_json import document
+
+        return json.dumps(document(self), indent=1)
 
     def to_html(self, path: str | Path | None = None) -> str:
         """The report as one HTML file that needs nothing else and no network; see docs/html-report.md.
@@ -230,13 +226,18 @@ class Report:
         return notebook(self)
 
     def __str__(self) -> str:
-        from fxapprox.text import report_text
+        from fxapprox.table import report_text
 
         return report_text(self)
 
 
-def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
-    """The report of one rewrite; ``lowering`` is what runs the graphs."""
+def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[str] = ()) -> Report:
+    """The report of one rewrite.
+
+    Args:
+        lowering: what runs the graphs.
+        names: what the user calls the inputs of the graph that was traced.
+    """
     gm = result.joint.gm
     hints = hints_of(adapter.dynamic_sizes(gm))
     nodes = {node.name: node for node in gm.graph.nodes}
@@ -306,7 +307,13 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
         activations=result.activations,
         recomputed=result.plan.recomputed,
         spliced=result.spliced,
+        inputs=_named_inputs(gm, names),
     )
+
+
+def _named_inputs(gm: fx.GraphModule, names: Sequence[str]) -> dict[str, str]:
+    placed = ((node.name, adapter.input_position(node)) for node in gm.graph.find_nodes(op="placeholder"))
+    return {node: names[at] for node, at in placed if at is not None and at < len(names) and names[at]}
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -498,18 +505,3 @@ def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, Siz
         if value is not None:
             held[base] = nbytes_expression(value)
     return held
-
-
-def _plain(decision: Decision) -> dict:
-    """The decision's fields as JSON has them: enumerations by their text, expressions as strings."""
-    plain = {}
-    for item in fields(decision):
-        value = getattr(decision, item.name)
-        if item.name == "sizes":
-            value = [size if isinstance(size, int) else str(size) for size in value]
-        elif isinstance(value, (Class, Reach)):
-            value = value.value
-        elif isinstance(value, sympy.Basic):
-            value = str(value)
-        plain[item.name] = value
-    return plain

@@ -79,7 +79,8 @@ function joinChains(node) {
 
 function shortOp(box) {
   if (/quantize/.test(box.kind)) return box.kind;
-  return box.op === "placeholder" ? box.name : box.op.replace(/^(aten|prims)\./, "");
+  if (box.kind === "input") return ["input", "saved", "gradient"].includes(box.op) ? box.name : box.op;
+  return box.op.replace(/^(aten|prims)\./, "");
 }
 
 // Opens modules of modules, level by level, as long as not more than so many things are to be seen; with Infinity all
