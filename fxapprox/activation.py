@@ -237,6 +237,23 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Spliced:
+    """Where the operators of one codec stand in the two graphs; a value that is decoded again has one more of these.
+
+    Attributes:
+        value: name of the value in forward.
+        codec: of the operators.
+        encode: names of the nodes in forward that encode it.
+        decode: names of the nodes in backward that decode it, and the decisions in its code.
+    """
+
+    value: str
+    codec: Codec
+    encode: tuple[str, ...] = ()
+    decode: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A value that is saved so that others can be computed again.
 
@@ -261,6 +278,8 @@ class Segment:
         operators: how many operators are run again for them.
         flops: floating point operations of the products among them.
         held: what is saved for it beyond what the plan stores; a value that several segments need stands in one.
+        again: (node of backward, node of forward) for each operator that is run again; codecs' among them.
+        spliced: codecs of what is saved for it, and of what it decodes.
     """
 
     boundary: tuple[str, ...]
@@ -268,6 +287,8 @@ class Segment:
     operators: int
     flops: int
     held: tuple[Held, ...] = ()
+    again: tuple[tuple[str, str], ...] = ()
+    spliced: tuple[Spliced, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,16 +35,23 @@ class Backend:
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         if kwargs:
             raise OptionError(f"unexpected {sorted(kwargs)}: give options to fxapprox.compile")
-        partitioner = adapter.JointPartitioner(self._partition, cache_key(self.options))
+        partitioner = adapter.JointPartitioner(self.partition_of(gm), cache_key(self.options))
         return COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor))
 
-    def _partition(self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> adapter.Partition:
-        try:
-            result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
-        except FxApproxError as error:
-            raise adapter.through_dynamo(error) from error.__cause__
-        self.reports.append(report_of(result, lowering=self.options.lowering))
-        return result.forward, result.backward
+    def partition_of(self, traced: fx.GraphModule) -> adapter.Partitioner:
+        """The partition function for the joint graph of a graph of Dynamo's; it also writes the report."""
+        names = adapter.input_names(traced)
+
+        def partition(gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> adapter.Partition:
+            try:
+                result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
+            except FxApproxError as error:
+                raise adapter.through_dynamo(error) from error.__cause__
+            report = report_of(result, lowering=self.options.lowering, names=names)
+            self.reports.append(replace(report, options=self.options))
+            return result.forward, result.backward
+
+        return partition
 
 
 ATTACHED = "_fxapprox_backend"  # where torch.compile's wrapper of a backend named by a string keeps ours

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,12 +31,16 @@ class Format(str, enum.Enum):
     table = "table"
     json = "json"
     fx = "fx"
+    dot = "dot"
+    html = "html"
+    trace = "trace"
 
 
 class Stage(str, enum.Enum):
     """Stages of a graph that dump can show."""
 
     joint = "joint"
+    plan = "plan"
     forward = "forward"
     backward = "backward"
 
@@ -61,10 +67,25 @@ def demo(
 @app.command()
 def dump(
     target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
-    format: Annotated[Format, typer.Option("--format", help="table, json, or fx: the graphs as code.")] = Format.table,
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="table; json: docs/report-json.md; fx: the graphs as text; dot: as a drawing for Graphviz; html: a"
+            " report for the browser; trace: memory for Perfetto (docs/html-report.md).",
+        ),
+    ] = Format.table,
     stage: Annotated[
-        list[Stage] | None, typer.Option("--stage", help="With --format fx: joint, forward or backward (repeatable).")
+        list[Stage] | None,
+        typer.Option(
+            "--stage",
+            help="With fx and dot, repeatable: joint, as traced; plan, with what happens to each value; forward and"
+            " backward, as they run. By default both halves as fx, the plan as dot.",
+        ),
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="With fx: every node as torch prints it, also those that encode and decode.")
+    ] = False,
     bits: Annotated[
         str,
         typer.Option(help="8, 4, 2, exact (lossless savings only), auto, or by module: layers.*.attn=8,*=4."),
@@ -82,6 +103,7 @@ def dump(
     memory_budget: Annotated[
         str, typer.Option(help="Choose bits and checkpoints for this peak: 0.3 of torch.compile's, or 2GiB.")
     ] = "",
+    out: Annotated[Path | None, typer.Option(help="With --format html or trace: the file, instead of stdout.")] = None,
     pareto: Annotated[
         Path | None, typer.Option(help="Also try all that a budget chooses from, and draw what each costs.")
     ] = None,
@@ -107,13 +129,22 @@ def dump(
         fxapprox dump train.py:make_model --pareto costs.png
         fxapprox dump train.py:make_model --dynamic --size 64
         fxapprox dump train.py:make_model --format json > report.json
-        fxapprox dump train.py:make_model --format fx --stage backward
+        fxapprox dump train.py:make_model --format html --out report.html
+        fxapprox dump train.py:make_model --format trace --out memory.json
+        fxapprox dump train.py:make_model --format fx --stage plan
+        fxapprox dump train.py:make_model --format fx --stage backward --raw
+        fxapprox dump train.py:make_model --format dot | dot -Tsvg > plan.svg
+
+    A factory may build its model under torch.device("meta"): a model of any size can be looked at without its weights.
     """
     from fxapprox.explain import explain
     from fxapprox.options import Options
+    from fxapprox.table import decisions_table
     from fxapprox.target import load
-    from fxapprox.text import WIDTH, decisions_table, graphs_text
 
+    if out is not None and format not in (Format.html, Format.trace):
+        raise OptionError(f"--out goes with --format html or trace; for {format.value}, write > {out}")
+    show_graphs = _graphs_as(format, stage, raw, all_rows)
     given: dict[str, Any] = {
         "bits": parse_bits(bits), "average_bits": average_bits, "min_bytes": min_bytes,
         "checkpoint": parse_checkpoint(checkpoint), "checkpoint_bits": parse_checkpoint_bits(checkpoint_bits),
@@ -126,16 +157,52 @@ def dump(
     report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
     if wanted is not None:
         report = report.at(wanted)
-    if format is Format.json:
+    if format in (Format.html, Format.trace):
+        text = report.to_html(out) if format is Format.html else report.to_trace(out)
+        if out is None:
+            sys.stdout.write(text + "\n")
+    elif format is Format.json:
         sys.stdout.write(report.to_json() + "\n")
-    elif format is Format.fx:
-        stages = [s.value for s in stage or (Stage.forward, Stage.backward)]
-        sys.stdout.write(graphs_text(report.graphs or (report,), stages) + "\n")
+    elif show_graphs is not None:
+        sys.stdout.write(show_graphs(report.graphs or (report,)))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-        console.print(decisions_table(report, limit=None if all_rows else 20))
+        _console().print(decisions_table(report, everything=all_rows))
     if pareto is not None:
         _show_pareto(report, pareto, Console(stderr=True))
+
+
+def _graphs_as(
+    format: Format, stages: list[Stage] | None, raw: bool, all_rows: bool
+) -> Callable[[Sequence[Report]], str] | None:
+    """What writes the graphs in this format; None for formats without graphs.
+
+    Raises:
+        OptionError: an option belongs to another format.
+    """
+    if all_rows and format is not Format.table:
+        raise OptionError(f"--all belongs to the table; --format {format.value} has every value anyway")
+    if raw and format is not Format.fx:
+        raise OptionError(f"--raw belongs to --format fx, not to {format.value}")
+    if format not in (Format.fx, Format.dot):
+        if stages:
+            raise OptionError(f"--stage belongs to --format fx or dot; {format.value} shows the plan as a whole")
+        return None
+    from fxapprox.dot import check_installed, dot_text
+    from fxapprox.fx_text import graphs_text, raw_text
+
+    if format is Format.dot:
+        check_installed()
+    default = (Stage.plan,) if format is Format.dot else (Stage.forward, Stage.backward)
+    names = [stage.value for stage in stages or default]
+    write = dot_text if format is Format.dot else raw_text if raw else graphs_text
+    return lambda reports: write(reports, names)
+
+
+def _console() -> Console:
+    """Standard output, in the terminal's width; where there is no terminal, that of COLUMNS or a default."""
+    from fxapprox.text import WIDTH
+
+    return Console(width=shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
 def _show_pareto(report: Report, path: Path, console: Console) -> None:
@@ -170,11 +237,10 @@ def fit(
     from fxapprox.amounts import parse_bytes
     from fxapprox.resize import largest_batches
     from fxapprox.target import load
-    from fxapprox.text import WIDTH, batches_table
+    from fxapprox.text import batches_table
 
     limit = parse_bytes(memory, "--memory")
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    console.print(batches_table(limit, largest_batches(load(target), limit, optimizer_bytes)))
+    _console().print(batches_table(limit, largest_batches(load(target), limit, optimizer_bytes)))
 
 
 def parse_bits(text: str) -> int | str | dict[str, int | None] | None:

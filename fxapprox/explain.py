@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
+import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import fx, nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.backend import Backend, backend_of
+from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError
+from fxapprox.meta import stand_ins
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
 
@@ -25,12 +28,29 @@ _serial = itertools.count()
 
 
 class _Explainer(Backend):
-    """Traces and plans like the backend, compiles nothing, and answers with zeros."""
+    """Traces and plans like the backend, compiles nothing, and answers with zeros.
+
+    Attributes:
+        fake: the mode of the zeros where they are to be fake; else None.
+    """
+
+    fake: adapter.FakeTensorMode | None = None
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-        outputs = adapter.stand_in_outputs(gm)
-        adapter.compile_eager(gm, inputs, adapter.JointPartitioner(self._partition, None), {})
+        outputs = adapter.stand_in_outputs(gm, self.fake)
+        partition = self.partition_of(gm)
+
+        def plan(*args: Any, **kwargs: Any) -> adapter.Partition:
+            partition(*args, **kwargs)
+            raise _Planned
+
+        with suppress(_Planned):
+            adapter.compile_eager(gm, inputs, adapter.JointPartitioner(plan, None), {})
         return outputs
+
+
+class _Planned(Exception):
+    """Ends a compilation when its plan is made: nobody runs what would come out of it."""
 
 
 def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False, **options: Any) -> Report:
@@ -39,6 +59,9 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
     The model is traced on fake tensors: no kernel runs, and parameters, gradients, buffers and random numbers stay
     as they are. After a graph break the rest is traced on zeros, so code that branches on values may take another
     branch than it would in training.
+
+    A model on the meta device (built under ``torch.device("meta")``) is planned as on the CPU, or on the device of its
+    other tensors; its weights need no memory.
 
     Args:
         model: the module or function, not compiled yet.
@@ -52,12 +75,16 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
 
     Raises:
         OptionError: an option is unknown or its value invalid.
-        FxApproxError: nothing was captured, or nothing in the model needs a gradient.
+        FxApproxError: nothing was captured, nothing in the model needs a gradient, or code between graph breaks asks
+            for the values of meta tensors.
     """
     explainer = _Explainer(Options.parse(options))
     explainer.options.check_patterns(model)
-    with untouched(model), torch.enable_grad():
-        torch.compile(fresh(model), backend=explainer, dynamic=dynamic)(*args)
+    with untouched(model), stand_ins(model, args) as (given, explainer.fake), torch.enable_grad(), collector_paused():
+        try:
+            torch.compile(fresh(model), backend=explainer, dynamic=dynamic)(*given)
+        except adapter.NEEDS_VALUES as error:
+            raise _needs_values(error) from None
     if not explainer.reports:
         raise FxApproxError(
             "no training graph was captured: either no parameter or input requires a gradient, or torch.compile"
@@ -109,6 +136,17 @@ def fresh(model: Callable[..., Any]) -> Callable[..., Any]:
     return types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
 
 
+def _needs_values(error: Exception) -> FxApproxError:
+    """For code between graph breaks that asks a tensor without memory for its values."""
+    library = str(Path(torch.__file__).parent)
+    *_, last = (f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library))
+    return FxApproxError(
+        f"{Path(last.filename).name}:{last.lineno} in {last.name}: {last.line}: this needs the values of a tensor,"
+        " which tensors on the meta device do not have; explain a smaller model that has memory, or take the line out"
+        " of what is explained"
+    )
+
+
 def _argument_names(model: Callable[..., Any], count: int) -> list[str]:
     """What the model calls its first arguments; "args[0]" and so on where it does not name them."""
     function = model.forward if isinstance(model, nn.Module) else model
@@ -122,12 +160,16 @@ def _argument_names(model: Callable[..., Any], count: int) -> list[str]:
 
 
 def _with_sources(report: Report, names: Sequence[str]) -> Report:
-    """The report with its sizes' sources in the model's own names; ``fresh`` has the arguments in a tuple."""
+    """The report with names of inputs and sizes as the model has them; ``fresh`` has the arguments in a tuple."""
 
     def own(source: str) -> str:
         return re.sub(r"\bargs\[(\d+)\]", lambda found: names[int(found[1])], source)
 
-    return replace(report, sizes=tuple(replace(symbol, source=own(symbol.source)) for symbol in report.sizes))
+    return replace(
+        report,
+        sizes=tuple(replace(symbol, source=own(symbol.source)) for symbol in report.sizes),
+        inputs={node: own(name) for node, name in report.inputs.items()},
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -61,6 +61,19 @@ def erase_unused(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.op == "call_function" and not node.users and not node.is_impure():
             graph.erase_node(node)
+
+
+def nodes_between(sources: Iterable[fx.Node], results: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+    """The operators that lead from ``sources`` (or from inputs) to ``results``, these among them."""
+    seen, stack = set(sources), list(results)
+    found = []
+    while stack:
+        node = stack.pop()
+        if node not in seen and node.op == "call_function":
+            seen.add(node)
+            found.append(node)
+            stack += node.all_input_nodes
+    return tuple(found)
 
 
 def operands(node: fx.Node) -> Iterator[tuple[int, fx.Node]]:

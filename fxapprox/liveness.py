@@ -5,13 +5,15 @@ reads for the last time is freed after it, and a result takes the place of such 
 lives from forward to its last use in backward, outputs and gradients to the end. Parameters and inputs are not counted:
 they were there before the step.
 
+Beside the level at every moment, the timeline keeps the life of every piece of memory, of which the level is the sum.
+
 The order is that of the graph. Inductor may find a better one (``reorder_for_peak_memory``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -19,27 +21,69 @@ import sympy
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.graph import module_path
 from fxapprox.kernels import Kernel, Lowered, Value, lower
+from fxapprox.operators import op_name
 from fxapprox.sizes import Size, evaluate, renamed
 
+CODED = " as "  # between a value and its code, in the name of a saved life: "relu as 4-bit threshold"
+
 Half = Literal["forward", "backward"]
+Kind = Literal["saved", "output", "gradient", "tangent", "temporary", "scratch"]
+Role = Literal["operator", "again", "codec"]
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One step of the schedule.
+    """One step of the schedule: a kernel, named after the node that it ends with.
 
     Attributes:
-        name: the node that the kernel ends with.
+        name: of that node.
         half: of the training step.
         live: bytes alive while it runs.
-        saved: those of them that are saved for backward.
+        saved: those of them that are saved for this graph's backward.
+        op, module: of the node, e.g. "aten.mm", "blocks.0.mlp".
+        role: "again" for an operator of forward that backward runs again, "codec" for what encodes or decodes.
     """
 
     name: str
     half: Half
     live: Size
     saved: Size
+    op: str = ""
+    module: str = ""
+    role: Role = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One piece of memory, from the moment that allocates it to the last that needs it.
+
+    Attributes:
+        name: of the value: what is saved is named as backward takes it, until ``Timeline.named``; a kernel's workspace
+            as the kernel.
+        kind: "saved" for backward, forward's "output", a "gradient" of parameters or inputs, a "tangent" (a gradient
+            that backward is given), a "temporary", or "scratch": the workspace of one kernel.
+        size: in bytes.
+        start: index of the first moment at which it is alive.
+        until: index after the last one; None: it stays when the step is over.
+    """
+
+    name: str
+    kind: Kind
+    size: Size
+    start: int
+    until: int | None
+
+    @property
+    def value(self) -> str:
+        """The value that is kept, as itself or in a code."""
+        return self.name.partition(CODED)[0]
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is a code that is kept."""
+        return CODED in self.name
 
 
 @dataclass(frozen=True)
@@ -50,11 +94,18 @@ class Timeline:
         moments: forward's, then backward's.
         after_forward: bytes alive between the two: saved values and outputs.
         after_backward: bytes alive at the end: outputs and gradients.
+        lives: of all memory; at every moment those that are alive add up to ``live``.
     """
 
     moments: tuple[Moment, ...]
     after_forward: Size = 0
     after_backward: Size = 0
+    lives: tuple[Life, ...] = field(default=(), repr=False)
+
+    @property
+    def forward_moments(self) -> int:
+        """How many of the moments are forward's."""
+        return sum(moment.half == "forward" for moment in self.moments)
 
     def peak(self, values: Mapping[str, int]) -> int:
         """The most bytes alive at once.
@@ -79,7 +130,13 @@ class Timeline:
             return size if isinstance(size, int) else renamed(size, names)
 
         moments = tuple(replace(m, live=own(m.live), saved=own(m.saved)) for m in self.moments)
-        return Timeline(moments, own(self.after_forward), own(self.after_backward))
+        lives = tuple(replace(life, size=own(life.size)) for life in self.lives)
+        return Timeline(moments, own(self.after_forward), own(self.after_backward), lives)
+
+    def named(self, names: Mapping[str, str]) -> Timeline:
+        """The same with other names for what is saved."""
+        lives = (replace(x, name=names.get(x.name, x.name)) if x.kind == "saved" else x for x in self.lives)
+        return replace(self, lives=tuple(lives))
 
     @property
     def symbols(self) -> set[str]:
@@ -93,15 +150,37 @@ def joined(timelines: Sequence[Timeline]) -> Timeline:
         return timelines[0]
     moments: list[Moment] = []
     level: Size = 0
+    forward_at, backward_at = [], [0] * len(timelines)  # where the halves of each graph begin
     for part in timelines:
+        forward_at.append(len(moments))
         moments += (replace(m, live=m.live + level) for m in part.moments if m.half == "forward")
         level += part.after_forward
     after_forward = level
-    for part in reversed(timelines):
+    for index, part in reversed(list(enumerate(timelines))):
         level -= part.after_forward
+        backward_at[index] = len(moments)
         moments += (replace(m, live=m.live + level) for m in part.moments if m.half == "backward")
         level += part.after_backward
-    return Timeline(tuple(moments), after_forward, level)
+    lives = [
+        _moved(life, part.forward_moments, first, second)
+        for part, first, second in zip(timelines, forward_at, backward_at, strict=True)
+        for life in part.lives
+    ]
+    return Timeline(tuple(moments), after_forward, level, tuple(lives))
+
+
+def _moved(life: Life, forward: int, first: int, second: int) -> Life:
+    """A life of a graph with so many moments in forward, whose halves begin at the moments ``first`` and ``second``."""
+
+    def place(moment: int) -> int:
+        return moment + first if moment < forward else moment - forward + second
+
+    until = life.until
+    if until == forward and life.kind == "saved":  # freed when its own backward begins
+        until = second
+    elif until is not None:
+        until = place(until - 1) + 1
+    return replace(life, start=place(life.start), until=until)
 
 
 def timeline(
@@ -118,38 +197,84 @@ def timeline(
     channels_last = lowering == "inductor" and adapter.prefers_channels_last(forward)
     first, second = (lower(gm, lowering=lowering, channels_last=channels_last) for gm in (forward, backward))
     inputs = set(first.inputs.values())
-    returned = [v for v in first.outputs[:num_fwd_outputs] if v is not None and v not in inputs]
+    returned = {v for v in first.outputs[:num_fwd_outputs] if v is not None and v not in inputs}
     kept = [v for v in first.outputs[num_fwd_outputs:] if v is not None]
     taken = [second.inputs[n.name] for n in backward.graph.find_nodes(op="placeholder") if n.name in second.inputs]
     tangents = {n.name for n in backward.graph.find_nodes(op="placeholder") if adapter.is_tangent(n)}
     slots = [v for v in taken if v.name not in tangents]
+    saved = {v for v in kept if v not in inputs and v not in returned}
     # by place: what forward saves is what backward takes
-    places = zip(kept, slots, strict=False)
-    taken_over = {slot for value, slot in places if value not in inputs and value not in returned}
-    saved = {value for value in kept if value not in inputs and value not in returned}
+    places = [(value, slot) for value, slot in zip(kept, slots, strict=False) if value in saved]
+    known_as: dict[Value, Value] = {}
+    second = _sharing(second, {slot: known_as.setdefault(value, slot) for value, slot in places})
+    incoming = {v for v in taken if v.name in tangents}
 
-    level = _Level()
-    ahead = _run(first, "forward", level, counted=set(), saved=saved, forever=saved.union(returned))
-    between = level.now()[0]
-    counted = set(taken_over)
-    for value in taken:
-        if value.name in tangents:
-            level.add(value.size, 1)
-            counted.add(value)
-    forever = taken_over if lowering == "eager" else set()
+    memory = _Memory()
+    kinds: dict[Value, Kind] = {**dict.fromkeys(saved, "saved"), **dict.fromkeys(returned, "output")}
+    ahead = _run(first, "forward", memory, kinds=kinds, counted=set(), forever=set(kinds))
+    between = memory.now()[0]
+    for value, slot in known_as.items():
+        memory.hand_over(value, slot)
     gradients = {v for v in second.outputs if v is not None}
-    behind = _run(second, "backward", level, counted=counted, saved=taken_over, forever=forever | gradients)
-    return Timeline((*ahead, *behind), between, level.now()[0])
+    kinds = {**dict.fromkeys(incoming, "tangent"), **dict.fromkeys(gradients, "gradient")}
+    for value in incoming:
+        memory.allocate(value, kinds[value])
+    carried = set(known_as.values())
+    stays = carried if lowering == "eager" else set()
+    behind = _run(second, "backward", memory, kinds=kinds, counted=incoming | carried, forever=gradients | stays)
+    moments = _described(ahead, forward) + _described(behind, backward)
+    return Timeline(tuple(moments), between, memory.now()[0], memory.lives())
+
+
+def _sharing(lowered: Lowered, slots: Mapping[Value, Value]) -> Lowered:
+    """The graph with one slot for all saved values that lie in one memory: views, of which plain torch.compile saves
+    several.
+
+    Args:
+        slots: {an input: the one that stands for its memory}.
+    """
+    shared = {slot for slot, known_as in slots.items() if slot is not known_as}
+    if not shared:
+        return lowered
+    parts = shared | {slots[slot] for slot in shared}  # no result may take the place of a part
+    kernels = [
+        replace(k, reads=frozenset(slots.get(v, v) for v in k.reads), whole=k.whole - parts)
+        if not parts.isdisjoint(k.reads) else k
+        for k in lowered.kernels
+    ]  # fmt: skip
+    return Lowered(kernels, lowered.inputs, [slots.get(v, v) if v is not None else None for v in lowered.outputs])
+
+
+def _described(moments: Sequence[Moment], gm: fx.GraphModule) -> list[Moment]:
+    """The moments of one graph with what its nodes say of them."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    return [
+        replace(m, op=op_name(node), module=module_path(node), role=_role(node, m.half))
+        for m in moments for node in [nodes[m.name]]
+    ]  # fmt: skip
+
+
+def _role(node: fx.Node, half: Half) -> Role:
+    origin = adapter.traced_half(node)
+    if origin is None:
+        return "codec"
+    return "again" if half == "backward" and origin == "forward" else "operator"
 
 
 def _run(
-    lowered: Lowered, half: Half, level: _Level, *, counted: set[Value], saved: set[Value], forever: set[Value]
+    lowered: Lowered,
+    half: Half,
+    memory: _Memory,
+    *,
+    kinds: Mapping[Value, Kind],
+    counted: Set[Value],
+    forever: Set[Value],
 ) -> list[Moment]:
-    """Runs one half from the level given, which it leaves as it is after that half.
+    """Runs one half on the memory given, which it leaves as it is after that half.
 
     Args:
+        kinds: of the values that it allocates; others are temporaries.
         counted: inputs that count.
-        saved: values that are saved for backward.
         forever: values that live on.
     """
     last: dict[Value, int] = {}
@@ -157,23 +282,21 @@ def _run(
         last.update((value, at) for value in (*kernel.makes, *kernel.reads))
     alive = set(counted)
     for value in [v for v in counted if v not in last and v not in forever]:
-        level.add(value.size, -1, value in saved)
+        memory.free(value)
         alive.discard(value)
     moments = []
     for at, kernel in enumerate(lowered.kernels):
         dying = {v for v in kernel.reads if last[v] == at and v in alive and v not in forever}
         dying -= (replaced := _in_place(kernel, dying))
         for value in replaced:
-            level.add(value.size, -1, value in saved)
+            memory.free(value)
         for value in kernel.makes:
-            level.add(value.size, 1, value in saved)
-        level.add(kernel.scratch, 1)
-        moments.append(Moment(kernel.name, half, *level.now()))
-        level.add(kernel.scratch, -1)
+            memory.allocate(value, kinds.get(value, "temporary"))
+        moments.append(Moment(kernel.name, half, *memory.run(kernel)))
         unread = {v for v in kernel.makes if last[v] == at and v not in forever}
         alive |= {*kernel.makes} - unread
         for value in (*dying, *unread):
-            level.add(value.size, -1, value in saved)
+            memory.free(value)
         alive -= dying | replaced
     return moments
 
@@ -189,24 +312,56 @@ def _in_place(kernel: Kernel, dying: set[Value]) -> set[Value]:
     return taken
 
 
-class _Level:
-    """Bytes alive, and saved: an int, and multiples of expressions of symbolic sizes."""
+class _Memory:
+    """What is allocated: the bytes alive and saved, an int and multiples of symbolic sizes, and the lives so far."""
 
     def __init__(self) -> None:
+        self._moment = 0
         self._bytes = [0, 0]
         self._terms: tuple[dict[sympy.Expr, int], dict[sympy.Expr, int]] = {}, {}
+        self._born: dict[Value, tuple[int, Kind, Size]] = {}
+        self._lives: list[Life] = []
 
-    def add(self, size: Size, times: int, saved: bool = False) -> None:
+    def allocate(self, value: Value, kind: Kind) -> None:
+        self._born[value] = self._moment, kind, value.size
+        self._add(value.size, 1, kind == "saved")
+
+    def free(self, value: Value) -> None:
+        start, kind, size = self._born.pop(value)
+        self._add(size, -1, kind == "saved")
+        if start < self._moment:  # what is replaced at once was never there
+            self._lives.append(Life(value.name, kind, size, start, self._moment))
+
+    def hand_over(self, value: Value, slot: Value) -> None:
+        """From here on, a value is known as the input by which backward takes it."""
+        self._born[slot] = self._born.pop(value)
+
+    def run(self, kernel: Kernel) -> tuple[Size, Size]:
+        """Lets a moment pass in which a kernel runs, its results being allocated; the bytes (alive, saved) at it."""
+        if kernel.scratch != 0:
+            self._lives.append(Life(kernel.name, "scratch", kernel.scratch, self._moment, self._moment + 1))
+        self._moment += 1
+        self._add(kernel.scratch, 1)
+        level = self.now()
+        self._add(kernel.scratch, -1)
+        return level
+
+    def now(self) -> tuple[Size, Size]:
+        live, saved = (_total(n, terms.items()) for n, terms in zip(self._bytes, self._terms, strict=True))
+        return live, saved
+
+    def lives(self) -> tuple[Life, ...]:
+        """All lives, those that have not ended included, by their start."""
+        staying = [Life(v.name, kind, size, start, None) for v, (start, kind, size) in self._born.items()]
+        return tuple(sorted([*self._lives, *staying], key=lambda life: life.start))
+
+    def _add(self, size: Size, times: int, saved: bool = False) -> None:
         for which in (0, 1) if saved else (0,):
             if isinstance(size, int):
                 self._bytes[which] += times * size
             else:
                 count, term = _split(size)
                 self._terms[which][term] = self._terms[which].get(term, 0) + times * count
-
-    def now(self) -> tuple[Size, Size]:
-        live, saved = (_total(n, terms.items()) for n, terms in zip(self._bytes, self._terms, strict=True))
-        return live, saved
 
 
 def _total(number: int, terms: Iterable[tuple[sympy.Expr, int]]) -> Size:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Class, Decision, Reach, Segment, Stored
-from fxapprox.codecs import Codec, Exact
+from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, Stored
+from fxapprox.codecs import Exact
+from fxapprox.crossing import Crossing
+from fxapprox.errors import FxApproxError
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
-from fxapprox.liveness import Timeline, joined, timeline
+from fxapprox.liveness import CODED, Timeline, joined, timeline
+from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,13 @@ class Report:
         timeline: what is alive when, in a training step.
         baseline_timeline: gives that of plain torch.compile; made at the first call.
         setting: what a memory budget chose, in words; "" without one.
+        options: what was asked for; None where that is not known.
         segments: what backward computes again from checkpoints.
+        outputs: how many of what forward returns is the user's; the rest is saved.
+        activations: every forward value of the joint graph, classified; none if it was left alone.
+        recomputed: names of those of them that backward recomputes from what is stored.
+        spliced: where codecs stand in the two graphs.
+        inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
     """
 
     baseline_bytes: int
@@ -74,6 +83,12 @@ class Report:
     setting: str = field(default="", kw_only=True)
     segments: tuple[Segment, ...] = field(default=(), kw_only=True, repr=False)
     settings: Callable[[], tuple[Point, ...]] = field(default=tuple, kw_only=True, repr=False, compare=False)
+    options: Options | None = field(default=None, kw_only=True, repr=False, compare=False)
+    outputs: int = field(default=0, kw_only=True, repr=False)
+    activations: tuple[Activation, ...] = field(default=(), kw_only=True, repr=False)
+    recomputed: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+    spliced: tuple[Spliced, ...] = field(default=(), kw_only=True, repr=False)
+    inputs: Mapping[str, str] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
     @property
     def plan(self) -> SavedPlan:
@@ -92,6 +107,16 @@ class Report:
     def baseline_peak_bytes(self) -> int:
         """The same for plain torch.compile."""
         return self.baseline_timeline().peak(hints_of(self.sizes))
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What is alive at the end of a training step, in the predicted peak as well: gradients and outputs."""
+        return evaluate(self.timeline.after_backward, hints_of(self.sizes))
+
+    @property
+    def exact_bytes(self) -> int:
+        """All values of ``decisions``, if each of them were saved as it is."""
+        return sum(math.prod(d.shape) * getattr(torch, d.dtype).itemsize for d in self.decisions)
 
     def pareto(self) -> tuple[Point, ...]:
         """What each step down in memory costs: the settings that a budget chooses from, by falling predicted peak.
@@ -156,34 +181,63 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """The report as JSON, without the graphs; `schema` grows by one when a field changes its meaning."""
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "baseline_bytes": self.baseline_bytes,
-                "saved_bytes": self.saved_bytes,
-                "peak_bytes": self.peak_bytes,
-                "baseline_peak_bytes": self.baseline_peak_bytes,
-                "baseline_copies_bytes": self.baseline_copies_bytes,
-                "baseline_expr": str(self.baseline_expr),
-                "saved_expr": str(self.saved_expr),
-                "sizes": [asdict(symbol) for symbol in self.sizes],
-                "fallback": self.fallback,
-                "seconds": self.seconds,
-                "decisions": [_plain(decision) for decision in self.decisions],
-                "copies": [_plain(copy) for copy in self.copies],
-            },
-            indent=1,
-        )
+        """The report as JSON, without the graphs: docs/report-json.md."""
+        from fxapprox.report_json import document
+
+        return json.dumps(document(self), indent=1)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report as one HTML file that needs nothing else and no network; see docs/html-report.md.
+
+        Args:
+            path: where it is written; None: nowhere.
+
+        Returns: the HTML.
+
+        Raises:
+            FxApproxError: the file cannot be written.
+        """
+        from fxapprox.html import page
+
+        return _written(page(self), path)
+
+    def to_trace(self, path: str | Path | None = None) -> str:
+        """Memory over a training step in the trace event format, for Perfetto and chrome://tracing.
+
+        The time axis is the order of kernels, one millisecond each: what is predicted is when memory is taken and
+        given back, not how long a kernel runs.
+
+        Args:
+            path: where it is written; None: nowhere.
+
+        Returns: the JSON.
+
+        Raises:
+            FxApproxError: the file cannot be written.
+        """
+        from fxapprox.trace import trace_json
+
+        return _written(trace_json(self), path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the totals and a table as plain HTML, and the whole report in a frame."""
+        from fxapprox.html import notebook
+
+        return notebook(self)
 
     def __str__(self) -> str:
-        from fxapprox.text import report_text
+        from fxapprox.table import report_text
 
         return report_text(self)
 
 
-def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
-    """The report of one rewrite; ``lowering`` is what runs the graphs."""
+def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[str] = ()) -> Report:
+    """The report of one rewrite.
+
+    Args:
+        lowering: what runs the graphs.
+        names: what the user calls the inputs of the graph that was traced.
+    """
     gm = result.joint.gm
     hints = hints_of(adapter.dynamic_sizes(gm))
     nodes = {node.name: node for node in gm.graph.nodes}
@@ -201,7 +255,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
         after = _taken(left, (node.name for node in parts.nodes))
         was = before.pop(storage_of(nodes[entry.name]), 0)
         segment = next((again[node.name] for node in parts.nodes if node.name in again), None)
-        text = _storage_text(entry.codec) + (f", recomputed in segment {segment + 1}" if segment is not None else "")
+        text = entry.codec.text + (f", recomputed in segment {segment + 1}" if segment is not None else "")
         decisions.append(_decision(values[entry.name], text, was, after, entry, hints))
         for name in entry.predicates:
             text = f"in the code of {entry.name}"
@@ -212,7 +266,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
     for held in (held for segment in result.segments for held in segment.held):
         name = _value_behind(made[held.name], values)
         inside = name != held.name and isinstance(held.codec, Exact)
-        how = "inside its code" if inside else _storage_text(held.codec)
+        how = "inside its code" if inside else held.codec.text
         text = f"{'boundary' if held.name in boundaries else 'for recomputation'}, {how}"
         was = before.pop(storage_of(nodes[name]), 0)
         decisions.append(_decision(values[name], text, was, _taken(left, held.parts), None, hints))
@@ -225,6 +279,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
     copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in result.copied)
     count = result.joint.num_fwd_outputs
     alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
+    alive_when = alive_when.named(_names_of_saved(result))
     used = alive_when.symbols | _free_symbols(
         baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after))
     )
@@ -248,7 +303,17 @@ def report_of(result: Rewrite, *, lowering: str = "inductor") -> Report:
         setting=result.setting,
         segments=result.segments,
         settings=cache(result.pareto),
+        outputs=count,
+        activations=result.activations,
+        recomputed=result.plan.recomputed,
+        spliced=result.spliced,
+        inputs=_named_inputs(gm, names),
     )
+
+
+def _named_inputs(gm: fx.GraphModule, names: Sequence[str]) -> dict[str, str]:
+    placed = ((node.name, adapter.input_position(node)) for node in gm.graph.find_nodes(op="placeholder"))
+    return {node: names[at] for node, at in placed if at is not None and at < len(names) and names[at]}
 
 
 def merge(reports: Sequence[Report]) -> Report:
@@ -280,6 +345,7 @@ def merge(reports: Sequence[Report]) -> Report:
         setting="; ".join(dict.fromkeys(r.setting for r in reports if r.setting)),
         segments=tuple(segment for r in reports for segment in r.segments),
         settings=cache(lambda: joined_points([r.settings() for r in reports])),
+        options=reports[0].options,
     )
 
 
@@ -323,6 +389,15 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
         baseline_timeline=cache(lambda: report.baseline_timeline().renamed(names)),
         settings=cache(lambda: tuple(replace(p, timeline=p.timeline.renamed(names)) for p in report.settings())),
     )
+
+
+def _written(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FxApproxError(f"{path} cannot be written: {error}") from error
+    return text
 
 
 def _largest_first(decision: Decision) -> tuple[int, int]:
@@ -383,12 +458,6 @@ def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
     )  # fmt: skip
 
 
-def _storage_text(codec: Codec) -> str:
-    if isinstance(codec, Exact) or codec.bits is None or codec.label.startswith("1-bit"):
-        return codec.label
-    return f"{codec.bits}-bit {codec.label}"
-
-
 def _returned(result: Rewrite) -> dict[str, tuple[str, Size]]:
     """What forward saves: {name: (name of the value that owns the memory, its bytes)}."""
     (output,) = result.forward.graph.find_nodes(op="output")
@@ -396,6 +465,15 @@ def _returned(result: Rewrite) -> dict[str, tuple[str, Size]]:
     own, saved = (everything[: result.joint.num_fwd_outputs], everything[result.joint.num_fwd_outputs :])
     alive = {id(node) for node in own}
     return {node.name: (base.name, size) for node in saved for base, size in _by_storage([node], alive).items()}
+
+
+def _names_of_saved(result: Rewrite) -> dict[str, str]:
+    """{an input of backward: the value it carries, and its code}; nothing for a graph that was left alone."""
+    if result.fallback or not result.parts:
+        return {}
+    coded = {node: f"{s.value}{CODED}{s.codec.text}" for s in result.spliced for node in s.encode}
+    crossing = Crossing(result.forward, result.backward, result.joint.num_fwd_outputs)
+    return {slot.name: coded.get(value.name, value.name) for value, slot in crossing.inputs.items()}
 
 
 def _value_behind(node: fx.Node, values: Mapping[str, Activation]) -> str:
@@ -427,18 +505,3 @@ def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, Siz
         if value is not None:
             held[base] = nbytes_expression(value)
     return held
-
-
-def _plain(decision: Decision) -> dict:
-    """The decision's fields as JSON has them: enumerations by their text, expressions as strings."""
-    plain = {}
-    for item in fields(decision):
-        value = getattr(decision, item.name)
-        if item.name == "sizes":
-            value = [size if isinstance(size, int) else str(size) for size in value]
-        elif isinstance(value, (Class, Reach)):
-            value = value.value
-        elif isinstance(value, sympy.Basic):
-            value = str(value)
-        plain[item.name] = value
-    return plain

@@ -1,12 +1,10 @@
-"""Reports as text: tables for people, graphs as code."""
+"""Summaries and small tables for people; table.py has the decisions, fx_text.py the graphs."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,14 +12,11 @@ from fxapprox.amounts import size_text
 from fxapprox.errors import DoesNotFit
 
 if TYPE_CHECKING:
-    from torch import fx
-
-    from fxapprox.activation import Decision
     from fxapprox.fit import BatchFit
     from fxapprox.pareto import Point
     from fxapprox.report import Report
 
-WIDTH = 132
+WIDTH = 100  # columns, where there is no terminal that has a width
 
 
 def summary(report: Report) -> str:
@@ -37,18 +32,26 @@ def summary(report: Report) -> str:
         text = f"stored exactly, as plain torch.compile does ({baseline}): {report.fallback}"
     else:
         text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({report.ratio:.2f}x less)"
-    lines = [_peak_text(report)]
-    lines += [_copies_text(report)] if report.copies else []
+    exact = f"if all of the values below were saved exactly: {size_text(report.exact_bytes)}"
+    lines = [exact] if report.decisions else []
+    return "\n".join([text, *lines, _peak_text(report), *notes(report)])
+
+
+def notes(report: Report) -> list[str]:
+    """What is to be said beside the totals: copies, checkpoints, what a budget chose, dynamic sizes; a line each."""
+    lines = [_copies_text(report)] if report.copies else []
     lines += [_segments_text(report)] if report.segments else []
     lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
-    lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
-    return "\n".join([text, *lines])
+    return [*lines, *(f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes)]
 
 
 def _peak_text(report: Report) -> str:
     peak, baseline = report.peak_bytes, report.baseline_peak_bytes
     ratio = f", {baseline / peak:.1f}x" if peak else ""
-    return f"peak: {size_text(peak)}, plain torch.compile {size_text(baseline)}{ratio}"
+    rest = size_text(report.gradient_bytes)
+    return (
+        f"peak: {size_text(peak)}, plain torch.compile {size_text(baseline)}{ratio}; gradients and outputs alone {rest}"
+    )
 
 
 def _segments_text(report: Report) -> str:
@@ -64,35 +67,6 @@ def _copies_text(report: Report) -> str:
     own = f"this plan {size_text(kept)}" if kept else "this plan none of it"
     count = len(report.copies)
     return f"not counted: {more} in channels-last copies of {count} inputs, which plain torch.compile stores; {own}"
-
-
-def decisions_table(report: Report, *, limit: int | None = None) -> Table:
-    """The decisions, largest first; values that neither plan stores are left out."""
-    table = Table(title=Text(summary(report)), title_justify="left", title_style="bold", caption_justify="left")
-    for name in ("value", "module", "shape", "class", "reach", "storage", "before", "after", "reason"):
-        number = name in ("before", "after")
-        fold = "fold" if name in ("value", "module", "reason") else "ellipsis"
-        table.add_column(name, justify="right" if number else "left", overflow=fold, no_wrap=number)
-    shown = report.decisions[:limit]
-    for decision in shown:
-        table.add_row(*_cells(decision))
-    if hidden := len(report.decisions) - len(shown):
-        table.caption = f"{hidden} smaller values not shown; --all shows them"
-    return table
-
-
-def _cells(decision: Decision) -> list[str]:
-    return [
-        decision.value,
-        decision.module,
-        f"{decision.dtype}[{', '.join(map(str, decision.shape))}]",
-        decision.kind.value,
-        decision.reach.value if decision.reach else "",
-        decision.storage,
-        size_text(decision.bytes_before) if decision.bytes_before else "-",
-        size_text(decision.bytes_after) if decision.bytes_after else "-",
-        decision.reason + (f" [{decision.source}]" if decision.source else ""),
-    ]
 
 
 def batches_table(memory: int, rows: Mapping[str, BatchFit | DoesNotFit]) -> Table:
@@ -114,13 +88,6 @@ def batches_table(memory: int, rows: Mapping[str, BatchFit | DoesNotFit]) -> Tab
     return table
 
 
-def report_text(report: Report, *, limit: int | None = 20) -> str:
-    """The report as plain text."""
-    out = io.StringIO()
-    Console(file=out, width=WIDTH, no_color=True).print(decisions_table(report, limit=limit), markup=False)
-    return out.getvalue()
-
-
 def pareto_table(points: Sequence[Point], baseline: int) -> Table:
     """What each step down in memory costs, from ``report.pareto()``; ``baseline`` is plain torch.compile's peak."""
     table = Table(
@@ -135,19 +102,3 @@ def pareto_table(points: Sequence[Point], baseline: int) -> Table:
         share = f"{point.peak_bytes / baseline:.3f}" if baseline else ""
         table.add_row(point.setting, size_text(point.peak_bytes), share, f"{point.time:.2f}x", f"{point.error:.1%}")
     return table
-
-
-def graph_text(gm: fx.GraphModule, title: str) -> str:
-    """A graph as readable code."""
-    return f"# {title}\n{gm.print_readable(print_output=False)}"
-
-
-def graphs_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
-    """The graphs of each report at the given stages."""
-    parts = []
-    for i, report in enumerate(reports):
-        for stage in stages:
-            gm = getattr(report, stage)
-            if gm is not None:
-                parts.append(graph_text(gm, f"graph {i}: {stage}"))
-    return "\n".join(parts)

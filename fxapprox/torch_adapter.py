@@ -15,7 +15,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import sympy
 import torch
@@ -32,7 +32,12 @@ from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
@@ -75,6 +80,12 @@ def is_tangent(node: fx.Node) -> bool:
 def must_be_in_backward(node: fx.Node) -> bool:
     """Whether torch has pinned the node to the backward graph (mutations of backward)."""
     return partitioners._must_be_in_backward(node)
+
+
+def traced_half(node: fx.Node) -> Literal["forward", "backward"] | None:
+    """The half of the joint graph that the node was traced in, copies included; None: a pass has made it."""
+    tag = node.meta.get("partitioner_tag")
+    return "forward" if tag == "is_forward" else "backward" if tag else None
 
 
 def must_recompute(node: fx.Node) -> bool:
@@ -248,6 +259,18 @@ def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> 
     return copied
 
 
+def rename(node: fx.Node, name: str) -> None:
+    """Gives a node a name that says what it is (with a number behind it, if the graph has that name already)."""
+    node._rename(name)
+
+
+def take_place(node: fx.Node, old: fx.Node) -> None:
+    """Puts a node of the same graph in place of another one, under its name: they stand for the same value."""
+    old.replace_all_uses_with(node)
+    old.graph.erase_node(old)
+    node.name = old.name  # taken in the graph's namespace, and free
+
+
 @contextlib.contextmanager
 def _quiet_symbols(fake_mode: FakeTensorMode) -> Iterator[None]:
     """Codecs make no unbacked symbols; none may be left pending in the graph's shape environment."""
@@ -387,6 +410,26 @@ def _size_symbol(env: Any, symbol: sympy.Symbol) -> SizeSymbol:
     )
 
 
+def input_names(gm: fx.GraphModule) -> tuple[str, ...]:
+    """What the user calls the inputs of a Dynamo graph: "blocks.0.weight" for parameters, "args[0]"; "" if unknown."""
+    return tuple(_input_name(getattr(node, "_dynamo_source", None)) for node in gm.graph.find_nodes(op="placeholder"))
+
+
+def _input_name(source: Any) -> str:
+    if source is None:
+        return ""
+    name = str(source.name() if callable(source.name) else source.name)  # a property since torch 2.10
+    name = re.sub(r"\._(?:modules|parameters|buffers)\['([^']*)'\]", r".\1", name)
+    name = re.sub(r"\.__closure__\[\d+\]\.cell_contents$", "", name)  # a variable of a function: the function
+    name = re.sub(r"^.*cell_contents\.|^[LG]\['\w+'\]\.", "", name)
+    return re.sub(r"\b[LG]\['(\w+)'\]", r"\1", name)
+
+
+def input_position(node: fx.Node) -> int | None:
+    """Which input of the Dynamo graph an input of the joint graph is; None for those that AOTAutograd made up."""
+    return getattr(node.meta.get("desc"), "idx", None)
+
+
 def _source_text(source: Any) -> str:
     """Dynamo's name of a size in a reader's words: "x.size(0)" for L['x'].size()[0]."""
     name = str(source.name() if callable(source.name) else source.name)  # a property since torch 2.10
@@ -484,15 +527,36 @@ def through_dynamo(error: Exception) -> Exception:
     return twin
 
 
-def stand_in_outputs(gm: fx.GraphModule) -> Callable[..., list[Any]]:
-    """A function that returns zeros where a Dynamo graph returns tensors, and runs nothing."""
+def stand_in_outputs(gm: fx.GraphModule, mode: FakeTensorMode | None = None) -> Callable[..., list[Any]]:
+    """A function that returns zeros where a Dynamo graph returns tensors, and runs nothing.
+
+    With a mode, the zeros are fake as well.
+    """
     output = next(iter(gm.graph.find_nodes(op="output")))
     examples = [n.meta.get("example_value", n) if isinstance(n, fx.Node) else n for n in output.args[0]]
 
     def run(*_: Any) -> list[Any]:
-        return [_zeros_like(e) if isinstance(e, torch.Tensor) else hint(e) if is_size(e) else e for e in examples]
+        with mode or contextlib.nullcontext():
+            return [_zeros_like(e) if isinstance(e, torch.Tensor) else hint(e) if is_size(e) else e for e in examples]
 
     return run
+
+
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)  # what code on a fake tensor raises then
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode whose fake tensors may meet tensors that have memory."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_like(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> torch.Tensor:
+    """A fake tensor of this device, otherwise like the given one; parameters stay parameters."""
+    with mode:
+        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made.requires_grad_(tensor.requires_grad)
 
 
 def is_size(value: object) -> bool:
@@ -558,7 +622,9 @@ def compiled_by(compiled: object, name: str) -> bool:
 __all__ = [
     "FENCE",
     "IN_MEMORY",
+    "NEEDS_VALUES",
     "FakeTensor",
+    "FakeTensorMode",
     "JointPartitioner",
     "Partition",
     "RealizeLimits",
@@ -573,12 +639,16 @@ __all__ = [
     "dynamic_sizes",
     "exact_partition",
     "expression",
+    "fake_like",
+    "fake_mode",
     "fake_mode_of",
     "finish_split",
     "flat_outputs",
     "hint",
     "inductor_mode",
     "inductor_option_names",
+    "input_names",
+    "input_position",
     "is_opaque",
     "is_operator",
     "is_size",
@@ -594,10 +664,12 @@ __all__ = [
     "prefers_channels_last",
     "prepare_joint",
     "realize_limits",
+    "rename",
     "size_conditions",
     "size_symbols",
     "split",
     "stand_in_outputs",
+    "take_place",
     "tensors_in",
     "through_dynamo",
     "trace",

@@ -8,7 +8,7 @@ boundaries the codes, and with them the gradients, are those that they would be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Held, Segment
+from fxapprox.activation import Activation, Held, Segment, Spliced
 from fxapprox.branches import Branches, branches_of, original
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.crossing import Crossing
-from fxapprox.graph import Inliner, erase_unused, flops, memory_order, nbytes, symbolic_shape, tensor_of
+from fxapprox.graph import Inliner, erase_unused, flops, memory_order, nbytes, nodes_between, symbolic_shape, tensor_of
 from fxapprox.once import values_to_keep
 from fxapprox.options import Count
 from fxapprox.passes.encode import Parts, after
@@ -85,9 +85,8 @@ def checkpoint(
         inside = [node for node in targets if start.at <= position[node] < end.at and node not in carried]
         if inside:
             operators = again.run(inside)
-            names = tuple(node.name for node in start.carried), tuple(node.name for node in inside)
-            found.append(Segment(*names, len(operators), sum(map(flops, operators)), tuple(again.held)))
-            again.held.clear()
+            names = _names(map(original, start.carried)), _names(inside)
+            found.append(Segment(*names, len(operators), sum(map(flops, operators)), *again.notes()))
     crossing.write()
     for graph in (forward, backward):
         erase_unused(graph.graph)
@@ -109,7 +108,7 @@ class _Again:
         branches: how operators come back whose operands are approximate.
         codec: of the values in ``encoded``.
         encoded: those of the carried values that are stored in a code.
-        held: what has been saved that was not saved before; whoever notes it down clears it.
+        held, pairs, spliced: what ``notes`` tells.
     """
 
     forward: fx.GraphModule
@@ -126,6 +125,8 @@ class _Again:
     masks: dict[fx.Node, fx.Node] = field(default_factory=dict)
     parts: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     held: list[Held] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    spliced: list[Spliced] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.inputs = {n.name: n for n in self.backward.graph.find_nodes(op="placeholder")}
@@ -148,21 +149,29 @@ class _Again:
         self.crossing.drop(targets)
         return nodes
 
+    def notes(self) -> tuple[tuple[Held, ...], tuple[tuple[str, str], ...], tuple[Spliced, ...]]:
+        """Since the last call: what has been saved that was not, what was run again, and codecs: as in ``Segment``."""
+        found = tuple(self.held), tuple(self.pairs), tuple(self.spliced)
+        self.held, self.pairs, self.spliced = [], [], []
+        return found
+
     def _again(self, node: fx.Node, env: dict[fx.Node, fx.Node], before: fx.Node) -> fx.Node:
         """One operator, run again as far as its operands allow."""
         if node in self.branches.rectifiers:
             mask = self._mask(node, env, before)
-            return self._write(_rectify, [mask, env[self.branches.rectifiers[node]]], before, "rectify")
+            return self._write(_rectify, [mask, env[self.branches.rectifiers[node]]], before, "rectify", node)
         if node in self.branches.signs:
             rectifier, positive = self.branches.signs[node]
             mask = self._mask(rectifier, env, before)
-            return mask if positive else self._write(_negate, [mask], before, "negate")
+            return mask if positive else self._write(_negate, [mask], before, "negate", node)
         if node in self.branches.clamps:
             clamp = self.branches.clamps[node]
             predicate = self._at_hand(self.forward_nodes[clamp.predicate], before)
-            return self._write(choose(clamp), [predicate, env[node.args[0]]], before, clamp)  # type: ignore[index]
+            return self._write(choose(clamp), [predicate, env[node.args[0]]], before, clamp, node)  # type: ignore[index]
         with self.backward.graph.inserting_before(before):
-            return adapter.copy_node(node, self.backward.graph, env.__getitem__)
+            copied = adapter.copy_node(node, self.backward.graph, env.__getitem__)
+        self.pairs.append((copied.name, node.name))
+        return copied
 
     def _at_hand(self, node: fx.Node, before: fx.Node) -> fx.Node:
         """A value that is not computed again, in backward: one of forward's inputs, or saved, maybe in few bits."""
@@ -175,13 +184,13 @@ class _Again:
         if node in self.encoded:
             if node not in self.parts:
                 self.parts[node] = self._save(self.codec, node)
-            return self._decode(self.codec, self.parts[node], like, before)
+            return self._decode(node, self.codec, self.parts[node], like, before)
         if value.dtype == torch.bool and node not in self.packed:
             (part,) = self._save(Mask(), node)
             self.packed[node] = Mask(), part
         if node in self.packed:
             codec, part = self.packed[node]
-            return self._decode(codec, (part,), like, before)
+            return self._decode(node, codec, (part,), like, before)
         if node not in self.crossing.inputs and node.op == "call_function":
             self._note(node, Exact(), (node,))
         return self.crossing.take(node)
@@ -190,7 +199,9 @@ class _Again:
         """Where forward's rectifier let its operand through."""
         if rectifier not in self.masks:
             place = after([rectifier])
-            (self.masks[rectifier],) = self.writers[0].inline(_sign, [rectifier], before=place, key="sign")
+            (mask,) = self.writers[0].inline(_sign, [rectifier], before=place, key="sign")
+            adapter.rename(mask, f"{rectifier.name}_positive")
+            self.masks[rectifier] = mask
         mask = self.masks[rectifier]
         if mask not in env:
             env[mask] = self._at_hand(mask, before)
@@ -199,14 +210,20 @@ class _Again:
     def _save(self, codec: Codec, node: fx.Node) -> tuple[fx.Node, ...]:
         parts = self.writers[0].inline(codec.encode, [node], before=after([node]), key=("encode", codec))
         self._note(node, codec, parts)
+        self.spliced.append(Spliced(original(node).name, codec, encode=_names(nodes_between([node], parts))))
         return parts
 
     def _note(self, node: fx.Node, codec: Codec, parts: Sequence[fx.Node]) -> None:
-        self.held.append(Held(original(node).name, codec, tuple(part.name for part in parts)))
+        self.held.append(Held(original(node).name, codec, _names(parts)))
 
-    def _decode(self, codec: Codec, parts: Sequence[fx.Node], like: Like, before: fx.Node) -> fx.Node:
-        saved = [self.crossing.take(part) for part in parts]
-        return self._write(lambda *parts: (codec.decode(parts, like),), saved, before, ("decode", codec, like))
+    def _decode(self, node: fx.Node, codec: Codec, parts: Sequence[fx.Node], like: Like, before: fx.Node) -> fx.Node:
+        name = original(node).name
+        saved = [self.crossing.take(part, f"{name}_code_{i}") for i, part in enumerate(parts)]
+        (decoded,) = self.writers[1].inline(
+            lambda *parts: (codec.decode(parts, like),), saved, before=before, key=("decode", codec, like)
+        )
+        self.spliced.append(Spliced(name, codec, decode=_names(nodes_between(saved, [decoded]))))
+        return decoded
 
     def _fenced(self, node: fx.Node, before: fx.Node) -> fx.Node:
         """A code that Inductor does not decode in the kernel that makes it: that would keep the decoded value."""
@@ -215,9 +232,17 @@ class _Again:
         kept.meta = node.meta.copy()
         return kept
 
-    def _write(self, fn: Callable[..., Any], args: Sequence[fx.Node], before: fx.Node, key: Hashable) -> fx.Node:
+    def _write(
+        self, fn: Callable[..., Any], args: Sequence[fx.Node], before: fx.Node, key: Hashable, node: fx.Node
+    ) -> fx.Node:
+        """What comes back in place of a node of forward."""
         (made,) = self.writers[1].inline(fn, args, before=before, key=key)
+        self.pairs += ((written.name, node.name) for written in nodes_between(args, [made]))
         return made
+
+
+def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
 
 
 def _sign(x: Tensor) -> tuple[Tensor]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxapprox.activation import Affine, Moments, Plan, Stored
+from fxapprox.activation import Affine, Moments, Plan, Spliced, Stored
 from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
-from fxapprox.graph import Inliner, erase_unused, memory_order, source_line, storage_of, tensor_of, verify
+from fxapprox.graph import (
+    Inliner,
+    erase_unused,
+    memory_order,
+    nodes_between,
+    source_line,
+    storage_of,
+    tensor_of,
+    verify,
+)
 from fxapprox.operators import op_name
 
 
@@ -24,11 +33,13 @@ class Parts:
         entry: of the plan.
         nodes: what forward returns for it.
         inputs: names of the inputs by which backward takes it, in the same order.
+        spliced: its codec's nodes; None for a value that is stored as it is.
     """
 
     entry: Stored
     nodes: tuple[fx.Node, ...]
     inputs: tuple[str, ...] = ()
+    spliced: Spliced | None = None
 
 
 def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int) -> tuple[Parts, ...]:
@@ -64,7 +75,16 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         graph.graph.lint()
     verify(backward, approximate)
     outputs.verify_apart()
-    return tuple(parts)
+    left = {node.name for graph in (forward, backward) for node in graph.graph.nodes}
+    return tuple(replace(made, spliced=_left_of(made.spliced, left)) for made in parts)
+
+
+def _left_of(spliced: Spliced | None, left: set[str]) -> Spliced | None:
+    """The nodes that are still there: a name that has been erased may be given again."""
+    if spliced is None:
+        return None
+    encode, decode = (tuple(n for n in names if n in left) for names in (spliced.encode, spliced.decode))
+    return replace(spliced, encode=encode, decode=decode)
 
 
 class _Outputs:
@@ -125,12 +145,12 @@ def _encode_one(
     context = _context(entry, produced)
     args = [value, *context.nodes]
     key = (entry.codec, like, len(context.nodes), context.signature)
-    parts = writers[0].inline(_encoder(entry, context), args, before=after(args), key=("encode", key))
+    written = writers[0].inline(_encoder(entry, context), args, before=after(args), key=("encode", key))
 
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
-    shapes = [part.meta["val"].shape for part in parts]
-    parts = tuple(storage_of(part) for part in parts)  # statistics: the tensor itself, not a view of it
+    shapes = [part.meta["val"].shape for part in written]
+    parts = tuple(storage_of(part) for part in written)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
     # (a statistic that backward reads as well) is not saved again
     fresh = [part for part in dict.fromkeys(parts) if not outputs.saves(part)]
@@ -151,7 +171,11 @@ def _encode_one(
         backward.graph.erase_node(slot)
         if node is value and _loses(entry) and result.meta["val"].dtype.is_floating_point:
             approximate.add(result)
-    return Parts(entry, parts, tuple(node.name for node in new_inputs)), approximate
+    names = (
+        tuple(n.name for n in nodes) for nodes in (nodes_between(args, written), nodes_between(new_inputs, decoded))
+    )
+    spliced = Spliced(entry.name, entry.codec, *names)
+    return Parts(entry, parts, tuple(node.name for node in new_inputs), spliced), approximate
 
 
 class _Alone:

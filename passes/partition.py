@@ -56,8 +56,7 @@ def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
             why = f"it is clamped by {clamp.predicate!r}, which backward does not have"
             raise UnsupportedGraph("partition", why, node=name, source=source_line(node))
         (chosen,) = writer.inline(choose(clamp), [predicate, node.args[0]], before=node, key=clamp)  # type: ignore[list-item]
-        node.replace_all_uses_with(chosen)
-        backward.graph.erase_node(node)
+        adapter.take_place(chosen, node)
 
 
 def choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:

@@ -44,6 +44,7 @@ def pin_inputs(forward: fx.GraphModule, *, num_fwd_outputs: int) -> tuple[str, .
             view = forward.graph.call_function(
                 torch.ops.aten.as_strided.default, (node, list(value.shape), list(value.stride()))
             )
+        adapter.rename(view, f"{node.name}_pinned")
         with mode:
             view.meta["val"] = value.as_strided(value.shape, value.stride())
         for reader in readers:

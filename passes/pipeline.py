@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -16,8 +14,9 @@ from typing import Any
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Plan, Segment
+from fxapprox.activation import Activation, Plan, Segment, Spliced
 from fxapprox.codecs import Group
+from fxapprox.collector import collector_paused
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint, flops
 from fxapprox.liveness import Timeline, timeline
@@ -75,6 +74,12 @@ class Rewrite:
     setting: str = ""
     pareto: Callable[[], tuple[Point, ...]] = tuple
 
+    @property
+    def spliced(self) -> tuple[Spliced, ...]:
+        """Where codecs stand in the two graphs."""
+        planned = (parts.spliced for parts in self.parts if parts.spliced is not None)
+        return (*planned, *(spliced for segment in self.segments for spliced in segment.spliced))
+
 
 def rewrite(
     gm: fx.GraphModule,
@@ -95,7 +100,7 @@ def rewrite(
         UnsupportedGraph: the graph cannot be handled, and ``options.strict`` is set.
         OptionError: no setting fits ``options.memory_budget``.
     """
-    with _collector_paused():
+    with collector_paused():
         return _rewrite(gm, joint_inputs, num_fwd_outputs, tuple(static_lifetime_input_indices or ()), options, revise)
 
 
@@ -213,7 +218,7 @@ class _Splitter:
 
     def pareto(self) -> tuple[Point, ...]:
         """The rungs of the ladder that a budget chooses from, tried."""
-        with _collector_paused():
+        with collector_paused():
             return tuple(self._try(rung.setting)[1] for rung in ladder(self.options))
 
     def _try(self, setting: Setting) -> tuple[_Halves, Point]:
@@ -269,18 +274,6 @@ def _exact(gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int
     return adapter.exact_partition(
         gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
     )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Passes make many objects that live on: collections would walk all that tracing has made, and free nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Clock:

@@ -51,11 +51,66 @@ def test_json(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["saved_bytes"] > 0
 
 
+@pytest.mark.parametrize(("format", "begins"), [("html", "<!doctype html>"), ("trace", '{"traceEvents": [')])
+def test_files(
+    format: str, begins: str, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", format) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(begins)
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", format, "--out", "report") == 0
+    assert capsys.readouterr().out == ""
+    assert len(Path("report").read_text()) == pytest.approx(len(text), rel=0.01)
+
+
+def test_out_wants_a_format_of_files(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--out", "report.txt") == 2
+    assert "--out goes with --format html or trace" in " ".join(capsys.readouterr().err.split())
+
+
 def test_fx(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "dump", f"{target}:make", "--format", "fx", "--stage", "backward") == 0
     out = capsys.readouterr().out
-    assert "# graph 0: backward" in out
-    assert "convolution_code_0" in out
+    assert out.startswith("# backward:")
+    assert "convolution_code_0: u8[" in out
+    assert "dequantize(convolution): f32[8, 8, 14, 14] = from 8-bit threshold (convolution_code_0, " in out
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "fx", "--stage", "backward", "--raw") == 0
+    assert "def forward(self" in capsys.readouterr().out
+
+
+def test_dot(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "dot") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("digraph")
+    assert "8-bit threshold" in out
+    assert "label=plan" in out.replace('"', "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--stage", "joint"], "--stage belongs to --format fx or dot"),
+     (["--format", "json", "--stage", "plan"], "--stage belongs to --format fx or dot"),
+     (["--format", "dot", "--raw"], "--raw belongs to --format fx"),
+     (["--format", "json", "--all"], "--all belongs to the table")],
+)  # fmt: skip
+def test_options_of_other_formats(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_models_on_the_meta_device(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target.write_text(
+        FACTORY + "\ntorch.set_default_device('meta')\nmade = make()\ntorch.set_default_device(None)\n"
+        "def on_meta():\n    return made\n"
+    )
+    assert run(monkeypatch, "dump", f"{target}:on_meta", "--bits", "4") == 0
+    assert "4-bit threshold" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

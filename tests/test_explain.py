@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fxapprox
-from fxapprox.report import SCHEMA
+from fxapprox.report_json import SCHEMA
 
 
 def model() -> nn.Module:

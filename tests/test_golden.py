@@ -1,11 +1,13 @@
-"""Golden files: what is stored of small models, and why; and the graphs that go to Inductor.
+"""Golden files: what is stored of small models, and why; the graphs that go to Inductor; and what dump prints.
 
 A change here is a change in what users get: look at the difference, then run pytest --update-golden.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -13,8 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.dot import dot_text
+from fxapprox.fx_text import graphs_text
+from fxapprox.graph_view import STAGES
+from fxapprox.table import report_text
+from fxapprox.target import Target
 from tests import models
 from tests.dumps import activations_dump, decisions_dump, graph_dump
+from tests.models.blocks import blocks, mean_square
 from tests.passes.graphs import classified
 
 WEIGHT = torch.ones(16, 16, requires_grad=True)
@@ -51,3 +59,40 @@ def test_graphs(bits: int | None, golden: Callable[[str, str], None]) -> None:
     assert report.backward is not None
     text = f"forward\n{graph_dump(report.forward)}\nbackward\n{graph_dump(report.backward)}"
     golden(f"graphs/rectified_layer_{bits or 'exact'}.txt", text)
+
+
+@cache
+def blocks_report(checkpoint: int | None = None) -> fxapprox.Report:
+    """Four equal blocks; with checkpoints, segments from encoded boundaries."""
+    step = Target(blocks(), (), mean_square).step
+    options = {"checkpoint": checkpoint, "checkpoint_bits": 8} if checkpoint else {}
+    return fxapprox.explain(step, torch.ones(4, 8, 16, 16), bits=4, **options)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_table(width: int, golden: Callable[[str, str], None]) -> None:
+    golden(f"dump/table_{width}.txt", report_text(blocks_report(), width=width))
+
+
+def test_whole_table(golden: Callable[[str, str], None]) -> None:
+    golden("dump/table_all.txt", report_text(blocks_report(3), width=120, everything=True))
+
+
+def test_json(golden: Callable[[str, str], None]) -> None:
+    data = json.loads(blocks_report().to_json())
+    data["seconds"] = sorted(data["seconds"])
+    golden("dump/report.json", json.dumps(data, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_graph_as_text(stage: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"dump/fx_{stage}.txt", graphs_text([blocks_report()], [stage]))
+
+
+def test_segments_as_text(golden: Callable[[str, str], None]) -> None:
+    golden("dump/fx_segments.txt", graphs_text([blocks_report(3)], ["forward", "backward"]))
+
+
+def test_graph_as_drawing(golden: Callable[[str, str], None]) -> None:
+    report = fxapprox.explain(rectified_layer, torch.ones(8, 16), bits=4, min_bytes=0)
+    golden("dump/plan.dot", dot_text([report], ["plan"]))

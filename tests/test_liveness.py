@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.liveness import Moment, Timeline, joined, timeline
 from fxapprox.measure import peak_bytes
+from fxapprox.sizes import evaluate, hints_of
 from tests import models
 
 MIB = 2**20
@@ -183,3 +184,74 @@ def test_large_graphs_take_little_time() -> None:
     start = time.perf_counter()
     timeline(forward, nothing(), num_fwd_outputs=1)
     assert time.perf_counter() - start < 1.5
+
+
+def alive(found: Timeline, at: int, values: dict[str, int]) -> tuple[int, int]:
+    """(bytes of all lives, of those that are saved) at one moment."""
+    there = [life for life in found.lives if life.start <= at and (life.until is None or at < life.until)]
+    sizes = [(evaluate(life.size, values), life.kind) for life in there]
+    return sum(size for size, _ in sizes), sum(size for size, kind in sizes if kind == "saved")
+
+
+@pytest.mark.parametrize("lowering", ["inductor", "eager"])
+@pytest.mark.parametrize("build", [models.mlp_dropout, models.demo_resnet, models.gpt])
+def test_lives_add_up_to_the_level(build: Callable[[], models.Case], lowering: str) -> None:
+    case = build()
+    report = fxapprox.explain(lambda *args: case.loss(case.model(*args)), *case.args, bits=4, lowering=lowering)
+    own, plain = report.timeline, report.baseline_timeline()
+    for found in (own, plain):
+        assert [alive(found, at, {})[1] for at in range(len(found.moments))] == [m.saved for m in found.moments]
+    for found in (own, plain, joined([own, plain, own])):
+        assert [alive(found, at, {})[0] for at in range(len(found.moments))] == [m.live for m in found.moments]
+        staying = sum(evaluate(life.size, {}) for life in found.lives if life.until is None)
+        assert staying == found.after_backward
+
+
+def test_lives_of_a_dynamic_batch() -> None:
+    model, x = mlp()
+    report = fxapprox.explain(model, x, bits=4, dynamic=True).at(256)
+    values = hints_of(report.sizes)
+    for at, moment in enumerate(report.timeline.moments):
+        assert alive(report.timeline, at, values)[0] == evaluate(moment.live, values)
+
+
+def test_a_life_spans_both_halves() -> None:
+    found = timeline(matmuls(3, save=True), nothing(), num_fwd_outputs=1)
+    kinds = [(life.name, life.kind, life.start, life.until) for life in found.lives]
+    assert kinds == [
+        ("mm_default", "saved", 0, None), ("mm_default_1", "saved", 1, None), ("mm_default_2", "output", 2, None),
+        ("neg_default", "gradient", 3, None),  # in place of the tangent
+    ]  # fmt: skip
+
+
+def test_views_of_one_memory_are_freed_with_the_last() -> None:
+    """Plain torch.compile saves q, k and v, which are parts of one product."""
+
+    def parts(made: fx.Graph, given: Callable[[str], fx.Node], call: Callable[..., fx.Node]) -> list:
+        x = given("primals_1")
+        product = call(torch.ops.aten.mm.default, x, x)
+        halves = [call(torch.ops.aten.slice.Tensor, product, 0, at, at + 32) for at in (0, 32)]
+        for half in halves:
+            half.meta["val"] = torch.empty(32, 64, device="meta")
+        return [call(torch.ops.aten.mm.default, product, x), *halves]
+
+    def readers(made: fx.Graph, given: Callable[[str], fx.Node], call: Callable[..., fx.Node]) -> list:
+        halves, tangent = [given("slice_tensor"), given("slice_tensor_1")], given("tangents_1")
+        for half in halves:
+            half.meta["val"] = torch.empty(32, 64, device="meta")
+        made_from = [call(torch.ops.aten.mm.default, half, tangent) for half in halves]
+        return [call(torch.ops.aten.mm.default, made_from[1], tangent)]
+
+    found = timeline(graph(parts), graph(readers), num_fwd_outputs=1)
+    (saved,) = [life for life in found.lives if life.kind == "saved"]
+    assert (saved.size, saved.start, saved.until) == (SIZE, 0, 4)
+
+
+def test_what_moments_do() -> None:
+    case = models.gpt(layers=4, batch=8)
+    report = fxapprox.explain(case.model, *case.args, bits=4, checkpoint=3)
+    backward = [m for m in report.timeline.moments if m.half == "backward"]
+    assert {m.role for m in backward} == {"operator", "again", "codec"}
+    assert {m.op for m in backward if m.role == "again"} >= {"aten.addmm"}
+    assert {m.role for m in report.baseline_timeline().moments if m.half == "forward"} == {"operator"}
+    assert any(m.module == "blocks.0.qkv" for m in report.timeline.moments)

@@ -70,6 +70,12 @@ class Codec:
     label: ClassVar[str] = "codec"
     bits: int | None
 
+    @property
+    def text(self) -> str:
+        """How a report names what is stored, e.g. "4-bit threshold"."""
+        told = self.bits is None or isinstance(self, Exact) or self.label.startswith("1-bit")
+        return self.label if told else f"{self.bits}-bit {self.label}"
+
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The parts to store for ``x``."""
         raise NotImplementedError

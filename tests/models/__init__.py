@@ -131,6 +131,13 @@ def gpt(
     return Case("gpt", model, (text[:, :-1].contiguous(), text[:, 1:].contiguous()), lambda loss: loss)
 
 
+def gpt3(layers: int = 96) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """GPT-3's shape (width 12288, 96 heads, sequence 2048) on the meta device: 652 GiB of weights, none allocated."""
+    with torch.device("meta"):
+        text = torch.zeros(1, 2048, dtype=torch.long)
+        return GPT(layers, width=12288, heads=96, sequence=2048, vocab=50257), (text, text)
+
+
 def gpt2(*, seed: int = 0, batch: int = 2, layers: int = 2, width: int = 64, sequence: int = 32) -> Case:
     """GPT-2 of the transformers package, without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel

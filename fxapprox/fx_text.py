@@ -1,0 +1,93 @@
+"""Graphs as text: one line for each operator, and one for each value that is quantized or dequantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fxapprox.amounts import size_text
+from fxapprox.graph_view import Box, graph_view
+from fxapprox.table import shape_text
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from fxapprox.graph_view import GraphView
+    from fxapprox.report import Report
+
+COMMENTS = 80  # the column in which what is known of a line stands, if the line is shorter
+TITLES = {
+    "joint": "forward and backward, as torch traced them",
+    "plan": "forward and backward, with what happens to each value",
+    "forward": "what training runs, and what it leaves for backward",
+    "backward": "what training runs",
+}
+
+
+def graphs_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
+    """The graphs of each report at the given stages.
+
+    Args:
+        reports: of one graph each.
+        stages: see :func:`fxapprox.graph_view.graph_view`.
+    """
+    many = len(reports) > 1
+    parts = [
+        view_text(graph_view(report, stage), f"graph {i}: {stage}" if many else stage)
+        for i, report in enumerate(reports)
+        for stage in stages
+    ]
+    return "\n".join(parts)
+
+
+def view_text(view: GraphView, title: str) -> str:
+    """A view, one line for each box."""
+    return "\n".join([f"# {title}: {TITLES[view.stage]}", *(_line(box, view.stage) for box in view.boxes)]) + "\n"
+
+
+def _line(box: Box, stage: str) -> str:
+    """``name: f32[8, 16] = operator(arguments)  # module, source, storage``."""
+    if box.kind == "output":
+        return f"return {', '.join(box.arguments)}"
+    code = f"{box.name}{_type(box)} = {_made(box)}"
+    comment = ", ".join(part for part in (box.module, box.source.partition(" ")[0], _told(box, stage)) if part)
+    return f"{code:<{COMMENTS}}  # {comment}" if comment else code
+
+
+def _told(box: Box, stage: str) -> str:
+    """What a line says of a box beyond what made it."""
+    if box.kind == "quantize":
+        return size_text(box.bytes)
+    if box.kind == "dequantize":
+        return box.storage if box.storage != box.op else ""
+    if stage in ("joint", "plan") and box.half == "backward":
+        return "gradient"
+    if stage == "joint":
+        return box.reason
+    return f"boundary, {box.storage}" if box.kind == "boundary" and "boundary" not in box.storage else box.storage
+
+
+def _type(box: Box) -> str:
+    return f": {shape_text(box.dtype, box.shape)}" if box.dtype else ""
+
+
+def _made(box: Box) -> str:
+    """What makes the value of a box."""
+    if box.kind == "input" or not box.arguments:
+        return box.op
+    arguments = ", ".join(box.arguments)
+    if box.kind == "quantize":
+        return f"to {box.op} ({arguments})"
+    if box.kind == "dequantize":
+        return f"from {box.op} ({arguments})"
+    return f"{box.op}({arguments})"
+
+
+def raw_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
+    """The graphs as torch prints them, node by node, codecs in full."""
+    graphs = ((f"graph {i}: {stage}", _graph(report, stage)) for i, report in enumerate(reports) for stage in stages)
+    return "\n".join(f"# {title}\n{gm.print_readable(print_output=False)}" for title, gm in graphs)
+
+
+def _graph(report: Report, stage: str) -> fx.GraphModule:
+    return getattr(report, "joint" if stage == "plan" else stage)

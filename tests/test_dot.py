@@ -1,0 +1,74 @@
+"""dot: what is drawn is the view, and Graphviz understands it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pydot
+import pytest
+import torch
+from torch import nn
+
+import fxapprox
+from fxapprox.dot import COLOURS, dot_text, drawing, storage_group
+from fxapprox.graph_view import graph_view
+from tests.test_graph_view import reported
+
+
+def everything(cluster: pydot.Graph) -> tuple[list[pydot.Node], list[pydot.Edge]]:
+    nodes, edges = list(cluster.get_nodes()), list(cluster.get_edges())
+    for inner in cluster.get_subgraphs():
+        more = everything(inner)
+        nodes, edges = nodes + more[0], edges + more[1]
+    return nodes, edges
+
+
+@pytest.mark.parametrize("stage", ["plan", "backward"])
+def test_every_box_and_edge_is_drawn(stage: str) -> None:
+    report = reported("clamped", "coded segments")
+    view = graph_view(report, stage)
+    nodes, edges = everything(drawing([report], [stage]))
+    drawn = [node for node in nodes if node.get_name().startswith("g0_")]
+    assert len(drawn) == len(view.boxes)
+    assert len(edges) == len(view.edges)
+    labels = " ".join(str(node.get("label")) for node in drawn)
+    assert all(f"<b>{box.name}</b>" in labels or f"{box.name}<br/>" in labels for box in view.boxes)
+    groups = {storage_group(box) for box in view.boxes}
+    legend = next(str(node.get("label")) for node in nodes if node.get_name() == "colours")
+    assert groups == {group for group, (_, text) in COLOURS.items() if f">{text}<" in legend}
+
+
+def test_modules_are_nested_clusters() -> None:
+    net = nn.ModuleDict({"deep": nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Tanh())), "head": nn.Linear(8, 8)})
+    report = fxapprox.explain(lambda x: net["head"](net["deep"](x)).exp().sum(), torch.randn(4, 8))
+    text = dot_text([report], ["plan"])
+    for name in ("deep.0", "head", "forward", "backward"):
+        assert f'label="{name}"' in text or f"label={name}" in text, name
+
+
+@pytest.mark.parametrize(
+    ("storage", "group"),
+    [("4-bit threshold", "code"), ("boundary, 8-bit group", "code"), ("1-bit mask", "lossless"), ("exact", "exact"),
+     ("in the code of relu", "carried"), ("4-bit group, recomputed in segment 2", "recomputed"), ("free", "free"),
+     ("for recomputation, 1-bit mask", "lossless"), ("not needed", "unneeded")],
+)  # fmt: skip
+def test_colours_say_how_a_value_is_kept(storage: str, group: str) -> None:
+    box = graph_view(reported("pooled", "codes"), "plan").boxes[0]
+    assert storage_group(replace(box, storage=storage)) == group
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+def test_graphviz_draws_it() -> None:
+    text = dot_text([reported("pooled", "codes")], ["plan", "backward"])
+    drawn = subprocess.run(["dot", "-Tsvg"], input=text, capture_output=True, text=True, check=True)
+    assert "dequantize(" in drawn.stdout
+    assert drawn.stderr == ""
+
+
+def test_without_pydot_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydot", None)
+    with pytest.raises(fxapprox.FxApproxError, match=r"pip install 'fxapprox\[dot\]'"):
+        dot_text([reported("pooled", "codes")], ["plan"])

@@ -1,0 +1,43 @@
+"""dump of a model that no machine here could hold: a screenful, and soon."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+
+from fxapprox import cli
+from tests import models
+
+SCREEN = 40  # lines
+COLUMNS = 100
+
+
+def gpt3_of_3_layers() -> tuple:
+    return models.gpt3(layers=3)
+
+
+def dumped(factory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
+    monkeypatch.setattr(sys, "argv", ["fxapprox", "dump", factory, "--bits", "4"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    return capsys.readouterr().out.splitlines()
+
+
+def test_layers_are_folded_to_one_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = dumped("tests.test_dump_large:gpt3_of_3_layers", monkeypatch, capsys)
+    assert len(lines) <= SCREEN
+    assert max(map(len, lines)) <= COLUMNS
+    assert any("blocks.0-2.mlp.0" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_96_layers_within_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    lines = dumped("tests.models:gpt3", monkeypatch, capsys)
+    assert time.perf_counter() - start < 60
+    assert len(lines) <= SCREEN
+    assert any("addmm_2 ×96" in line and "blocks.0-95.mlp.0" in line for line in lines)
