@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import sympy
 import torch
+import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
 import torch._inductor.inductor_prims
@@ -473,6 +474,12 @@ def compile_eager(
         )(gm, list(inputs))  # fmt: skip
 
 
+def many_compilations() -> contextlib.AbstractContextManager[None]:
+    """Has Dynamo compile a function as often as it is asked to; beyond a limit it would run it uncompiled."""
+    unlimited = 2**31
+    return dynamo_config.patch(recompile_limit=unlimited, accumulated_recompile_limit=unlimited)
+
+
 def through_dynamo(error: Exception) -> Exception:
     """The same error as one that Dynamo hands to the caller of the model as it is, not inside one of its own."""
     kind: Any = type(error)
@@ -583,6 +590,7 @@ __all__ = [
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",
+    "many_compilations",
     "map_tensors",
     "marked_dynamic",
     "materialize",
