@@ -33,6 +33,8 @@ from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
+from torch._logging import trace_structured
+from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
@@ -40,8 +42,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.numbers import int_oo
 
 from fxapprox.sizes import Size, SizeSymbol
-
-log = logging.getLogger("fxapprox")
 
 Partition = tuple[fx.GraphModule, fx.GraphModule]
 Partitioner = Callable[..., Partition]
@@ -480,6 +480,15 @@ def many_compilations() -> contextlib.AbstractContextManager[None]:
     return dynamo_config.patch(recompile_limit=unlimited, accumulated_recompile_limit=unlimited)
 
 
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """Adds an artifact to torch's structured trace (TORCH_TRACE); ``payload`` is called only if somebody takes it.
+
+    torch itself asks for no more than a handler; pytest adds some to every logger, for warnings.
+    """
+    if any(handler.level <= logging.DEBUG for handler in trace_log.handlers):
+        trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+
+
 def through_dynamo(error: Exception) -> Exception:
     """The same error as one that Dynamo hands to the caller of the model as it is, not inside one of its own."""
     kind: Any = type(error)
@@ -608,4 +617,5 @@ __all__ = [
     "tensors_in",
     "through_dynamo",
     "trace",
+    "trace_artifact",
 ]
