@@ -22,13 +22,15 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.backend import Backend
 from fxapprox.batches import Batch, Loss, batches_of, parts_of
 from fxapprox.calibrate import Prober, as_stored
+from fxapprox.checks import no_gradient, wrong_loss, wrong_model
 from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.explain import fresh, untouched
+from fxapprox.explain import fresh, nothing_captured, untouched
 from fxapprox.gradient_error import GradientError, Tally, total_error
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
 from fxapprox.target import Target
+from fxapprox.user_code import GraphBreak, graph_breaks
 
 SCHEMA = 1
 CHOSEN = ("plan", "memory_budget")  # options that leave no number of bits to try
@@ -110,6 +112,7 @@ class Audit:
         batches: how many were measured.
         parts: how many parts of the batch bias and noise were told apart by; 0 where the batches themselves served.
         notes: what limits these numbers, in words.
+        breaks: the model's graph breaks; what crosses one is stored as it is.
     """
 
     settings: tuple[BitsAudit, ...]
@@ -119,6 +122,7 @@ class Audit:
     batches: int
     parts: int
     notes: tuple[str, ...] = ()
+    breaks: tuple[GraphBreak, ...] = ()
 
     def at(self, bits: int | str | None) -> BitsAudit:
         """The errors in this number of bits.
@@ -206,7 +210,11 @@ def audit(
     halves = [_Way(subject, replace(way, min_bytes=way.min_bytes // len(parts))) for way in ways] if parts else []
     with _bar(progress) as bar, adapter.many_compilations():
         task = bar.add_task("gradients", total=(len(whole) + len(parts)) * len(ways) + 1)
-        floor = _floor(subject, exact, whole[0])
+        with adapter.graph_breaks() as raw:
+            floor = _floor(subject, exact, whole[0])
+        breaks = graph_breaks(raw)
+        if not exact.graphs:
+            raise FxApproxError(nothing_captured(model, whole[0].args, breaks))
         bar.advance(task)
         notes = [*_run(whole, exact, coded, bar, task)]
         notes += _run(parts, halves[0], halves[1:], bar, task) if parts else []
@@ -220,7 +228,14 @@ def audit(
     if parts and any(_stored(way) != _stored(half) for way, half in zip(coded, halves[1:], strict=True)):
         notes.append("parts of the batch are stored otherwise than the whole: bias and noise are those of other plans")
     return Audit(
-        settings, exact.report.baseline_bytes, exact.report.saved_bytes, floor, len(whole), len(parts), tuple(notes)
+        settings,
+        exact.report.baseline_bytes,
+        exact.report.saved_bytes,
+        floor,
+        len(whole),
+        len(parts),
+        tuple(notes),
+        breaks,
     )
 
 
@@ -241,9 +256,11 @@ class _Subject:
     def __init__(self, model: nn.Module, loss: Loss, compile_loss: bool, seed: int) -> None:
         if not isinstance(model, nn.Module):
             raise OptionError(f"audit wants a module, whose parameters it can see, not {type(model).__name__}")
+        if wrong := wrong_model(model):
+            raise FxApproxError(f"audit got {wrong}")
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
-            raise FxApproxError("no parameter of the model requires a gradient: there is nothing to compare")
+            raise FxApproxError(f"{no_gradient(model, ())}: there is nothing to compare")
         self.model, self.loss, self.compile_loss, self.seed = model, loss, compile_loss, seed
         self.names, self.parameters = list(named), list(named.values())
         self.step = Target(model, (), loss.function if compile_loss else None).step
@@ -255,8 +272,8 @@ class _Subject:
             self.loss.use(batch)
             output = run(*batch.args)
             loss = output if self.compile_loss else self.loss(output, batch.targets)
-            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                raise FxApproxError(f"the loss has to be a scalar tensor with a gradient, and is {_kind(loss)}")
+            if wrong := wrong_loss(loss):
+                raise FxApproxError(f"audit got {wrong}")
             if not math.isfinite(loss.item()):
                 raise FxApproxError(f"the loss of batch {index + 1} is {loss.item()}: no gradient can be compared")
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
@@ -277,8 +294,6 @@ class _Way:
         """The loss and the gradients of one batch, stored this way."""
         found = self.subject.gradients(self._run, batch, index)
         self.graphs = self.graphs or len(self.backend.reports)
-        if not self.graphs:
-            raise FxApproxError("no training graph was captured: nothing to measure; fxapprox.explain says more")
         return found
 
     @property
@@ -306,6 +321,7 @@ def _run(batches: Sequence[Batch], exact: _Way, coded: Sequence[_Way], bar: Prog
 
 def _floor(subject: _Subject, exact: _Way, batch: Batch) -> float | None:
     """How far exact gradients are from those of the model run as it is; None if it draws random numbers."""
+    _, found = exact.gradients(batch, 0)
     drawn = [False]
 
     def watched(*args: Any) -> Any:
@@ -318,7 +334,7 @@ def _floor(subject: _Subject, exact: _Way, batch: Batch) -> float | None:
     if drawn[0]:
         return None
     tallies = [Tally() for _ in plain]
-    for tally, mine, other in zip(tallies, exact.gradients(batch, 0)[1], plain, strict=True):
+    for tally, mine, other in zip(tallies, found, plain, strict=True):
         tally.add(mine, other)
     return total_error(tallies).error
 
@@ -373,13 +389,6 @@ def _notes(settings: Sequence[BitsAudit], floor: float | None, batches: int, cod
     if batches == 1:
         yield "one batch: what of the errors averages out takes several, or one that can be split"
     yield from (f"{way.backend.options.bits} bits: {way.report.fallback}" for way in coded if way.report.fallback)
-
-
-def _kind(loss: object) -> str:
-    if not isinstance(loss, Tensor):
-        return f"a {type(loss).__name__}"
-    shape = f"{str(loss.dtype).removeprefix('torch.')}[{', '.join(map(str, loss.shape))}]"
-    return f"{shape}" if loss.numel() != 1 else f"{shape} without a gradient"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fxapprox.advice import percent
 from fxapprox.amounts import size_text
+from fxapprox.user_code import breaks_text
 
 if TYPE_CHECKING:
     from fxapprox.audit import Audit
@@ -33,7 +34,7 @@ def audit_tables(audit: Audit, *, top: int = 5) -> Group:
         tables.append(_parameters(audit, top))
     if top and any(setting.causes for setting in audit.settings):
         tables.append(_causes(audit, top))
-    tables += [Text(f"note: {note}") for note in audit.notes]
+    tables += [Text(note) for note in (*(f"note: {note}" for note in audit.notes), breaks_text(audit.breaks)) if note]
     tables.append(Text(audit.recommendation, style="bold"))
     return Group(*(part for table in tables for part in (table, "")))
 

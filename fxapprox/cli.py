@@ -108,8 +108,9 @@ def dump(
     """
     from fxapprox.explain import explain
     from fxapprox.options import Options
-    from fxapprox.target import load
+    from fxapprox.target import load, nothing_stored, running
     from fxapprox.text import WIDTH, decisions_table, graphs_text
+    from fxapprox.user_code import breaks_text
 
     given: dict[str, Any] = {
         "bits": parse_bits(bits), "average_bits": average_bits, "min_bytes": min_bytes,
@@ -120,7 +121,10 @@ def dump(
     loaded = load(target)
     options.check_patterns(loaded.model)
     wanted = parse_size(size) if size else None
-    report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
+    with running(loaded):
+        report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
+    if not report.baseline_bytes and not report.saved_bytes:
+        raise nothing_stored(loaded, breaks_text(report.breaks))
     if wanted is not None:
         report = report.at(wanted)
     if format is Format.json:
@@ -185,15 +189,20 @@ def audit(
     """
     from fxapprox.audit import audit as measured
     from fxapprox.audit_text import WIDTH, audit_tables
-    from fxapprox.target import load
+    from fxapprox.target import load, nothing_stored, running
+    from fxapprox.user_code import breaks_text
 
     numbers = parse_several_bits(bits)
     loaded = load(target)
-    found = measured(
-        loaded.model, loaded.loss, loaded.args, numbers, batches=batches, causes=top > 0, compile_loss=True,
-        seed=seed, checkpoint=parse_checkpoint(checkpoint), checkpoint_bits=parse_checkpoint_bits(checkpoint_bits),
-        rounding=rounding, min_bytes=min_bytes, lowering=lowering,
-    )  # fmt: skip
+    with running(loaded):
+        found = measured(
+            loaded.model,  # type: ignore[arg-type]  # a function is an error that audit words
+            loaded.loss, loaded.args, numbers, batches=batches, causes=top > 0, compile_loss=True, seed=seed,
+            checkpoint=parse_checkpoint(checkpoint), checkpoint_bits=parse_checkpoint_bits(checkpoint_bits),
+            rounding=rounding, min_bytes=min_bytes, lowering=lowering,
+        )  # fmt: skip
+    if not found.baseline_bytes:
+        raise nothing_stored(loaded, breaks_text(found.breaks))
     if format is AuditFormat.json:
         sys.stdout.write(found.to_json() + "\n")
     else:
@@ -221,12 +230,15 @@ def fit(
     """
     from fxapprox.amounts import parse_bytes
     from fxapprox.resize import largest_batches
-    from fxapprox.target import load
+    from fxapprox.target import load, running
     from fxapprox.text import WIDTH, batches_table
 
     limit = parse_bytes(memory, "--memory")
+    loaded = load(target)
+    with running(loaded):
+        rows = largest_batches(loaded, limit, optimizer_bytes)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    console.print(batches_table(limit, largest_batches(load(target), limit, optimizer_bytes)))
+    console.print(batches_table(limit, rows))
 
 
 def parse_bits(text: str) -> int | str | dict[str, int | None] | None:

@@ -21,6 +21,7 @@ from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
+from fxapprox.user_code import GraphBreak
 
 SCHEMA = 2
 
@@ -50,6 +51,7 @@ class Report:
         baseline_timeline: gives that of plain torch.compile; made at the first call.
         setting: what a memory budget chose, in words; "" without one.
         segments: what backward computes again from checkpoints.
+        breaks: the graph breaks between the graphs, from ``explain``; what crosses one is not counted.
     """
 
     baseline_bytes: int
@@ -73,6 +75,7 @@ class Report:
     )
     setting: str = field(default="", kw_only=True)
     segments: tuple[Segment, ...] = field(default=(), kw_only=True, repr=False)
+    breaks: tuple[GraphBreak, ...] = field(default=(), kw_only=True)
     settings: Callable[[], tuple[Point, ...]] = field(default=tuple, kw_only=True, repr=False, compare=False)
 
     @property
@@ -169,6 +172,7 @@ class Report:
                 "saved_expr": str(self.saved_expr),
                 "sizes": [asdict(symbol) for symbol in self.sizes],
                 "fallback": self.fallback,
+                "breaks": [asdict(each) for each in self.breaks],
                 "seconds": self.seconds,
                 "decisions": [_plain(decision) for decision in self.decisions],
                 "copies": [_plain(copy) for copy in self.copies],

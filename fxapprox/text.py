@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fxapprox.amounts import size_text
 from fxapprox.errors import DoesNotFit
+from fxapprox.user_code import breaks_text
 
 if TYPE_CHECKING:
     from torch import fx
@@ -42,6 +43,7 @@ def summary(report: Report) -> str:
     lines += [_segments_text(report)] if report.segments else []
     lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
     lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
+    lines += [breaks_text(report.breaks)] if report.breaks else []
     return "\n".join([text, *lines])
 
 

@@ -11,8 +11,10 @@ import contextlib
 import inspect
 import logging
 import operator
+import os
 import re
 import sys
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +29,9 @@ from functorch.compile import make_boxed_func
 from torch import fx
 from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.exc import ShortenTraceback, TorchDynamoException, TorchRuntimeError
+from torch._dynamo.utils import graph_break_reasons
 from torch._functorch import partitioners
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
@@ -480,6 +484,41 @@ def many_compilations() -> contextlib.AbstractContextManager[None]:
     return dynamo_config.patch(recompile_limit=unlimited, accumulated_recompile_limit=unlimited)
 
 
+@contextlib.contextmanager
+def graph_breaks() -> Iterator[list[tuple[str, list[traceback.FrameSummary]]]]:
+    """Collects (reason, user's frames) of each graph break inside; the list is filled at the end."""
+    before = len(graph_break_reasons)
+    found: list[tuple[str, list[traceback.FrameSummary]]] = []
+    yield found
+    found += [(each.reason, list(each.user_stack)) for each in graph_break_reasons[before:] if each.graph_break]
+
+
+def user_error(error: BaseException) -> tuple[BaseException, list[traceback.FrameSummary]]:
+    """The error that the user's code raised, out of Dynamo's own if it is in one, and the frames to it."""
+    if isinstance(error, TorchRuntimeError):
+        inner: BaseException = error
+        while inner.__context__ is not None and (
+            isinstance(inner, TorchDynamoException) or str(inner).startswith("Dynamo failed to run")
+        ):
+            inner = inner.__context__
+        return inner, list(error.real_stack)
+    return error, list(traceback.extract_tb(error.__traceback__))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps torch from logging what is raised or reported anyway; TORCH_LOGS has the last word."""
+    loggers = [] if os.environ.get("TORCH_LOGS") else map(logging.getLogger, ("torch._dynamo", "torch._subclasses"))
+    levels = [(logger, logger.level) for logger in loggers]
+    try:
+        for logger, _ in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
+
+
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
     """Adds an artifact to torch's structured trace (TORCH_TRACE); ``payload`` is called only if somebody takes it.
 
@@ -557,6 +596,11 @@ def compiler_of(compiled: object) -> object | None:
         found = inner
 
 
+def is_compiled(model: object) -> bool:
+    """Whether torch.compile returned this."""
+    return isinstance(model, OptimizedModule) or hasattr(model, "_torchdynamo_orig_callable")
+
+
 def _callback(compiled: object) -> object | None:
     """Dynamo's callback: a compiled module's context has it, a compiled function closes over it."""
     if not inspect.isfunction(compiled):
@@ -591,9 +635,11 @@ __all__ = [
     "fake_mode_of",
     "finish_split",
     "flat_outputs",
+    "graph_breaks",
     "hint",
     "inductor_mode",
     "inductor_option_names",
+    "is_compiled",
     "is_opaque",
     "is_operator",
     "is_size",
@@ -609,6 +655,7 @@ __all__ = [
     "mutates",
     "prefers_channels_last",
     "prepare_joint",
+    "quiet",
     "realize_limits",
     "size_conditions",
     "size_symbols",
@@ -618,4 +665,5 @@ __all__ = [
     "through_dynamo",
     "trace",
     "trace_artifact",
+    "user_error",
 ]
