@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from fxapprox.options import DEFAULT_BITS
@@ -28,9 +29,11 @@ def recommend(audit: Audit) -> str:
     ordered = sorted(audit.settings, key=lambda setting: -setting.saved_bytes)
     safe = [setting for setting in ordered if is_safe(setting.total)]
     if not safe:
-        best = min(ordered, key=lambda s: s.total.error if s.total.error is not None else float("inf"))
+        best = min(ordered, key=lambda setting: inf if setting.total.error is None else setting.total.error)
         return f"Nothing here is safe: {best.label} has the least error, {_error(best)}{_rule(best)}; use exact mode."
-    chosen = safe[-1]
+    chosen = min(safe, key=lambda setting: (setting.saved_bytes, setting.total.error))
+    if chosen.saved_bytes >= audit.exact_bytes:
+        return "Use exact mode: no number of bits stores less."
     smaller = ordered[ordered.index(chosen) + 1 :]
     rule = _rule(chosen)
     text = f"Use {chosen.label}: {_error(chosen)}{rule}, {_less(audit.baseline_bytes, chosen)} less stored than by"\

@@ -273,7 +273,8 @@ class _Subject:
             output = run(*batch.args)
             loss = output if self.compile_loss else self.loss(output, batch.targets)
             if wrong := wrong_loss(loss):
-                raise FxApproxError(f"audit got {wrong}")
+                hint = "" if self.loss.function else " from the model; a loss_fn makes one of its output"
+                raise FxApproxError(f"audit got {wrong}{hint}")
             if not math.isfinite(loss.item()):
                 raise FxApproxError(f"the loss of batch {index + 1} is {loss.item()}: no gradient can be compared")
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
@@ -393,7 +394,8 @@ def _notes(settings: Sequence[BitsAudit], floor: float | None, batches: int, cod
 
 @contextmanager
 def _bar(shown: bool) -> Iterator[Progress]:
-    with Progress(disable=not shown, transient=True, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Progress(disable=not (shown and console.is_terminal), transient=True, console=console) as bar:
         yield bar
 
 

@@ -312,5 +312,5 @@ def main() -> None:
         app()
     except FxApproxError as error:
         message = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]  # Dynamo's advice, not ours
-        Console(stderr=True).print(f"fxapprox: {message}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"fxapprox: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

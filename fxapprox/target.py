@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -102,13 +102,20 @@ def nothing_stored(target: Target, breaks: str) -> TargetError:
 
 
 def _no_factory(place: str, name: str, module: ModuleType) -> str:
-    own = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+    own = [n for n, v in vars(module).items() if inspect.isfunction(v) and _is_factory(v, module)]
     near = difflib.get_close_matches(name, own, n=3) or own[:5]
     more = ", ..." if len(own) > len(near) else ""
-    has = f"it has {', '.join(near)}{more}" if own else "it has no functions"
+    has = f"it has {', '.join(near)}{more}" if own else "it has no functions without arguments"
     if hasattr(module, name):
         return f"{name!r} in {place} is {kind(getattr(module, name))}, not a function; {has}"
     return f"{place} has no function {name!r}; {has}"
+
+
+def _is_factory(function: FunctionType, module: ModuleType) -> bool:
+    """Whether the module's own function can be called without arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = (p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return function.__module__ == module.__name__ and not any(needed)
 
 
 def _import_file(place: str) -> ModuleType:

@@ -502,6 +502,8 @@ def user_error(error: BaseException) -> tuple[BaseException, list[traceback.Fram
         ):
             inner = inner.__context__
         return inner, list(error.real_stack)
+    if isinstance(error, TorchDynamoException):
+        return error, []  # torch's own trouble, or ours
     return error, list(traceback.extract_tb(error.__traceback__))
 
 

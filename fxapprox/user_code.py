@@ -31,9 +31,6 @@ class GraphBreak:
     hint: str
     source: str
 
-    def __str__(self) -> str:
-        return f"{self.source or 'the model as a whole'}: {self.reason}"
-
 
 def graph_breaks(raw: Iterable[tuple[str, Sequence[traceback.FrameSummary]]]) -> tuple[GraphBreak, ...]:
     """Dynamo's records as breaks, each once: a frame that is traced again breaks again."""
@@ -46,11 +43,11 @@ def graph_breaks(raw: Iterable[tuple[str, Sequence[traceback.FrameSummary]]]) ->
 
 
 def breaks_text(breaks: Sequence[GraphBreak]) -> str:
-    """A line for each break; "" if there are none."""
+    """Two lines for each break, where and why, under a title; "" if there are none."""
     if not breaks:
         return ""
     title = f"graph breaks: {len(breaks)}; what crosses one is stored as it is, and not counted here"
-    return "\n".join([title, *(f"  {each}" for each in breaks)])
+    return "\n".join([title, *(f"  {each.source or 'the model as a whole'}\n    {each.reason}" for each in breaks)])
 
 
 def described(error: BaseException) -> str:

@@ -214,9 +214,14 @@ def test_zero_gradients_are_said() -> None:
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
-        (lambda out: out, {}, r"the loss has to be a scalar tensor with a gradient, and is float32\[64, 64\]"),
-        (lambda out: out.mean().item(), {}, "the loss has to be a scalar tensor with a gradient, and is a float"),
-        (lambda out: out.mean().detach(), {}, r"and is float32\[\] without a gradient"),
+        (
+            None,
+            {},
+            r"audit got float32\[64, 64\] as the loss: expected a scalar tensor from the model; a loss_fn makes",
+        ),
+        (lambda out: out, {}, r"audit got float32\[64, 64\] as the loss: expected a scalar tensor"),
+        (lambda out: out.mean().item(), {}, "audit got a float as the loss: expected a scalar tensor"),
+        (lambda out: out.mean().detach(), {}, r"audit got a loss that depends on no parameter \(detached, or under"),
         (lambda out: out.sum() / 0 * 0, {}, "the loss of batch 1 is nan: no gradient can be compared"),
         (mean_square, {"memory_budget": 0.5}, "memory_budget= chooses them: leave it out"),
         (mean_square, {"bits": 8}, r"bits=8: expected different numbers of bits, such as \(8, 4, 2\)"),
@@ -238,8 +243,10 @@ def test_bad_batches_and_models_are_said() -> None:
         fxapprox.audit(model, mean_square, "x", progress=False)
     with pytest.raises(OptionError, match="audit wants a module"):
         fxapprox.audit(torch.sin, mean_square, x, progress=False)  # type: ignore[arg-type]
-    with pytest.raises(FxApproxError, match="no parameter of the model requires a gradient"):
+    with pytest.raises(FxApproxError, match="the model has no parameters, and no argument requires a gradient"):
         fxapprox.audit(nn.ReLU(), mean_square, x, progress=False)
+    with pytest.raises(FxApproxError, match="audit got a compiled model"):
+        fxapprox.audit(torch.compile(model), mean_square, x, progress=False)  # type: ignore[arg-type]
 
 
 def made() -> Audit:
@@ -280,6 +287,8 @@ def test_recommendations() -> None:
         "Nothing here is safe: 2 bits has the least error, 36% error (99% of it noise that averages out), about 16%"
         " with module blocks.0.attn kept at 8 bits; use exact mode."
     )
+    useless = Audit(found.settings[:2], found.baseline_bytes, 2**19, None, 1, 4)
+    assert useless.recommendation == "Use exact mode: no number of bits stores less."
     nothing = Audit(found.settings, 0, 0, None, 1, 4)
     assert nothing.recommendation == "Nothing is stored for backward here: there is nothing to choose."
     with pytest.raises(OptionError, match="bits=3 was not measured: 8 bits, 4 bits, 2 bits were"):
