@@ -17,7 +17,7 @@ MAX_ERROR = 0.15
 MAX_UNKNOWN_ERROR = 0.05  # where bias and noise are not told apart
 MAX_BIAS = 0.03
 MAX_ADDED_VARIANCE = 0.10
-WORTH_A_RULE = 0.25  # share of the squared error that one module has to cause
+WORTH_A_RULE, ALL_OF_IT = 0.25, 0.95  # shares of the squared error between which a module is worth a rule of its own
 
 
 def recommend(audit: Audit) -> str:
@@ -30,20 +30,20 @@ def recommend(audit: Audit) -> str:
     safe = [setting for setting in ordered if is_safe(setting.total)]
     if not safe:
         best = min(ordered, key=lambda setting: inf if setting.total.error is None else setting.total.error)
-        return f"Nothing here is safe: {best.label} has the least error, {_error(best)}{_rule(best)}; use exact mode."
+        text = f"Nothing here is safe: {best.label} has the least error, {_error(best)}{_rule(audit, best)}"
+        return f"{text}; use exact mode."
     chosen = min(safe, key=lambda setting: (setting.saved_bytes, setting.total.error))
     if chosen.saved_bytes >= audit.exact_bytes:
         return "Use exact mode: no number of bits stores less."
-    smaller = ordered[ordered.index(chosen) + 1 :]
-    rule = _rule(chosen)
-    text = f"Use {chosen.label}: {_error(chosen)}{rule}, {_less(audit.baseline_bytes, chosen)} less stored than by"\
-        " plain torch.compile"  # fmt: skip
+    smaller = [setting for setting in ordered if setting.saved_bytes < chosen.saved_bytes]
+    rule = _rule(audit, chosen)
+    less = f"{_less(audit.baseline_bytes, chosen)} less stored than by plain torch.compile"
+    text = f"Use {chosen.label}: {_error(chosen)}{rule}, {less}"
     if not smaller:
         return f"{text}."
-    following, less = smaller[0], _less(chosen.saved_bytes, smaller[0])
-    return (
-        f"{text}; {following.label} stores {less} less still, at {_error(following)}{'' if rule else _rule(following)}."
-    )
+    following = smaller[0]
+    more = f"{_less(chosen.saved_bytes, following)} less still, at {_error(following)}"
+    return f"{text}; {following.label} stores {more}{'' if rule else _rule(audit, following)}."
 
 
 def is_safe(total: GradientError) -> bool:
@@ -68,12 +68,14 @@ def worst_module(setting: BitsAudit) -> tuple[str, float]:
     return max(shares.items(), key=lambda item: item[1], default=("", 0.0))
 
 
-def _rule(setting: BitsAudit) -> str:
-    """What keeping the worst module in 8 bits would give; "" where no module stands out."""
+def _rule(audit: Audit, setting: BitsAudit) -> str:
+    """What keeping the worst module in 8 bits would give; "" where none stands out, or little else is left."""
     module, share = worst_module(setting)
-    if share < WORTH_A_RULE or not setting.total.error:
+    if not WORTH_A_RULE <= share <= ALL_OF_IT or not setting.total.error:
         return ""
-    left = setting.total.error * max(0.0, 1 - share) ** 0.5
+    eights = [other.total.error for other in audit.settings if other.bits == DEFAULT_BITS]
+    floor = eights[0] if eights and eights[0] else 0.0  # what 8 bits leave, at most
+    left = ((1 - share) * setting.total.error**2 + floor**2) ** 0.5
     return f", about {percent(left)} with module {module} kept at 8 bits"
 
 

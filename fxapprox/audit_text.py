@@ -47,9 +47,10 @@ def _totals(audit: Audit) -> Table:
     table.add_row("exact", "0%", "1", *["-"] * 3, *_stored(audit, audit.exact_bytes))
     for setting in audit.settings:
         total = setting.total
-        table.add_row(setting.label, *_errors(total), percent(total.bias) if total.bias is not None else "-",
-                      percent(total.added_variance) if total.added_variance is not None else "-",
-                      *_stored(audit, setting.saved_bytes))  # fmt: skip
+        error, cosine, noise = _errors(total)
+        noise += "" if total.noise_error is None else f" ±{100 * total.noise_error:.0f}"
+        bias, added = ("-" if x is None else percent(x) for x in (total.bias, total.added_variance))
+        table.add_row(setting.label, error, cosine, noise, bias, added, *_stored(audit, setting.saved_bytes))
     lines = ["error: ||g' - g|| / ||g||; noise: the share of its square that averages out over batches; bias: what"
              " stays; added variance: to that which gradients have from batch to batch"]  # fmt: skip
     if audit.floor is not None:

@@ -125,15 +125,17 @@ class Prober(Backend):
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         parameters = frozenset(i for i, value in enumerate(inputs) if isinstance(value, nn.Parameter))
+        mine: list[_Graph] = []  # its backward may be compiled after another graph's
 
         def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **given: Any) -> adapter.Partition:
             result = rewrite(joint, joint_inputs, options=self.options, revise=self._probed, **given)
             own = parameters if len(result.joint.outputs[1]) == len(inputs) else frozenset(range(len(inputs)))
-            self.graphs.append(_Graph(_probes(result), own))
+            mine.append(_Graph(_probes(result), own))
+            self.graphs += mine
             return result.forward, result.backward
 
         def watched(backward: fx.GraphModule) -> Callable[..., Any]:
-            return self._watch(self.graphs[-1], backward)
+            return self._watch(mine[0], backward)
 
         partitioner = adapter.JointPartitioner(partition, None)
         return adapter.compile_eager(gm, inputs, partitioner, {}, backward=watched)

@@ -61,7 +61,7 @@ def test_fx(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("spec", "says"),
     [("factory.py", "names no factory"), ("absent.py:make", "no such file"), ("factory.py:absent", "has no function"),
-     ("factory.py:number", "returned int"), ("factory.py:broken", "ValueError: no weights"),
+     ("factory.py:number", "returned an int"), ("factory.py:broken", "ValueError: no weights"),
      ("no.such.module:make", "no module named")],
 )  # fmt: skip
 def test_bad_targets(
