@@ -108,7 +108,8 @@ class Audit:
         baseline_bytes: what plain torch.compile would store for backward.
         exact_bytes: what exact mode stores, which errors are measured against.
         floor: relative distance of exact mode's gradients from those of the model run as it is, without torch.compile:
-            errors near it are rounding of float arithmetic. None where the model draws random numbers, which differ.
+            errors near it are rounding of float arithmetic, and decisions on values near zero that rounding turns.
+            None where the model draws random numbers, which differ.
         batches: how many were measured.
         parts: how many parts of the batch bias and noise were told apart by; 0 where the batches themselves served.
         notes: what limits these numbers, in words.
@@ -188,7 +189,8 @@ def audit(
         batch: a tensor, or a tuple or list of arguments; any other iterable (a DataLoader, a generator) is taken for
             several batches, each a tensor, tuple or list.
         bits: numbers of bits to try: 8, 4, 2, None or "auto".
-        batches: into how many equal parts a single batch is split; 1: bias and noise are not told apart.
+        batches: how many: an iterable's first so many are run, a single batch is split into so many equal parts; 1:
+            bias and noise are not told apart.
         targets: how many elements at the end of each batch the loss gets, after the output: with 1, a batch (x, y)
             gives ``loss_fn(model(x), y)``.
         causes: also measure what each stored value does.
@@ -201,9 +203,11 @@ def audit(
         OptionError: an option or a number of bits is unknown or invalid, or there is no batch.
         FxApproxError: nothing was captured, the loss is no finite scalar with a gradient, or the model has none.
     """
+    if type(batches) is not int or batches < 1:
+        raise OptionError(f"batches={batches!r}: expected 1 or more")
     ways = _settings(bits, options)
     loss = Loss(loss_fn)
-    whole = batches_of(batch, targets, loss)
+    whole = batches_of(batch, batches, targets, loss)
     parts = parts_of(whole[0], batches) if len(whole) == 1 and min(batches, whole[0].examples) > 1 else []
     subject = _Subject(model, loss, compile_loss, seed)
     exact, *coded = (_Way(subject, way) for way in ways)
@@ -224,7 +228,7 @@ def audit(
         BitsAudit(number, *_errors(way, pair), why, way.report.saved_bytes)
         for number, way, pair, why in zip(bits, coded, pairs, found, strict=True)
     )
-    notes += _notes(settings, floor, len(whole) + len(parts), coded)
+    notes += _notes(subject, settings, floor, len(whole) + len(parts), coded)
     if parts and any(_stored(way) != _stored(half) for way, half in zip(coded, halves[1:], strict=True)):
         notes.append("parts of the batch are stored otherwise than the whole: bias and noise are those of other plans")
     return Audit(
@@ -376,7 +380,9 @@ def _causes(subject: _Subject, way: _Way, batch: Batch, bar: Progress) -> tuple[
     return tuple(sorted(made, key=lambda cause: -cause.error))
 
 
-def _notes(settings: Sequence[BitsAudit], floor: float | None, batches: int, coded: Sequence[_Way]) -> Iterator[str]:
+def _notes(
+    subject: _Subject, settings: Sequence[BitsAudit], floor: float | None, batches: int, coded: Sequence[_Way]
+) -> Iterator[str]:
     """What limits the numbers."""
     if all(setting.total.error is None for setting in settings):
         yield "the exact gradient is zero or not finite: no error can be told"
@@ -387,6 +393,8 @@ def _notes(settings: Sequence[BitsAudit], floor: float | None, batches: int, cod
     if floor is None:
         yield "the model draws random numbers, which torch.compile draws in another order: exact mode's own rounding"\
             " is not told; every number of bits saw the same ones"  # fmt: skip
+    if not subject.model.training:
+        yield "the model is in evaluation mode: dropout and batch statistics are not those of training"
     if batches == 1:
         yield "one batch: what of the errors averages out takes several, or one that can be split"
     yield from (f"{way.backend.options.bits} bits: {way.report.fallback}" for way in coded if way.report.fallback)

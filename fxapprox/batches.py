@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -58,14 +59,14 @@ class Loss:
             cell.cell_contents = value
 
 
-def batches_of(given: Any, targets: int, loss: Loss) -> list[Batch]:
-    """The batches in what a caller gave: one (a tensor, tuple or list), or any other iterable of such.
+def batches_of(given: Any, count: int, targets: int, loss: Loss) -> list[Batch]:
+    """The batches in what a caller gave: one (a tensor, tuple or list), or the first of any other iterable of such.
 
     Raises:
         OptionError: there is none, or one is something else or has too few elements for the targets.
     """
     many = isinstance(given, Iterable) and not isinstance(given, (Tensor, tuple, list, str, bytes, dict))
-    found = [_batch(each, targets, loss) for each in (given if many else (given,))]
+    found = [_batch(each, targets, loss) for each in (islice(given, count) if many else (given,))]
     if not found:
         raise OptionError("batch: the iterable gave no batches")
     return found

@@ -120,8 +120,8 @@ def test_a_known_bias_is_found_and_blamed() -> None:
     def policy(a: fxapprox.Activation) -> Codec:
         return Scaled() if a.op == "aten.mm" else Identity()
 
-    batches = (torch.randn(1024, 64) for _ in range(3))
-    found = fxapprox.audit(model, mean_square, batches, (8,), policy=policy, progress=False)
+    endless = iter(lambda: torch.randn(1024, 64), None)
+    found = fxapprox.audit(model, mean_square, endless, (8,), batches=3, policy=policy, progress=False)
     first, second = found.at(8).parameters
     assert found.batches == 3
     assert first.error.error == 0.0
@@ -226,14 +226,16 @@ def test_parameters_without_gradient_are_named() -> None:
 
     found = fxapprox.audit(Unused(), mean_square, torch.randn(16, 64), (8,), batches=1, causes=False, progress=False)
     assert "no gradient, or one of zero: spare" in found.notes
+    assert not any("evaluation mode" in note for note in found.notes)
     assert found.at(8).parameters[0].name == "spare"
     assert found.at(8).parameters[0].error == GradientError(None, None)
 
 
 def test_zero_gradients_are_said() -> None:
     model, x = small()
-    found = fxapprox.audit(model, lambda out: (0 * out).sum(), x, (8,), batches=1, causes=False, progress=False)
+    found = fxapprox.audit(model.eval(), lambda out: (0 * out).sum(), x, (8,), batches=1, causes=False, progress=False)
     assert found.at(8).total == GradientError(None, None)
+    assert "the model is in evaluation mode: dropout and batch statistics are not those of training" in found.notes
     assert found.recommendation == "No error can be told, because the exact gradient is zero or not finite."
     assert json.loads(found.to_json())["settings"][0]["total"]["error"] is None
 
@@ -251,6 +253,7 @@ def test_zero_gradients_are_said() -> None:
         (lambda out: out.mean().detach(), {}, r"audit got a loss that depends on no parameter \(detached, or under"),
         (lambda out: out.sum() / 0 * 0, {}, "the loss of batch 1 is nan: no gradient can be compared"),
         (mean_square, {"memory_budget": 0.5}, "memory_budget= chooses them: leave it out"),
+        (mean_square, {"batches": 0}, "batches=0: expected 1 or more"),
         (mean_square, {"bits": 8}, r"bits=8: expected different numbers of bits, such as \(8, 4, 2\)"),
         (mean_square, {"bits": (8, 3)}, "bits=3: expected 8, 4, 2, None"),
         (mean_square, {"targets": 1}, "targets=1: a batch has 1 elements"),
