@@ -15,22 +15,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.backend import Backend
-from fxapprox.batches import Batch, Loss, batches_of, parts_of
+from fxapprox.batches import Loss, batches_of, parts_of
 from fxapprox.calibrate import Prober, as_stored
-from fxapprox.checks import no_gradient, wrong_loss, wrong_model
 from fxapprox.codecs import Codec
-from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.explain import fresh, nothing_captured, untouched
-from fxapprox.gradient_error import GradientError, Tally, total_error
+from fxapprox.errors import OptionError
+from fxapprox.explain import fresh
+from fxapprox.gradient_error import GradientError, total_error
+from fxapprox.gradients import Runs, Subject, Way
 from fxapprox.options import Options
-from fxapprox.report import Report, merge
-from fxapprox.target import Target
-from fxapprox.user_code import GraphBreak, graph_breaks
+from fxapprox.user_code import GraphBreak
 
 SCHEMA = 1
 CHOSEN = ("plan", "memory_budget")  # options that leave no number of bits to try
@@ -209,38 +206,25 @@ def audit(
     loss = Loss(loss_fn)
     whole = batches_of(batch, batches, targets, loss)
     parts = parts_of(whole[0], batches) if len(whole) == 1 and min(batches, whole[0].examples) > 1 else []
-    subject = _Subject(model, loss, compile_loss, seed)
-    exact, *coded = (_Way(subject, way) for way in ways)
-    halves = [_Way(subject, replace(way, min_bytes=way.min_bytes // len(parts))) for way in ways] if parts else []
+    runs = Runs(Subject(model, loss, compile_loss, seed), ways, whole, parts)
     with _bar(progress) as bar, adapter.many_compilations():
-        task = bar.add_task("gradients", total=(len(whole) + len(parts)) * len(ways) + 1)
-        with adapter.graph_breaks() as raw:
-            floor = _floor(subject, exact, whole[0])
-        breaks = graph_breaks(raw)
-        if not exact.graphs:
-            raise FxApproxError(nothing_captured(model, whole[0].args, breaks))
-        bar.advance(task)
-        notes = [*_run(whole, exact, coded, bar, task)]
-        notes += _run(parts, halves[0], halves[1:], bar, task) if parts else []
-        found = [_causes(subject, way, whole[0], bar) if causes else () for way in coded]
-    pairs = halves[1:] if parts else coded if len(whole) > 1 else [None] * len(coded)
+        task = bar.add_task("gradients", total=runs.steps)
+        for _ in runs.run():
+            bar.advance(task)
+        found = [_causes(runs, way, bar) if causes else () for way in runs.coded]
+    return _result(runs, bits, found)
+
+
+def _result(runs: Runs, bits: Sequence[int | str | None], causes: Sequence[tuple[Cause, ...]]) -> Audit:
     settings = tuple(
         BitsAudit(number, *_errors(way, pair), why, way.report.saved_bytes)
-        for number, way, pair, why in zip(bits, coded, pairs, found, strict=True)
+        for number, way, pair, why in zip(bits, runs.coded, runs.pairs or [None] * len(runs.coded), causes, strict=True)
     )
-    notes += _notes(subject, settings, floor, len(whole) + len(parts), coded)
-    if parts and any(_stored(way) != _stored(half) for way, half in zip(coded, halves[1:], strict=True)):
-        notes.append("parts of the batch are stored otherwise than the whole: bias and noise are those of other plans")
+    exact = runs.exact.report
     return Audit(
-        settings,
-        exact.report.baseline_bytes,
-        exact.report.saved_bytes,
-        floor,
-        len(whole),
-        len(parts),
-        tuple(notes),
-        breaks,
-    )
+        settings, exact.baseline_bytes, exact.saved_bytes, runs.floor, len(runs.whole), len(runs.parts),
+        tuple(_notes(runs, settings)), runs.breaks,
+    )  # fmt: skip
 
 
 def _settings(bits: Sequence[int | str | None], options: dict[str, Any]) -> list[Options]:
@@ -254,105 +238,11 @@ def _settings(bits: Sequence[int | str | None], options: dict[str, Any]) -> list
     return [Options(bits=None, lowering=coded[0].lowering, min_bytes=coded[0].min_bytes), *coded]
 
 
-class _Subject:
-    """The model with its loss, and its parameters."""
-
-    def __init__(self, model: nn.Module, loss: Loss, compile_loss: bool, seed: int) -> None:
-        if not isinstance(model, nn.Module):
-            raise OptionError(f"audit wants a module, whose parameters it can see, not {type(model).__name__}")
-        if wrong := wrong_model(model):
-            raise FxApproxError(f"audit got {wrong}")
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not named:
-            raise FxApproxError(f"{no_gradient(model, ())}: there is nothing to compare")
-        self.model, self.loss, self.compile_loss, self.seed = model, loss, compile_loss, seed
-        self.names, self.parameters = list(named), list(named.values())
-        self.step = Target(model, (), loss.function if compile_loss else None).step
-
-    def gradients(self, run: Callable[..., Any], batch: Batch, index: int) -> tuple[Tensor, list[Tensor]]:
-        """The loss of one batch, and its gradients; zeros for parameters that it does not depend on."""
-        with untouched(self.model), torch.enable_grad():
-            torch.manual_seed(self.seed + index)
-            self.loss.use(batch)
-            output = run(*batch.args)
-            loss = output if self.compile_loss else self.loss(output, batch.targets)
-            if wrong := wrong_loss(loss):
-                hint = "" if self.loss.function else " from the model; a loss_fn makes one of its output"
-                raise FxApproxError(f"audit got {wrong}{hint}")
-            if not math.isfinite(loss.item()):
-                raise FxApproxError(f"the loss of batch {index + 1} is {loss.item()}: no gradient can be compared")
-            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        zeros = (torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True))
-        return loss.detach(), list(zeros)
-
-
-class _Way:
-    """One way to store, its report, and its errors so far: a tally for each parameter."""
-
-    def __init__(self, subject: _Subject, options: Options) -> None:
-        options.check_patterns(subject.model)
-        self.subject, self.backend, self.graphs = subject, Backend(options), 0
-        self._run = torch.compile(fresh(subject.step), backend=self.backend, dynamic=False)
-        self.tallies = [Tally() for _ in subject.names]
-
-    def gradients(self, batch: Batch, index: int) -> tuple[Tensor, list[Tensor]]:
-        """The loss and the gradients of one batch, stored this way."""
-        found = self.subject.gradients(self._run, batch, index)
-        self.graphs = self.graphs or len(self.backend.reports)
-        return found
-
-    @property
-    def report(self) -> Report:
-        """Of the first batch."""
-        return merge(self.backend.reports[: self.graphs])
-
-
-def _run(batches: Sequence[Batch], exact: _Way, coded: Sequence[_Way], bar: Progress, task: TaskID) -> Iterator[str]:
-    """Adds up the errors of each way over these batches; gives what to note."""
-    strayed = set()
-    for index, batch in enumerate(batches):
-        loss, gradients = exact.gradients(batch, index)
-        bar.advance(task)
-        for way in coded:
-            own, found = way.gradients(batch, index)
-            for tally, mine, other in zip(way.tallies, found, gradients, strict=True):
-                tally.add(mine, other)
-            if not torch.allclose(own, loss, rtol=1e-4):
-                strayed.add(way.backend.options.bits)
-            bar.advance(task)
-    for bits in strayed:
-        yield f"in {bits} bits the loss was another one: forward drew other random numbers, and errors contain that"
-
-
-def _floor(subject: _Subject, exact: _Way, batch: Batch) -> float | None:
-    """How far exact gradients are from those of the model run as it is; None if it draws random numbers."""
-    _, found = exact.gradients(batch, 0)
-    drawn = [False]
-
-    def watched(*args: Any) -> Any:
-        before = _random_states()
-        output = subject.step(*args)
-        drawn[0] = any(not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=False))
-        return output
-
-    _, plain = subject.gradients(watched, batch, 0)
-    if drawn[0]:
-        return None
-    tallies = [Tally() for _ in plain]
-    for tally, mine, other in zip(tallies, found, plain, strict=True):
-        tally.add(mine, other)
-    return total_error(tallies).error
-
-
-def _random_states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
-
-
-def _stored(way: _Way) -> list[set[tuple[str, Codec]]]:
+def _stored(way: Way) -> list[set[tuple[str, Codec]]]:
     return [{(entry.value, entry.codec) for entry in graph} for graph in way.report.plan.graphs]
 
 
-def _errors(way: _Way, pair: _Way | None) -> tuple[GradientError, tuple[ParameterError, ...]]:
+def _errors(way: Way, pair: Way | None) -> tuple[GradientError, tuple[ParameterError, ...]]:
     """In all and of each parameter; ``pair`` is what bias and noise are told apart by."""
     subject, tallies = way.subject, way.tallies
     parts = [[tally] for tally in pair.tallies] if pair is not None else [[] for _ in tallies]
@@ -363,11 +253,11 @@ def _errors(way: _Way, pair: _Way | None) -> tuple[GradientError, tuple[Paramete
     return total_error(tallies, [tally for part in parts for tally in part]), each
 
 
-def _causes(subject: _Subject, way: _Way, batch: Batch, bar: Progress) -> tuple[Cause, ...]:
+def _causes(runs: Runs, way: Way, bar: Progress) -> tuple[Cause, ...]:
     """What each stored value does, worst first."""
-    options = replace(way.backend.options, lowering="eager", checkpoint=None)
-    prober = Prober(options, as_stored, bar)
-    subject.gradients(torch.compile(fresh(subject.step), backend=prober, dynamic=False), batch, 0)
+    prober = Prober(replace(way.backend.options, lowering="eager", checkpoint=None), as_stored, bar)
+    probing = torch.compile(fresh(runs.subject.step), backend=prober, dynamic=False)
+    runs.subject.gradients(probing, runs.whole[0], 0)
     found = []
     reports = way.report.graphs or (way.report,)
     for report, errors in zip(reports, prober.sensitivities(), strict=False):
@@ -380,24 +270,25 @@ def _causes(subject: _Subject, way: _Way, batch: Batch, bar: Progress) -> tuple[
     return tuple(sorted(made, key=lambda cause: -cause.error))
 
 
-def _notes(
-    subject: _Subject, settings: Sequence[BitsAudit], floor: float | None, batches: int, coded: Sequence[_Way]
-) -> Iterator[str]:
+def _notes(runs: Runs, settings: Sequence[BitsAudit]) -> Iterator[str]:
     """What limits the numbers."""
+    for bits in runs.strayed:
+        yield f"in {bits} bits the loss was another one: forward drew other random numbers, and errors contain that"
     if all(setting.total.error is None for setting in settings):
         yield "the exact gradient is zero or not finite: no error can be told"
-    still = [p.name for p in settings[0].parameters if p.norm == 0]
-    if still and settings[0].total.error is not None:
+    elif still := [p.name for p in settings[0].parameters if p.norm == 0]:
         more = f" and {len(still) - 3} more" if len(still) > 3 else ""
         yield f"no gradient, or one of zero: {', '.join(still[:3])}{more}"
-    if floor is None:
+    if runs.floor is None:
         yield "the model draws random numbers, which torch.compile draws in another order: exact mode's own rounding"\
             " is not told; every number of bits saw the same ones"  # fmt: skip
-    if not subject.model.training:
+    if not runs.subject.model.training:
         yield "the model is in evaluation mode: dropout and batch statistics are not those of training"
-    if batches == 1:
+    if not runs.pairs:
         yield "one batch: what of the errors averages out takes several, or one that can be split"
-    yield from (f"{way.backend.options.bits} bits: {way.report.fallback}" for way in coded if way.report.fallback)
+    if runs.parts and any(_stored(way) != _stored(pair) for way, pair in zip(runs.coded, runs.pairs, strict=True)):
+        yield "parts of the batch are stored otherwise than the whole: bias and noise are those of other plans"
+    yield from (f"{way.backend.options.bits} bits: {way.report.fallback}" for way in runs.coded if way.report.fallback)
 
 
 @contextmanager
