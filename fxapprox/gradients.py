@@ -1,4 +1,4 @@
-"""Gradients of one model in several ways: exact and in each number of bits, from the same batches and random numbers."""
+"""Gradients of one model in several ways: exact and in each number of bits, of the same batches and random numbers."""
 
 from __future__ import annotations
 
