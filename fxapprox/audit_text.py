@@ -14,7 +14,7 @@ from fxapprox.amounts import size_text
 from fxapprox.user_code import breaks_text
 
 if TYPE_CHECKING:
-    from fxapprox.audit import Audit
+    from fxapprox.audit import Audit, BitsAudit
     from fxapprox.gradient_error import GradientError
 
 WIDTH = 100
@@ -28,19 +28,21 @@ def audit_text(audit: Audit, *, top: int = 5) -> str:
 
 
 def audit_tables(audit: Audit, *, top: int = 5) -> Group:
-    """Three tables and the recommendation; ``top``: how many parameters and values to show."""
-    tables: list[RenderableType] = [_totals(audit)]
+    """Three tables, notes and the recommendation; ``top``: how many parameters and values to show."""
+    parts: list[RenderableType] = [_title(f"gradients against exact mode, {_of(audit)}"), _totals(audit), ""]
     if top and any(setting.total.error is not None for setting in audit.settings):
-        tables.append(_parameters(audit, top))
+        worst = max(audit.settings, key=lambda setting: setting.total.error or 0.0)
+        parts += [_title(f"the parameters with the largest error in {worst.label}"), _parameters(audit, worst, top), ""]
     if top and any(setting.causes for setting in audit.settings):
-        tables.append(_causes(audit, top))
-    tables += [Text(note) for note in (*(f"note: {note}" for note in audit.notes), breaks_text(audit.breaks)) if note]
-    tables.append(Text(audit.recommendation, style="bold"))
-    return Group(*(part for table in tables for part in (table, "")))
+        parts += [_title("the stored values that cause most of the error, each alone"), _causes(audit, top), ""]
+    notes = [f"note: {note}" for note in audit.notes]
+    for text in (*notes, breaks_text(audit.breaks)):
+        parts += [Text(text), ""] if text else []
+    return Group(*parts, Text(audit.recommendation, style="bold"))
 
 
 def _totals(audit: Audit) -> Table:
-    table = _table(f"gradients against exact mode, {_of(audit)}")
+    table = _table()
     for name in ("stored in", "error", "cosine", "noise", "bias", "added variance", "stored", "times less"):
         table.add_column(name, justify="left" if name == "stored in" else "right", no_wrap=True)
     table.add_row("plain torch.compile", *["-"] * 5, size_text(audit.baseline_bytes), "1.0x")
@@ -59,11 +61,10 @@ def _totals(audit: Audit) -> Table:
     return table
 
 
-def _parameters(audit: Audit, top: int) -> Table:
-    """Those with the largest errors in the setting that errs most."""
-    worst = max(audit.settings, key=lambda setting: setting.total.error or 0.0)
+def _parameters(audit: Audit, worst: BitsAudit, top: int) -> Table:
+    """Those with the largest errors in this setting."""
     order = sorted(range(len(worst.parameters)), key=lambda i: -(worst.parameters[i].error.error or 0.0))
-    table = _table(f"the parameters with the largest error in {worst.label}")
+    table = _table()
     table.add_column("parameter", overflow="fold")
     for setting in audit.settings:
         table.add_column(f"{setting.label}\nerror", justify="right", no_wrap=True)
@@ -78,7 +79,7 @@ def _parameters(audit: Audit, top: int) -> Table:
 
 def _causes(audit: Audit, top: int) -> Table:
     """For each setting the values that cause most of its error."""
-    table = _table("the stored values that cause most of the error, each alone")
+    table = _table()
     for name in ("stored in", "error", "share", "value", "module", "as"):
         number = name in ("error", "share")
         table.add_column(name, justify="right" if number else "left", no_wrap=name != "module", overflow="fold")
@@ -107,5 +108,9 @@ def _of(audit: Audit) -> str:
     return f"{audit.batches} batches" if audit.batches > 1 else "one batch"
 
 
-def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", title_style="bold", caption_justify="left")
+def _table() -> Table:
+    return Table(caption_justify="left")
+
+
+def _title(text: str) -> Text:
+    return Text(text, style="bold")

@@ -64,5 +64,5 @@ def test_nothing_to_capture_is_an_error() -> None:
 
 
 def test_a_compiled_model_is_refused() -> None:
-    with pytest.raises(fxapprox.FxApproxError, match="got a compiled model: expected the one that torch.compile was"):
+    with pytest.raises(fxapprox.FxApproxError, match=r"got a compiled model: expected the one that torch\.compile was"):
         fxapprox.explain(torch.compile(model()), torch.randn(8, 3, 16, 16))
