@@ -95,7 +95,11 @@ def _causes(audit: Audit, top: int) -> Table:
 
 def _errors(error: GradientError) -> list[str]:
     cosine = "-" if error.cosine is None else f"{error.cosine:.4f}"
-    return [percent(error.error), cosine, "-" if error.noise is None else f"{error.noise:.0%}"]
+    return [
+        "-" if error.error is None else percent(error.error),
+        cosine,
+        "-" if error.noise is None else f"{error.noise:.0%}",
+    ]
 
 
 def _stored(audit: Audit, nbytes: int) -> list[str]:
