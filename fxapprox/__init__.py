@@ -1,6 +1,7 @@
 """fxapprox: train in a fraction of the activation memory, as a graph-rewriting backend of torch.compile."""
 
 from fxapprox.activation import Activation, Class, Decision, Reach
+from fxapprox.audit import Audit, audit
 from fxapprox.backend import compile
 from fxapprox.calibrate import calibrate
 from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
+    "Audit",
     "BatchFit",
     "Class",
     "Decision",
@@ -29,6 +31,7 @@ __all__ = [
     "Sensitivities",
     "TargetError",
     "UnsupportedGraph",
+    "audit",
     "calibrate",
     "compile",
     "explain",

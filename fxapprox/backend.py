@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxapprox import logs
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.options import NAMES, Options, unknown_option
@@ -49,6 +50,7 @@ class Backend:
                 raise adapter.through_dynamo(error) from error.__cause__
             report = report_of(result, lowering=self.options.lowering, names=names)
             self.reports.append(replace(report, options=self.options))
+            logs.compiled(self.reports[-1], len(self.reports) - 1)
             return result.forward, result.backward
 
         return partition

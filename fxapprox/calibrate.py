@@ -16,9 +16,9 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Plan
+from fxapprox.activation import Activation, Plan, Stored
 from fxapprox.backend import Backend
-from fxapprox.codecs import Like, Probe
+from fxapprox.codecs import Exact, Like, Mask, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.explain import fresh, untouched
 from fxapprox.graph import memory_order
@@ -26,6 +26,8 @@ from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import adjustable, levels
 from fxapprox.passes.pipeline import Rewrite, rewrite
 from fxapprox.sensitivity import Sensitivities
+
+Tried = Callable[[Stored, Activation, Options], tuple[int, ...]]
 
 
 def calibrate(
@@ -59,7 +61,7 @@ def calibrate(
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     gradients = [p.grad for p in parameters]
     with Progress(disable=not progress, transient=True, console=Console(stderr=True)) as bar:
-        prober = _Prober(asked, bar=bar)
+        prober = Prober(asked, _levels, bar)
         try:
             for parameter in parameters:
                 parameter.grad = None  # backward would add to it in place
@@ -76,6 +78,16 @@ def calibrate(
     if not prober.graphs:
         raise FxApproxError("no training graph was captured: nothing to measure; fxapprox.explain says more")
     return Sensitivities(prober.sensitivities())
+
+
+def _levels(entry: Stored, value: Activation, options: Options) -> tuple[int, ...]:
+    return levels(entry) if adjustable(entry, value, options) else ()
+
+
+def as_stored(entry: Stored, value: Activation, options: Options) -> tuple[int, ...]:
+    """Tries each code in the bits that the plan gives it; a codec of the user's own that has no bits is left out."""
+    bits = entry.codec.bits
+    return () if bits is None or not value.approximable or isinstance(entry.codec, (Exact, Mask)) else (bits,)
 
 
 @dataclass(eq=False)
@@ -97,25 +109,33 @@ class _Graph:
     energy: float = 0.0
 
 
-class _Prober(Backend):
-    """Compiles like the backend, with a probe in place of every codec, and tries them when backward is called."""
+class Prober(Backend):
+    """Compiles like the backend, with a probe in place of codecs, and tries them when backward is called.
 
-    def __init__(self, options: Options, bar: Progress) -> None:
+    Args:
+        options: those to plan with; the lowering has to be "eager".
+        tried: the numbers of bits that each entry of the plan is tried in; none leaves it as it is.
+        bar: shows the progress.
+    """
+
+    def __init__(self, options: Options, tried: Tried, bar: Progress) -> None:
         super().__init__(options)
-        self.bar = bar
+        self.tried, self.bar = tried, bar
         self.graphs: list[_Graph] = []
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         parameters = frozenset(i for i, value in enumerate(inputs) if isinstance(value, nn.Parameter))
+        mine: list[_Graph] = []  # its backward may be compiled after another graph's
 
         def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **given: Any) -> adapter.Partition:
             result = rewrite(joint, joint_inputs, options=self.options, revise=self._probed, **given)
             own = parameters if len(result.joint.outputs[1]) == len(inputs) else frozenset(range(len(inputs)))
-            self.graphs.append(_Graph(_probes(result), own))
+            mine.append(_Graph(_probes(result), own))
+            self.graphs += mine
             return result.forward, result.backward
 
         def watched(backward: fx.GraphModule) -> Callable[..., Any]:
-            return self._watch(self.graphs[-1], backward)
+            return self._watch(mine[0], backward)
 
         partitioner = adapter.JointPartitioner(partition, None)
         return adapter.compile_eager(gm, inputs, partitioner, {}, backward=watched)
@@ -124,8 +144,8 @@ class _Prober(Backend):
         values = {a.name: a for a in result}
         stored = []
         for entry in plan.stored:
-            if adjustable(entry, values[entry.name], self.options):
-                probe = Probe(inner=entry.codec, tried=levels(entry), carries=bool(entry.carried))
+            if tried := self.tried(entry, values[entry.name], self.options):
+                probe = Probe(inner=entry.codec, tried=tried, carries=bool(entry.carried))
                 entry = replace(entry, codec=probe)
             stored.append(entry)
         return replace(plan, stored=tuple(stored))
@@ -136,7 +156,7 @@ class _Prober(Backend):
         def run(*args: Any) -> Any:
             replay = _Replay(backward, args)
             graph.energy = _energy(replay.exact, graph.parameters)
-            task = self.bar.add_task("calibrating", total=len(graph.probes))
+            task = self.bar.add_task("one value at a time", total=len(graph.probes))
             for name, (probe, inputs) in graph.probes.items():
                 parts = [replay.inputs[part] for part in inputs]
                 like = Like.of(parts[0], memory_order(parts[0]))

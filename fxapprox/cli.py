@@ -1,4 +1,4 @@
-"""The command line: ``fxapprox demo``, ``fxapprox dump`` and ``fxapprox fit``."""
+"""The command line: ``fxapprox demo``, ``fxapprox dump``, ``fxapprox audit`` and ``fxapprox fit``."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ def dump(
     from fxapprox.explain import explain
     from fxapprox.options import Options
     from fxapprox.table import decisions_table
-    from fxapprox.target import load
+    from fxapprox.target import load, nothing_stored, running
+    from fxapprox.user_code import breaks_text
 
     if out is not None and format not in (Format.html, Format.trace):
         raise OptionError(f"--out goes with --format html or trace; for {format.value}, write > {out}")
@@ -154,7 +155,10 @@ def dump(
     loaded = load(target)
     options.check_patterns(loaded.model)
     wanted = parse_size(size) if size else None
-    report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
+    with running(loaded):
+        report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
+    if not report.baseline_bytes and not report.saved_bytes:
+        raise nothing_stored(loaded, breaks_text(report.breaks))
     if wanted is not None:
         report = report.at(wanted)
     if format in (Format.html, Format.trace):
@@ -216,6 +220,66 @@ def _show_pareto(report: Report, path: Path, console: Console) -> None:
     console.print(f"drawn in {path}", markup=False, highlight=False)
 
 
+class AuditFormat(str, enum.Enum):
+    """Output formats of audit."""
+
+    table = "table"
+    json = "json"
+
+
+@app.command()
+def audit(
+    target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
+    bits: Annotated[str, typer.Option(help="What to compare with exact: of 8, 4, 2, exact and auto.")] = "8,4,2",
+    batches: Annotated[
+        int, typer.Option(min=1, help="Parts of the batch that tell noise and bias apart; 1: do not.")
+    ] = 4,
+    top: Annotated[int, typer.Option(min=0, help="Parameters and stored values to show; 0: measure no values.")] = 5,
+    format: Annotated[AuditFormat, typer.Option("--format", help="table, or json: every parameter and value.")] = (
+        AuditFormat.table
+    ),
+    checkpoint: Annotated[str, typer.Option(help="As for dump: sqrt, or a number of segments.")] = "",
+    checkpoint_bits: Annotated[str, typer.Option(help="As for dump: 8, 4 or exact.")] = "exact",
+    rounding: Annotated[str, typer.Option(help="nearest, or stochastic.")] = "nearest",
+    min_bytes: Annotated[int, typer.Option(help="Leave smaller tensors alone.")] = 4096,
+    lowering: Annotated[str, typer.Option(help="eager, or inductor: as in training, but slow to compile.")] = "eager",
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers that the model draws.")] = 0,
+) -> None:
+    """Measure how far gradients are from exact ones in 8, 4 and 2 bits, what of it is noise, and where it comes from.
+
+    TARGET's factory takes no arguments and returns (model, args) or (model, args, loss_fn). Some training steps are run
+    on its batch; tensors in loss_fn's closure with as many rows as the batch are split with it.
+
+    \b
+    Examples:
+        fxapprox audit train.py:make_model
+        fxapprox audit train.py:make_model --bits 8,4,auto --top 10
+        fxapprox audit train.py:make_model --batches 8 --rounding stochastic
+        fxapprox audit train.py:make_model --format json > audit.json
+    """
+    from fxapprox.audit import audit as measured
+    from fxapprox.audit_text import WIDTH, audit_tables
+    from fxapprox.target import load, nothing_stored, running
+    from fxapprox.user_code import breaks_text
+
+    numbers = parse_several_bits(bits)
+    loaded = load(target)
+    with running(loaded):
+        found = measured(
+            loaded.model,  # type: ignore[arg-type]  # a function is an error that audit words
+            loaded.loss, loaded.args, numbers, batches=batches, causes=top > 0, compile_loss=True, seed=seed,
+            checkpoint=parse_checkpoint(checkpoint), checkpoint_bits=parse_checkpoint_bits(checkpoint_bits),
+            rounding=rounding, min_bytes=min_bytes, lowering=lowering,
+        )  # fmt: skip
+    if not found.baseline_bytes:
+        raise nothing_stored(loaded, breaks_text(found.breaks))
+    if format is AuditFormat.json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        console.print(audit_tables(found, top=top))
+
+
 @app.command()
 def fit(
     target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
@@ -236,11 +300,14 @@ def fit(
     """
     from fxapprox.amounts import parse_bytes
     from fxapprox.resize import largest_batches
-    from fxapprox.target import load
+    from fxapprox.target import load, running
     from fxapprox.text import batches_table
 
     limit = parse_bytes(memory, "--memory")
-    _console().print(batches_table(limit, largest_batches(load(target), limit, optimizer_bytes)))
+    loaded = load(target)
+    with running(loaded):
+        rows = largest_batches(loaded, limit, optimizer_bytes)
+    _console().print(batches_table(limit, rows))
 
 
 def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
@@ -256,6 +323,19 @@ def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
     if not all(pattern and number in numbers for pattern, _, number in pairs):
         raise OptionError(f"--bits {text}: expected 8, 4, 2, exact or auto, or numbers by module: layers.*.attn=8,*=4")
     return {pattern: numbers[number] for pattern, _, number in pairs}
+
+
+def parse_several_bits(text: str) -> tuple[int | str | None, ...]:
+    """The value of audit's --bits: "8,4,exact,auto".
+
+    Raises:
+        OptionError: something is not a number of bits.
+    """
+    numbers: dict[str, int | str | None] = {"8": 8, "4": 4, "2": 2, "exact": None, "auto": "auto"}
+    given = [number.strip() for number in text.split(",")]
+    if not all(number in numbers for number in given):
+        raise OptionError(f"--bits {text}: expected some of 8, 4, 2, exact and auto, such as 8,4,2")
+    return tuple(numbers[number] for number in given)
 
 
 def parse_checkpoint(text: str) -> float | str | None:
@@ -304,5 +384,5 @@ def main() -> None:
         app()
     except FxApproxError as error:
         message = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]  # Dynamo's advice, not ours
-        Console(stderr=True).print(f"fxapprox: {message}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"fxapprox: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

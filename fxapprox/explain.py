@@ -18,11 +18,13 @@ from torch import fx, nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.backend import Backend, backend_of
+from fxapprox.checks import no_gradient, wrong_model
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError
 from fxapprox.meta import stand_ins
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
+from fxapprox.user_code import GraphBreak, breaks_text, graph_breaks
 
 _serial = itertools.count()
 
@@ -75,23 +77,26 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
 
     Raises:
         OptionError: an option is unknown or its value invalid.
-        FxApproxError: nothing was captured, nothing in the model needs a gradient, or code between graph breaks asks
-            for the values of meta tensors.
+        FxApproxError: nothing was captured, nothing in the model needs a gradient, it is compiled already, or code
+            between graph breaks asks for the values of meta tensors.
     """
     explainer = _Explainer(Options.parse(options))
     explainer.options.check_patterns(model)
-    with untouched(model), stand_ins(model, args) as (given, explainer.fake), torch.enable_grad(), collector_paused():
+    if wrong := wrong_model(model):
+        raise FxApproxError(f"explain() got {wrong}")
+    with (
+        untouched(model), stand_ins(model, args) as (given, explainer.fake), torch.enable_grad(), collector_paused(),
+        adapter.graph_breaks() as raw,
+    ):  # fmt: skip
         try:
             torch.compile(fresh(model), backend=explainer, dynamic=dynamic)(*given)
         except adapter.NEEDS_VALUES as error:
             raise _needs_values(error) from None
+    breaks = graph_breaks(raw)
     if not explainer.reports:
-        raise FxApproxError(
-            "no training graph was captured: either no parameter or input requires a gradient, or torch.compile"
-            " does not capture this model (nn.LSTM and nn.GRU run outside of it); TORCH_LOGS=graph_breaks says where"
-        )
+        raise FxApproxError(nothing_captured(model, args, breaks))
     names = _argument_names(model, len(args))
-    return merge([_with_sources(report, names) for report in explainer.reports])
+    return replace(merge([_with_sources(report, names) for report in explainer.reports]), breaks=breaks)
 
 
 def reports(compiled: object) -> tuple[Report, ...]:
@@ -124,6 +129,15 @@ def save_plan(compiled: object, path: str | Path) -> None:
     if not found:
         raise FxApproxError("save_plan() wants a model that has run: no training graph has been compiled yet")
     merge(found).plan.save(path)
+
+
+def nothing_captured(model: Callable[..., Any], args: Sequence[Any], breaks: Sequence[GraphBreak]) -> str:
+    """Why no training graph came out of a model, in words."""
+    if why := no_gradient(model, args):
+        return f"no training graph: {why}"
+    if breaks:
+        return f"no training graph was captured: torch.compile runs this model as it is\n{breaks_text(breaks)}"
+    return "no training graph was captured: the output depends on no parameter (detached, or under torch.no_grad)"
 
 
 def fresh(model: Callable[..., Any]) -> Callable[..., Any]:

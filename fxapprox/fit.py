@@ -21,6 +21,7 @@ from fxapprox.errors import DoesNotFit, FxApproxError, OptionError
 from fxapprox.explain import explain
 from fxapprox.options import Options
 from fxapprox.report import Report
+from fxapprox.user_code import described
 
 FIRST = 16  # the batch that is traced first: CPU convolutions have one graph below 16, another from there on
 
@@ -193,7 +194,7 @@ class Needs:
             raise
         except Exception as error:
             raise FxApproxError(
-                f"the model could not be traced at batch {batch}: {_first_line(error)}; is all that belongs to a batch"
+                f"the model could not be traced at batch {batch}: {described(error)}; is all that belongs to a batch"
                 " among its inputs?"
             ) from error
 

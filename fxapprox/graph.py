@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.operators import DISCRETE_FLOATS, is_view, op_name, table_use
 from fxapprox.sizes import Size
+
+PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def storage_of(node: fx.Node) -> fx.Node:
 
 
 def source_line(node: fx.Node) -> str:
-    """The user's line that made the node, as "file.py:12 in forward: code"; "" if unknown."""
+    """The user's line that made the node, as "file.py:12 in forward: code"; "" if unknown or our own."""
     return _last_line(node.meta.get("stack_trace") or "")
 
 
@@ -179,8 +182,8 @@ def _last_line(trace: str) -> str:
     for place, code in zip(reversed(lines[:-1]), reversed(lines[1:]), strict=True):
         if place.startswith("File "):
             file, line, where = [*place.split(", "), "", ""][:3]
-            name = file.removeprefix("File ").strip('"').rsplit("/", 1)[-1]
-            return f"{name}:{line.removeprefix('line ')} {where}: {code}"
+            path = Path(file.removeprefix("File ").strip('"'))
+            return "" if path.parent == PACKAGE else f"{path.name}:{line.removeprefix('line ')} {where}: {code}"
     return ""
 
 

@@ -26,6 +26,7 @@ from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
+from fxapprox.user_code import GraphBreak
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Report:
         recomputed: names of those of them that backward recomputes from what is stored.
         spliced: where codecs stand in the two graphs.
         inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
+        breaks: the graph breaks between the graphs, from ``explain``; what crosses one is not counted.
     """
 
     baseline_bytes: int
@@ -82,6 +84,7 @@ class Report:
     )
     setting: str = field(default="", kw_only=True)
     segments: tuple[Segment, ...] = field(default=(), kw_only=True, repr=False)
+    breaks: tuple[GraphBreak, ...] = field(default=(), kw_only=True)
     settings: Callable[[], tuple[Point, ...]] = field(default=tuple, kw_only=True, repr=False, compare=False)
     options: Options | None = field(default=None, kw_only=True, repr=False, compare=False)
     outputs: int = field(default=0, kw_only=True, repr=False)

@@ -27,6 +27,7 @@ def document(report: Report) -> dict[str, Any]:
         "baseline_expr": str(report.baseline_expr),
         "saved_expr": str(report.saved_expr),
         "sizes": [asdict(symbol) for symbol in report.sizes],
+        "breaks": [asdict(each) for each in report.breaks],
         "seconds": report.seconds,
         "graphs": [_totals(graph) for graph in graphs],
         "segments": [{"graph": i, **_segment(s)} for i, graph in enumerate(graphs) for s in graph.segments],

@@ -63,7 +63,7 @@ def resized(target: Target, batch: int) -> Batch:
 
     args = adapter.map_tensors(resize, target.args)
     loss, targets = _with_closure(target.loss, resize)
-    return Batch(Target(target.model, args, loss).step, args, targets)
+    return Batch(Target(target.model, args, loss, target.name).step, args, targets)
 
 
 def _with_rows(x: Tensor, count: int) -> Tensor:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fxapprox.amounts import size_text
 from fxapprox.errors import DoesNotFit
+from fxapprox.user_code import breaks_text
 
 if TYPE_CHECKING:
     from fxapprox.fit import BatchFit
@@ -42,7 +43,8 @@ def notes(report: Report) -> list[str]:
     lines = [_copies_text(report)] if report.copies else []
     lines += [_segments_text(report)] if report.segments else []
     lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
-    return [*lines, *(f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes)]
+    lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
+    return [*lines, *([breaks_text(report.breaks)] if report.breaks else [])]
 
 
 def _peak_text(report: Report) -> str:

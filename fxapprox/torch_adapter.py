@@ -11,14 +11,17 @@ import contextlib
 import inspect
 import logging
 import operator
+import os
 import re
 import sys
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import sympy
 import torch
+import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
 import torch._inductor.inductor_prims
@@ -26,12 +29,16 @@ from functorch.compile import make_boxed_func
 from torch import fx
 from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.exc import ShortenTraceback, TorchDynamoException, TorchRuntimeError
+from torch._dynamo.utils import graph_break_reasons
 from torch._functorch import partitioners
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
+from torch._logging import trace_structured
+from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -44,8 +51,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.numbers import int_oo
 
 from fxapprox.sizes import Size, SizeSymbol
-
-log = logging.getLogger("fxapprox")
 
 Partition = tuple[fx.GraphModule, fx.GraphModule]
 Partitioner = Callable[..., Partition]
@@ -517,6 +522,58 @@ def compile_eager(
         )(gm, list(inputs))  # fmt: skip
 
 
+def many_compilations() -> contextlib.AbstractContextManager[None]:
+    """Has Dynamo compile a function as often as it is asked to; beyond a limit it would run it uncompiled."""
+    unlimited = 2**31
+    return dynamo_config.patch(recompile_limit=unlimited, accumulated_recompile_limit=unlimited)
+
+
+@contextlib.contextmanager
+def graph_breaks() -> Iterator[list[tuple[str, list[traceback.FrameSummary]]]]:
+    """Collects (reason, user's frames) of each graph break inside; the list is filled at the end."""
+    before = len(graph_break_reasons)
+    found: list[tuple[str, list[traceback.FrameSummary]]] = []
+    yield found
+    found += [(each.reason, list(each.user_stack)) for each in graph_break_reasons[before:] if each.graph_break]
+
+
+def user_error(error: BaseException) -> tuple[BaseException, list[traceback.FrameSummary]]:
+    """The error that the user's code raised, out of Dynamo's own if it is in one, and the frames to it."""
+    if isinstance(error, TorchRuntimeError):
+        inner: BaseException = error
+        while inner.__context__ is not None and (
+            isinstance(inner, TorchDynamoException) or str(inner).startswith("Dynamo failed to run")
+        ):
+            inner = inner.__context__
+        return inner, list(error.real_stack)
+    if isinstance(error, TorchDynamoException):
+        return error, []  # torch's own trouble, or ours
+    return error, list(traceback.extract_tb(error.__traceback__))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps torch from logging what is raised or reported anyway; TORCH_LOGS has the last word."""
+    loggers = [] if os.environ.get("TORCH_LOGS") else map(logging.getLogger, ("torch._dynamo", "torch._subclasses"))
+    levels = [(logger, logger.level) for logger in loggers]
+    try:
+        for logger, _ in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """Adds an artifact to torch's structured trace (TORCH_TRACE); ``payload`` is called only if somebody takes it.
+
+    torch itself asks for no more than a handler; pytest adds some to every logger, for warnings.
+    """
+    if any(handler.level <= logging.DEBUG for handler in trace_log.handlers):
+        trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+
+
 def through_dynamo(error: Exception) -> Exception:
     """The same error as one that Dynamo hands to the caller of the model as it is, not inside one of its own."""
     kind: Any = type(error)
@@ -606,6 +663,11 @@ def compiler_of(compiled: object) -> object | None:
         found = inner
 
 
+def is_compiled(model: object) -> bool:
+    """Whether torch.compile returned this."""
+    return isinstance(model, OptimizedModule) or hasattr(model, "_torchdynamo_orig_callable")
+
+
 def _callback(compiled: object) -> object | None:
     """Dynamo's callback: a compiled module's context has it, a compiled function closes over it."""
     if not inspect.isfunction(compiled):
@@ -644,16 +706,19 @@ __all__ = [
     "fake_mode_of",
     "finish_split",
     "flat_outputs",
+    "graph_breaks",
     "hint",
     "inductor_mode",
     "inductor_option_names",
     "input_names",
     "input_position",
+    "is_compiled",
     "is_opaque",
     "is_operator",
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",
+    "many_compilations",
     "map_tensors",
     "marked_dynamic",
     "materialize",
@@ -663,6 +728,7 @@ __all__ = [
     "mutates",
     "prefers_channels_last",
     "prepare_joint",
+    "quiet",
     "realize_limits",
     "rename",
     "size_conditions",
@@ -673,4 +739,6 @@ __all__ = [
     "tensors_in",
     "through_dynamo",
     "trace",
+    "trace_artifact",
+    "user_error",
 ]

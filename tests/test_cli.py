@@ -116,7 +116,7 @@ def test_models_on_the_meta_device(
 @pytest.mark.parametrize(
     ("spec", "says"),
     [("factory.py", "names no factory"), ("absent.py:make", "no such file"), ("factory.py:absent", "has no function"),
-     ("factory.py:number", "returned int"), ("factory.py:broken", "ValueError: no weights"),
+     ("factory.py:number", "returned an int"), ("factory.py:broken", "ValueError: no weights"),
      ("no.such.module:make", "no module named")],
 )  # fmt: skip
 def test_bad_targets(
@@ -152,7 +152,7 @@ def test_bits_chosen_by_themselves(
 
 
 def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("dump", "demo"):
+    for command in ("dump", "demo", "audit", "fit"):
         assert run(monkeypatch, command, "--help") == 0
         assert "Examples:" in capsys.readouterr().out
 
@@ -226,3 +226,17 @@ def test_pareto_is_printed_and_drawn(
     assert "plain torch.compile" in printed.err
     assert json.loads(printed.out)["peak_bytes"] > 0
     assert Path("costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_audit(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "audit", f"{target}:make", "--bits", "4", "--batches", "2", "--min-bytes", "0") == 0
+    out = capsys.readouterr().out
+    assert "gradients against exact mode, one batch; noise and bias from 2 parts of it" in out
+    assert "Use 4 bits: " in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert run(monkeypatch, "audit", f"{target}:make", "--bits", "exact", "--batches", "1", "--format", "json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["settings"][0]["total"]["error"] == 0
+    assert content["parts"] == 0
+    assert run(monkeypatch, "audit", f"{target}:make", "--bits", "8,3") == 2
+    assert "--bits 8,3: expected some of 8, 4, 2, exact and auto" in " ".join(capsys.readouterr().err.split())

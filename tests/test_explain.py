@@ -61,3 +61,8 @@ def test_json_has_a_version_and_adds_up() -> None:
 def test_nothing_to_capture_is_an_error() -> None:
     with pytest.raises(fxapprox.FxApproxError, match="no training graph"):
         fxapprox.explain(nn.ReLU(), torch.randn(3))
+
+
+def test_a_compiled_model_is_refused() -> None:
+    with pytest.raises(fxapprox.FxApproxError, match=r"got a compiled model: expected the one that torch\.compile was"):
+        fxapprox.explain(torch.compile(model()), torch.randn(8, 3, 16, 16))

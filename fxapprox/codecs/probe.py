@@ -55,7 +55,8 @@ class Probe(Carrier):
 
     @property
     def _codecs(self) -> list[Any]:
-        return [replace(self.inner, bits=bits) for bits in self.tried]  # type: ignore[call-arg,type-var]
+        own = self.inner
+        return [own if bits == own.bits else replace(own, bits=bits) for bits in self.tried]  # type: ignore[call-arg,type-var]
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         own = sum((codec.nbytes(shape, dtype) for codec in self._codecs), start=packed_bytes(shape, 1))

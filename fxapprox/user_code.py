@@ -1,0 +1,105 @@
+"""Where in the user's own code something happened: graph breaks, and errors without the sixty frames around them."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fxapprox import torch_adapter as adapter
+
+OURS = Path(__file__).resolve().parent
+TORCH = Path(adapter.torch.__file__).resolve().parent
+LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
+COMPILER = tuple(TORCH / name for name in ("_dynamo", "_functorch", "_inductor", "_subclasses", "fx"))
+
+
+@dataclass(frozen=True, slots=True)
+class GraphBreak:
+    """A place where torch.compile gave up, ran Python, and began another graph.
+
+    Attributes:
+        reason: why, in torch's words.
+        hint: what torch advises, or "".
+        source: the user's line, as "file.py:12 in forward: code"; "" if it is none of theirs.
+    """
+
+    reason: str
+    hint: str
+    source: str
+
+
+def graph_breaks(raw: Iterable[tuple[str, Sequence[traceback.FrameSummary]]]) -> tuple[GraphBreak, ...]:
+    """Dynamo's records as breaks, each once: a frame that is traced again breaks again."""
+    found = (GraphBreak(_reason(text), _labelled(text, "Hint"), user_line(frames)) for text, frames in raw)
+    unique: dict[tuple[str, str], GraphBreak] = {}
+    for each in found:
+        unique.setdefault((each.reason, each.source), each)
+    placed = {each.reason for each in unique.values() if each.source}
+    return tuple(each for each in unique.values() if each.source or each.reason not in placed)
+
+
+def breaks_text(breaks: Sequence[GraphBreak]) -> str:
+    """Two lines for each break, where and why, under a title; "" if there are none."""
+    if not breaks:
+        return ""
+    title = f"graph breaks: {len(breaks)}; what crosses one is stored as it is, and not counted here"
+    return "\n".join([title, *(f"  {each.source or 'the model as a whole'}\n    {each.reason}" for each in breaks)])
+
+
+def described(error: BaseException) -> str:
+    """An error of the user's code in one line, with their line: "ValueError: ... (file.py:12 in forward: code)"."""
+    cause, frames = adapter.user_error(error)
+    message = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no message")
+    line = user_line(frames)
+    return f"{type(cause).__name__}: {message}" + (f" ({line})" if line else "")
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error comes out of the model or what it calls, rather than out of us or torch's compiler."""
+    cause, frames = adapter.user_error(error)
+    if cause is not error:
+        return True
+    last = _path(frames[-1]) if frames else None
+    wrapped = last == OURS / "target.py" or last == OURS / "explain.py"
+    return last is not None and (wrapped or not any(_inside(last, place) for place in (OURS, *COMPILER)))
+
+
+def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost frame in the user's own files, else the innermost outside of torch; "" if there is none."""
+    ours = [i for i, frame in enumerate(frames) if _path(frame).parent == OURS]
+    foreign = [frame for frame in frames[ours[-1] if ours else 0 :] if _is_foreign(frame)]  # not those that called us
+    own = [frame for frame in foreign if not any(_inside(_path(frame), place) for place in LIBRARIES)]
+    if not foreign:
+        return ""
+    frame = (own or foreign)[-1]
+    name = re.sub(r"^torch_dynamo_resume_in_(.*)_at_\d+$", r"\1", frame.name)
+    return f"{_path(frame).name}:{frame.lineno} in {name}: {(frame.line or '').strip()}"
+
+
+def _is_foreign(frame: traceback.FrameSummary) -> bool:
+    """Neither torch's nor ours; our demonstration is a user's."""
+    path = _path(frame)
+    return not frame.filename.startswith("<") and not _inside(path, TORCH) and path.parent != OURS
+
+
+def _reason(text: str) -> str:
+    if text.startswith("generic_jump"):
+        return "Dynamo does not trace a branch on the value of a tensor."
+    return _labelled(text, "Explanation") or text.strip().splitlines()[0]
+
+
+def _labelled(text: str, label: str) -> str:
+    found = re.search(rf"^\s*{label}: (.*)$", text, flags=re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _path(frame: traceback.FrameSummary) -> Path:
+    return Path(frame.filename).resolve()
+
+
+def _inside(path: Path, place: Path) -> bool:
+    return place in path.parents
