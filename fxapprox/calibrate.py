@@ -165,6 +165,7 @@ class Prober(Backend):
                     distance = _distance(replay.run(inputs[0], value), replay.exact, graph.parameters)
                     graph.errors[name][bits], graph.upstream[name][bits] = distance
                 self.bar.advance(task)
+            self.bar.update(task, visible=False)
             return replay.exact
 
         return run
