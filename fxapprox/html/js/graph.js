@@ -200,7 +200,8 @@ function centre(picture, key) {
 function toggleModule(picture, key) {
   const before = picture.items.find((item) => item.node.key === key);
   const opens = !picture.open.has(key);
-  const twins = ["forward", "backward"].map((half) => key.replace(/^\/(forward|backward)\//, `/${half}/`));
+  const halves = picture.root.children.filter((node) => node.half);
+  const twins = halves.map((half) => half.key + key.slice(halves.find((own) => key.startsWith(own.key)).key.length));
   for (const twin of new Set([key, ...twins])) opens ? picture.open.add(twin) : picture.open.delete(twin);
   layOut(picture);
   const after = picture.items.find((item) => item.node.key === key);
