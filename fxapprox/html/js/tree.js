@@ -173,9 +173,10 @@ function layModule(node, inside, open, flipped) {
 // Forward beside backward: what forward saves lies about as high as what reads it.
 function sideBySide(children) {
   const height = Math.max(...children.map((child) => child.height));
+  const traced = children.some((child) => child.node.label === "backward"); // the loss is at the bottom of both
   let x = 0;
   const places = children.map((child) => {
-    const place = { x, y: height - child.height };
+    const place = { x, y: traced ? height - child.height : 0 };
     x += child.width + BETWEEN;
     return place;
   });
