@@ -108,7 +108,9 @@ def dump(
         Path | None, typer.Option(help="Also try all that a budget chooses from, and draw what each costs.")
     ] = None,
     min_bytes: Annotated[int, typer.Option(help="Leave smaller tensors alone.")] = 4096,
-    all_rows: Annotated[bool, typer.Option("--all", help="Every value, not only the largest 20.")] = False,
+    all_rows: Annotated[
+        bool, typer.Option("--all", help="In the table: a row for every value, identical layers not folded.")
+    ] = False,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Plan with symbolic sizes.")] = False,
     size: Annotated[
         str, typer.Option(help="With --dynamic: bytes at this size, or at these by name: 64, or s77=64,s12=128.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Spliced
+from fxapprox.activation import Activation
 from fxapprox.crossing import Crossing
 from fxapprox.graph import Joint, module_path, nbytes, source_line, tensor_of
 from fxapprox.operators import op_name
@@ -87,7 +87,7 @@ class _Code:
     kind: Literal["quantize", "dequantize"]
     value: str
     op: str
-    turn: int = 0
+    turn: int
 
     @property
     def name(self) -> str:
@@ -100,7 +100,6 @@ class _Fate:
 
     storage: str
     reason: str
-    stored: int = 0
 
 
 def graph_view(report: Report, stage: str) -> GraphView:
@@ -174,9 +173,11 @@ class _Drawing:
         storage = self.again.get(nodes[0].name) or fate.storage
         shape, dtype, size = _traits(nodes[0])
         if isinstance(key, _Code):
-            shape, dtype, size = _traits(self._results(key)[0]) if value is None else _traits_of(value)
-            size = fate.stored or size if key.kind == "quantize" else size
-            storage = storage or key.op
+            results = self._results(key)
+            shape, dtype, size = _traits(results[0]) if value is None else _traits_of(value)
+            size = sum(_traits(part)[2] for part in results) if key.kind == "quantize" else size
+            if key.op not in storage:  # a boundary may be coded once more, in another way
+                storage = ", ".join(filter(None, (key.op, self.again.get(nodes[0].name))))
         return Box(
             name=self.names[key],
             kind=self._kind(key, about),
@@ -216,7 +217,10 @@ class _Drawing:
         return "input" if is_input else "operator"
 
     def _arguments(self, key: _Key) -> tuple[str, ...]:
-        if isinstance(key, _Code) or key.op == "output":
+        if isinstance(key, _Code):  # what it stands for comes first
+            sources = sorted(self._sources(key), key=lambda source: self._value(source) != key.value)
+            return tuple(self.names[source] for source in sources)
+        if key.op == "output":
             return tuple(self.names[source] for source in self._sources(key))
         named = (f"{name}={self._text(argument)}" for name, argument in key.kwargs.items())
         return (*map(self._text, key.args), *named)
@@ -248,7 +252,7 @@ def _fates(report: Report) -> dict[str, _Fate]:
         a.name: _Fate("free" if a.free else "recomputed" if a.name in recomputed else "not needed", a.reason)
         for a in report.activations
     }
-    found.update((d.value, _Fate(d.storage, d.reason, d.bytes_after)) for d in report.decisions)
+    found.update((d.value, _Fate(d.storage, d.reason)) for d in report.decisions)
     return found
 
 
@@ -280,23 +284,16 @@ def _gradients(report: Report, stage: str, gm: fx.GraphModule) -> frozenset[fx.N
 
 def _codes(report: Report, stage: str) -> dict[str, _Code]:
     """{node: the codec that it belongs to}."""
-    found: dict[str, _Code] = {}
-    if stage not in ("forward", "backward"):
-        return found
-    inside: dict[str, Spliced] = {}
+    encode: dict[str, _Code] = {}
+    decode: dict[str, _Code] = {}
     for turn, spliced in enumerate(report.spliced):
-        quantize = _Code("quantize", spliced.value, spliced.codec.text)
-        dequantize = replace(quantize, kind="dequantize", turn=turn)
-        if stage == "forward":
-            found.update(dict.fromkeys(spliced.encode, quantize))
-        else:
-            inside.update(dict.fromkeys(spliced.encode, spliced))
-            found.update(dict.fromkeys(spliced.decode, dequantize))
-    for segment in report.segments if stage == "backward" else ():  # what encoded in forward encodes again
-        for made, source in segment.again:
-            if source in inside:
-                found[made] = _Code("quantize", inside[source].value, inside[source].codec.text)
-    return found
+        quantize = _Code("quantize", spliced.value, spliced.codec.text, turn)
+        encode.update(dict.fromkeys(spliced.encode, quantize))
+        decode.update(dict.fromkeys(spliced.decode, replace(quantize, kind="dequantize")))
+    if stage == "backward":  # what is computed again is encoded again
+        again = (pair for segment in report.segments for pair in segment.again)
+        return decode | {made: encode[source] for made, source in again if source in encode}
+    return encode if stage == "forward" else {}
 
 
 def _groups(gm: fx.GraphModule, codes: Mapping[str, _Code]) -> dict[_Key, list[fx.Node]]:

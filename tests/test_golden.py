@@ -94,5 +94,6 @@ def test_segments_as_text(golden: Callable[[str, str], None]) -> None:
 
 
 def test_graph_as_drawing(golden: Callable[[str, str], None]) -> None:
-    report = fxapprox.explain(rectified_layer, torch.ones(8, 16), bits=4, min_bytes=0)
+    step = Target(blocks(1), (), mean_square).step
+    report = fxapprox.explain(step, torch.ones(4, 8, 16, 16), bits=4)
     golden("dump/plan.dot", dot_text([report], ["plan"]))

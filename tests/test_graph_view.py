@@ -68,7 +68,7 @@ def test_boxes_stand_for_the_values_that_they_name(model: str, options: str, sta
     again = {made: source for segment in segments for made, source in segment.again}
     for box in graph_view(report, stage).boxes:
         about = values.get(again.get(box.name, box.name))
-        if box.kind not in ("operator", "boundary") or box.op == "placeholder" or about is None or not box.storage:
+        if box.kind not in ("operator", "boundary") or box.op == "saved" or about is None or not box.storage:
             continue
         if box.op == "aten.scalar_tensor" and about.op != box.op:
             continue  # of a branch: its limit
@@ -106,7 +106,7 @@ def test_segments_encode_again_and_show_their_boundaries() -> None:
     for stage in ("plan", "forward"):
         assert {name for name, box in boxes_of(report, stage).items() if box.kind == "boundary"} == boundary
     carried = [box for box in backward.values() if box.kind == "boundary"]
-    assert {box.op for box in carried} == {"placeholder"}
+    assert {box.op for box in carried} == {"saved"}
     assert all(any(box.name.startswith(name) for name in boundary) for box in carried)
     assert {f"dequantize({name})" for name in boundary} <= backward.keys()
 

@@ -196,12 +196,18 @@ function centre(picture, key) {
   place(picture);
 }
 
+// The keys of a module in forward and in backward.
+function twinsOf(picture, key) {
+  const halves = picture.root.children.filter((node) => node.half);
+  const own = halves.find((half) => key.startsWith(half.key));
+  return own ? halves.map((half) => half.key + key.slice(own.key.length)) : [key];
+}
+
 // Opens or closes a module, in forward and in backward; what was under the pointer stays there.
 function toggleModule(picture, key) {
   const before = picture.items.find((item) => item.node.key === key);
   const opens = !picture.open.has(key);
-  const twins = ["forward", "backward"].map((half) => key.replace(/^\/(forward|backward)\//, `/${half}/`));
-  for (const twin of new Set([key, ...twins])) opens ? picture.open.add(twin) : picture.open.delete(twin);
+  for (const twin of twinsOf(picture, key)) opens ? picture.open.add(twin) : picture.open.delete(twin);
   layOut(picture);
   const after = picture.items.find((item) => item.node.key === key);
   picture.x += (before.x + (before.open ? 0 : before.width / 2) - after.x - (after.open ? after.width / 2 : 0)) * picture.scale;
@@ -230,7 +236,7 @@ function find(picture, text) {
   if (!found.length) { picture.status.textContent = `nothing named ${text}`; return; }
   const box = found[picture.found];
   const path = pathTo(picture.root, box);
-  path.filter((node) => !node.box).forEach((node) => picture.open.add(node.key));
+  path.filter((node) => !node.box).flatMap((node) => twinsOf(picture, node.key)).forEach((key) => picture.open.add(key));
   layOut(picture);
   picture.scale = Math.max(picture.scale, 0.8);
   centre(picture, `#${box.at}`);

@@ -1,5 +1,6 @@
 // A graph as a tree of modules with boxes as leaves, and its layout: open modules around what is in them.
 
+const BETWEEN = 90; // forward and backward
 const PAD = { side: 14, top: 30, bottom: 14 };
 
 // The boxes of a stage; what it returns is no box: every gradient and every saved value would lead there.
@@ -7,8 +8,12 @@ function boxesOf(graph, stage) {
   const { fields, texts } = graph;
   const boxes = graph.stages[stage].boxes.map((row, at) =>
     Object.fromEntries([["at", at], ...fields.map((field, i) => [field, field === "bytes" ? row[i] : texts[row[i]]])]));
-  return boxes.filter((box) => box.kind !== "output");
+  const inside = boxes.filter((box) => box.kind !== "output");
+  if (stage !== "backward") return inside;
+  return inside.map((box) => ({ ...box, half: box.group === "none" ? "gradients" : "values of forward, again" }));
 }
+
+const UPWARD = new Set(["backward", "gradients"]); // halves that are drawn from below
 
 // {key, label, children, boxes below, box}; halves at the top where the graph has both
 function graphTree(boxes) {
@@ -79,7 +84,7 @@ function joinChains(node) {
 
 function shortOp(box) {
   if (/quantize/.test(box.kind)) return box.kind;
-  if (box.kind === "input") return ["input", "saved", "gradient"].includes(box.op) ? box.name : box.op;
+  if (box.kind === "input") return ["input", "saved", "gradient"].includes(box.op) ? box.name : box.op.replace(`${box.module}.`, "");
   return box.op.replace(/^(aten|prims)\./, "");
 }
 
@@ -99,7 +104,7 @@ function openedAtFirst(root, most) {
 }
 
 // Lays out what is to be seen. Returns {items, edges}: items are {node, x, y, width, height, open}, outer ones first;
-// edges are {from, to: items, points, faint}: inputs and constants that all of backward reads would hide the rest.
+// edges are {from, to: items, points, faint}: inputs and constants that many modules read would hide the rest.
 function graphLayout(root, boxEdges, open) {
   const parents = new Map(), seen = new Map(); // of each node its parent; of each box the node that stands for it
   const visit = (node, parent, shown) => {
@@ -110,15 +115,18 @@ function graphLayout(root, boxEdges, open) {
   };
   visit(root, null, null);
   const made = new Set(boxEdges.map(([, to]) => to)); // what is not is an input or a constant
+  const constants = new Set(root.boxes.filter((box) => box.kind === "operator" && !made.has(box.at)).map((box) => box.at));
   const pairs = new Map();
   for (const [from, to] of boxEdges) {
     const a = seen.get(from), b = seen.get(to);
     if (!a || !b || a === b) continue;
     const key = `${a.key} ${b.key}`;
-    pairs.set(key, [a, b, made.has(from) || (pairs.get(key)?.[2] ?? false)]);
+    const aside = (constants.has(from) && !a.box) || (!made.has(from) && halfOf(a) !== halfOf(b));
+    pairs.set(key, [a, b, aside && (pairs.get(key)?.[2] ?? true)]);
   }
   const inside = new Map(); // of an open module: [[child, child]]
-  for (const [a, b] of pairs.values()) {
+  for (const [a, b, aside] of pairs.values()) {
+    if (aside) continue;
     const [module, x, y] = meeting(a, b, parents);
     if (!inside.has(module)) inside.set(module, new Map());
     inside.get(module).set(`${x.key} ${y.key}`, [x, y]);
@@ -126,7 +134,7 @@ function graphLayout(root, boxEdges, open) {
   const laid = layModule(root, inside, open, false);
   const items = new Map(), routes = new Map();
   spread(laid, 0, 0, items, routes);
-  const edges = [...pairs.values()].map(([a, b, made]) => ({ from: items.get(a), to: items.get(b), faint: !made && halfOf(a) !== halfOf(b), points: routes.get(`${a.key} ${b.key}`) || [] }));
+  const edges = [...pairs.values()].map(([a, b, faint]) => ({ from: items.get(a), to: items.get(b), faint, points: routes.get(`${a.key} ${b.key}`) || [] }));
   return { items: [...items.values()].filter((item) => item.node !== root), edges };
 }
 
@@ -146,7 +154,7 @@ function meeting(a, b, parents) {
 
 function layModule(node, inside, open, flipped) {
   if (node.box || !open.has(node.key)) return { node, ...sizeOf(node), open: false, children: [] };
-  const upside = node.half ? node.label === "backward" : flipped;
+  const upside = node.half ? UPWARD.has(node.label) : flipped;
   const children = node.children.map((child) => layModule(child, inside, open, upside));
   const place = new Map(node.children.map((child, i) => [child, i]));
   const halves = node.children.some((child) => child.half);
@@ -165,13 +173,14 @@ function layModule(node, inside, open, flipped) {
 // Forward beside backward: what forward saves lies about as high as what reads it.
 function sideBySide(children) {
   const height = Math.max(...children.map((child) => child.height));
+  const traced = children.some((child) => child.node.label === "backward"); // the loss is at the bottom of both
   let x = 0;
   const places = children.map((child) => {
-    const place = { x, y: height - child.height };
-    x += child.width + 90;
+    const place = { x, y: traced ? height - child.height : 0 };
+    x += child.width + BETWEEN;
     return place;
   });
-  return { places, bends: [], width: x - 90, height };
+  return { places, bends: [], width: x - BETWEEN, height };
 }
 
 function spread(laid, x, y, items, routes) {
