@@ -147,8 +147,8 @@ def test_bits_chosen_by_themselves(
         assert run(monkeypatch, *arguments, average) == 0
         sizes.append(json.loads(capsys.readouterr().out)["saved_bytes"])
     assert sizes[0] < sizes[1]
-    assert run(monkeypatch, *arguments, "9") == 2
-    assert "a number from 2 to 8" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, "33") == 2
+    assert "a number from 2 to 32" in capsys.readouterr().err
 
 
 def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
