@@ -60,7 +60,7 @@ def _segments_text(report: Report) -> str:
     count, operators = len(report.segments), sum(segment.operators for segment in report.segments)
     boundaries = dict.fromkeys(name for segment in report.segments for name in segment.boundary)
     whence = f"from {', '.join(boundaries)}" if boundaries else "from the inputs"
-    return f"checkpoints: backward computes {count} segments again ({operators} operators), {whence}"
+    return f"checkpoints: backward computes {count} segment{'s' * (count > 1)} again ({operators} operators), {whence}"
 
 
 def _copies_text(report: Report) -> str:
