@@ -38,6 +38,9 @@ POINTWISE = frozenset(
     " aten.select_backward aten.select_scatter aten.slice_scatter aten.triu aten.tril".split()
 )
 GATHERS = frozenset("aten._unsafe_index aten.index".split())  # their results have the layout that their sizes say
+SHAPE_ALONE = frozenset(  # of the second operand
+    "aten.avg_pool2d_backward aten._adaptive_avg_pool2d_backward aten.max_pool2d_with_indices_backward".split()
+)
 PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
 
 
@@ -268,7 +271,10 @@ class _Lowering:
     def _loads(self, node: fx.Node) -> frozenset[tuple[Value, Any]]:
         """What has to be read from memory to compute a node's operands."""
         found: set[tuple[Value, Any]] = set()
+        unread = node.args[1:2] if op_name(node) in SHAPE_ALONE else ()
         for source in node.all_input_nodes:
+            if source in unread:
+                continue
             for value in _flat([self._env.get(source)]):
                 if value.reads is None:
                     found.add((value, self._parts.get(source)))

@@ -281,9 +281,6 @@ def _run(
     for at, kernel in enumerate(lowered.kernels):
         last.update((value, at) for value in (*kernel.makes, *kernel.reads))
     alive = set(counted)
-    for value in [v for v in counted if v not in last and v not in forever]:
-        memory.free(value)
-        alive.discard(value)
     moments = []
     for at, kernel in enumerate(lowered.kernels):
         dying = {v for v in kernel.reads if last[v] == at and v in alive and v not in forever}
@@ -298,6 +295,8 @@ def _run(
         for value in (*dying, *unread):
             memory.free(value)
         alive -= dying | replaced
+    for value in counted - last.keys() - forever:  # nothing marks the last use of what is not read
+        memory.free(value)
     return moments
 
 
