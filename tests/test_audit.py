@@ -332,3 +332,10 @@ def test_json() -> None:
     assert content["settings"][1]["bits"] == 4
     assert content["settings"][1]["causes"][0]["module"] == "blocks.0.attn"
     assert content["recommendation"] == made().recommendation
+
+
+def test_a_model_without_values_cannot_be_run() -> None:
+    with torch.device("meta"):
+        model, x = small()
+    with pytest.raises(fxapprox.FxApproxError, match="a model on the meta device has no values"):
+        fxapprox.audit(model, mean_square, x, progress=False)
