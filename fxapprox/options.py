@@ -110,7 +110,7 @@ class Options:
     def _check_budget(self) -> None:
         budget = self.memory_budget
         if isinstance(budget, str):
-            parse_bytes(budget, "memory_budget")
+            parse_bytes(budget, "memory_budget", more=", or a fraction, such as 0.3")
         else:
             _require(type(budget) in (int, float) and 0 < budget <= 1, "memory_budget", budget,  # type: ignore[operator]
                      'a fraction of plain torch.compile\'s peak, up to 1, or an amount such as "2GiB"')  # fmt: skip
