@@ -230,7 +230,7 @@ def _show_pareto(report: Report, path: Path, console: Console) -> None:
         points, baseline = report.pareto(), report.baseline_peak_bytes
     plot(points, baseline, path)
     console.print(pareto_table(points, baseline))
-    console.print(f"drawn in {path}", markup=False, highlight=False)
+    console.print(f"drawn in {path}", markup=False, emoji=False, highlight=False)
 
 
 class AuditFormat(str, enum.Enum):
@@ -399,5 +399,7 @@ def main() -> None:
         app()
     except FxApproxError as error:
         message = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]  # Dynamo's advice, not ours
-        Console(stderr=True).print(f"fxapprox: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"fxapprox: {message}", style="red", markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
         sys.exit(2)

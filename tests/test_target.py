@@ -316,3 +316,10 @@ def talks():
     captured = capsys.readouterr()
     assert json.loads(captured.out)["saved_bytes"]
     assert captured.err.split()[:3] == ["importing", "building", "forward"]
+
+
+def test_a_name_between_colons_is_no_emoji(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", "x:b:net.py:make") == 2
+    assert capsys.readouterr().err == "fxapprox: no such file: x:b:net.py\n"
