@@ -13,13 +13,14 @@ UNITS = {
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
-def parse_bytes(amount: str | int, name: str = "memory") -> int:
+def parse_bytes(amount: str | int, name: str = "memory", *, more: str = "") -> int:
     """The number of bytes that an amount is, rounded down.
 
     Args:
         amount: a number with a unit, in any case of letters: B, KiB, MiB, GiB, TiB (powers of 1024), KB, MB, GB, TB
             (powers of 1000); an int is a number of bytes.
         name: of the option, for messages.
+        more: what else the option takes, for messages.
 
     Raises:
         OptionError: it is not an amount, or less than one byte.
@@ -30,7 +31,7 @@ def parse_bytes(amount: str | int, name: str = "memory") -> int:
     else:
         nbytes = amount if type(amount) is int else 0
     if nbytes < 1:
-        raise OptionError(f'{name}={amount!r}: expected an amount of memory, such as "8GiB", "512MiB", or bytes')
+        raise OptionError(f'{name}={amount!r}: expected an amount of memory, such as "8GiB", "512MiB", or bytes{more}')
     return nbytes
 
 

@@ -22,7 +22,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.batches import Loss, batches_of, parts_of
 from fxapprox.calibrate import Prober, as_stored
 from fxapprox.codecs import Codec
-from fxapprox.errors import OptionError
+from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.explain import fresh
 from fxapprox.gradient_error import GradientError, total_error
 from fxapprox.gradients import Runs, Subject, Way
@@ -204,6 +204,8 @@ def audit(
         raise OptionError(f"batches={batches!r}: expected 1 or more")
     ways = _settings(bits, options)
     loss = Loss(loss_fn)
+    if isinstance(model, nn.Module) and any(tensor.is_meta for tensor in model.parameters()):
+        raise FxApproxError("audit runs training steps, and a model on the meta device has no values; see explain()")
     whole = batches_of(batch, batches, targets, loss)
     parts = parts_of(whole[0], batches) if len(whole) == 1 and min(batches, whole[0].examples) > 1 else []
     runs = Runs(Subject(model, loss, compile_loss, seed), ways, whole, parts)

@@ -14,10 +14,11 @@ from fxapprox.amounts import size_text
 from fxapprox.user_code import breaks_text
 
 if TYPE_CHECKING:
-    from fxapprox.audit import Audit, BitsAudit
+    from fxapprox.audit import Audit, BitsAudit, ParameterError
     from fxapprox.gradient_error import GradientError
 
 WIDTH = 100
+NOTHING = 1e-6  # of the largest gradient, an element: below it, a float32 gradient is nothing but rounding
 
 
 def audit_text(audit: Audit, *, top: int = 5) -> str:
@@ -62,8 +63,11 @@ def _totals(audit: Audit) -> Table:
 
 
 def _parameters(audit: Audit, worst: BitsAudit, top: int) -> Table:
-    """Those with the largest errors in this setting."""
-    order = sorted(range(len(worst.parameters)), key=lambda i: -(worst.parameters[i].error.error or 0.0))
+    """Those with the largest errors in this setting, but for gradients that are nothing but rounding."""
+    largest = max((_size(parameter) for parameter in worst.parameters), default=0.0)
+    rounding = [i for i, p in enumerate(worst.parameters) if 0 < _size(p) <= NOTHING * largest]
+    counted = (i for i in range(len(worst.parameters)) if i not in rounding)
+    order = sorted(counted, key=lambda i: -(worst.parameters[i].error.error or 0.0))
     table = _table()
     table.add_column("parameter", overflow="fold")
     for setting in audit.settings:
@@ -72,9 +76,17 @@ def _parameters(audit: Audit, worst: BitsAudit, top: int) -> Table:
     for i in order[:top]:
         errors = (setting.parameters[i].error for setting in audit.settings)
         table.add_row(Text(worst.parameters[i].name), *(cell for error in errors for cell in _errors(error)[:2]))
-    if len(order) > top:
-        table.caption = f"{len(order) - top} more err less"
+    lines = [f"{len(order) - top} more err less"] if len(order) > top else []
+    if rounding:
+        such = worst.parameters[rounding[0]].name
+        lines.append(f"left out: {len(rounding)} whose exact gradient is next to nothing, such as {such}")
+    table.caption = Text("\n".join(lines)) if lines else None
     return table
+
+
+def _size(parameter: ParameterError) -> float:
+    """Of an element of its exact gradient."""
+    return parameter.norm / max(parameter.elements, 1) ** 0.5
 
 
 def _causes(audit: Audit, top: int) -> Table:

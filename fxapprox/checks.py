@@ -41,6 +41,21 @@ def wrong_arguments(model: Callable[..., Any], args: object) -> str:
     return ""
 
 
+def wrong_loss_fn(loss: object) -> str:
+    """Why this cannot be a function from a model's output to a scalar; "" if it can."""
+    if not callable(loss):
+        return f"{kind(loss)} as the loss_fn: expected a function of the model's output"
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # built into C
+        return ""
+    try:
+        signature.bind(object())
+    except TypeError:
+        return f"a loss_fn that takes {signature}: expected a function of one argument, what the model returns"
+    return ""
+
+
 def no_gradient(model: Callable[..., Any], args: Sequence[Any]) -> str:
     """Why a module has nothing to train; "" if it may have."""
     if not isinstance(model, nn.Module) or any(x.requires_grad for x in adapter.tensors_in(args)):

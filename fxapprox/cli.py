@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,7 +119,8 @@ def dump(
 ) -> None:
     """Show what would be stored for backward, in how many bits and why, without running a step.
 
-    TARGET's factory takes no arguments and returns (model, args) or (model, args, loss_fn).
+    TARGET's factory takes no arguments and returns (model, args) or (model, args, loss_fn); loss_fn takes
+    what the model returns.
 
     \b
     Examples:
@@ -154,11 +156,12 @@ def dump(
         "memory_budget": parse_budget(memory_budget),
     }  # fmt: skip
     options = Options.parse(given)
-    loaded = load(target)
-    options.check_patterns(loaded.model)
     wanted = parse_size(size) if size else None
-    with running(loaded):
-        report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
+    with _users_code("tracing and planning"):
+        loaded = load(target)
+        options.check_patterns(loaded.model)
+        with running(loaded):
+            report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)
     if not report.baseline_bytes and not report.saved_bytes:
         raise nothing_stored(loaded, breaks_text(report.breaks))
     if wanted is not None:
@@ -211,6 +214,14 @@ def _console() -> Console:
     return Console(width=shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
+@contextmanager
+def _users_code(doing: str = "") -> Iterator[None]:
+    """What the user's code prints goes to stderr: stdout is the report's. On a terminal, says what is being done."""
+    showing = Console(stderr=True).status(doing) if doing else nullcontext()
+    with showing, redirect_stdout(sys.stderr):
+        yield
+
+
 def _show_pareto(report: Report, path: Path, console: Console) -> None:
     from fxapprox.pareto import plot
     from fxapprox.text import pareto_table
@@ -219,7 +230,7 @@ def _show_pareto(report: Report, path: Path, console: Console) -> None:
         points, baseline = report.pareto(), report.baseline_peak_bytes
     plot(points, baseline, path)
     console.print(pareto_table(points, baseline))
-    console.print(f"drawn in {path}", markup=False, highlight=False)
+    console.print(f"drawn in {path}", markup=False, emoji=False, highlight=False)
 
 
 class AuditFormat(str, enum.Enum):
@@ -265,8 +276,9 @@ def audit(
     from fxapprox.user_code import breaks_text
 
     numbers = parse_several_bits(bits)
-    loaded = load(target)
-    with running(loaded):
+    with _users_code():
+        loaded = load(target)
+    with _users_code(), running(loaded):
         found = measured(
             loaded.model,  # type: ignore[arg-type]  # a function is an error that audit words
             loaded.loss, loaded.args, numbers, batches=batches, causes=top > 0, compile_loss=True, seed=seed,
@@ -306,9 +318,10 @@ def fit(
     from fxapprox.text import batches_table
 
     limit = parse_bytes(memory, "--memory")
-    loaded = load(target)
-    with running(loaded):
-        rows = largest_batches(loaded, limit, optimizer_bytes)
+    with _users_code("tracing at several batches"):
+        loaded = load(target)
+        with running(loaded):
+            rows = largest_batches(loaded, limit, optimizer_bytes)
     _console().print(batches_table(limit, rows))
 
 
@@ -386,5 +399,7 @@ def main() -> None:
         app()
     except FxApproxError as error:
         message = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]  # Dynamo's advice, not ours
-        Console(stderr=True).print(f"fxapprox: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"fxapprox: {message}", style="red", markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
         sys.exit(2)

@@ -15,6 +15,10 @@ class TargetError(FxApproxError):
     """A command-line TARGET could not be loaded, or its factory returned something else than asked for."""
 
 
+class ModelError(FxApproxError):
+    """The model raised while it was traced; the message has its error and the user's line."""
+
+
 class UnsupportedGraph(FxApproxError):
     """A joint graph that cannot be rewritten safely.
 

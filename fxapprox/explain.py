@@ -20,11 +20,11 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.backend import Backend, backend_of
 from fxapprox.checks import no_gradient, wrong_model
 from fxapprox.collector import collector_paused
-from fxapprox.errors import FxApproxError
+from fxapprox.errors import FxApproxError, ModelError
 from fxapprox.meta import stand_ins
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
-from fxapprox.user_code import GraphBreak, breaks_text, graph_breaks
+from fxapprox.user_code import GraphBreak, breaks_text, described, graph_breaks
 
 _serial = itertools.count()
 
@@ -79,6 +79,7 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
         OptionError: an option is unknown or its value invalid.
         FxApproxError: nothing was captured, nothing in the model needs a gradient, it is compiled already, or code
             between graph breaks asks for the values of meta tensors.
+        ModelError: the model raises while it is traced.
     """
     explainer = _Explainer(Options.parse(options))
     explainer.options.check_patterns(model)
@@ -92,6 +93,10 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
             torch.compile(fresh(model), backend=explainer, dynamic=dynamic)(*given)
         except adapter.NEEDS_VALUES as error:
             raise _needs_values(error) from None
+        except Exception as error:
+            if isinstance(error, FxApproxError) or not adapter.failed_in_tracing(error):
+                raise
+            raise ModelError(f"the model failed with {described(error)}") from error
     breaks = graph_breaks(raw)
     if not explainer.reports:
         raise FxApproxError(nothing_captured(model, args, breaks))

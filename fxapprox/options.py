@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -110,7 +110,7 @@ class Options:
     def _check_budget(self) -> None:
         budget = self.memory_budget
         if isinstance(budget, str):
-            parse_bytes(budget, "memory_budget")
+            parse_bytes(budget, "memory_budget", more=", or a fraction, such as 0.3")
         else:
             _require(type(budget) in (int, float) and 0 < budget <= 1, "memory_budget", budget,  # type: ignore[operator]
                      'a fraction of plain torch.compile\'s peak, up to 1, or an amount such as "2GiB"')  # fmt: skip
@@ -152,7 +152,7 @@ class Options:
         paths = [name for name, _ in model.named_modules()]
         for pattern in self.bits:
             if not any(covers(pattern, path) for path in paths):
-                near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4)
+                near = _deeper(pattern, paths) or difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4)
                 hint = f"close ones are {', '.join(map(repr, near))}" if near else "named_modules() lists them"
                 raise OptionError(f"bits: no module of the model matches {pattern!r}; {hint}")
 
@@ -165,6 +165,13 @@ def unknown_option(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"options are {', '.join(NAMES)}"
     return f"unknown option {name!r}; {hint}"
+
+
+def _deeper(pattern: str, paths: Sequence[str]) -> list[str]:
+    """The pattern as it would match inside of modules: "encoder.layer.*" for "layer.*"; three at most."""
+    cuts = ((path.split(".")[:i], path.split(".")[i:]) for path in paths for i in range(1, path.count(".") + 1))
+    found = (".".join([*outer, pattern]) for outer, inner in cuts if covers(pattern, ".".join(inner)))
+    return list(dict.fromkeys(found))[:3]
 
 
 def covers(pattern: str, module: str) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.checks import kind, no_gradient, wrong_arguments, wrong_model
-from fxapprox.errors import FxApproxError, TargetError
+from fxapprox.checks import kind, no_gradient, wrong_arguments, wrong_loss_fn, wrong_model
+from fxapprox.errors import FxApproxError, ModelError, TargetError
 from fxapprox.user_code import described, is_users
 
 WANTED = "(model, args) or (model, args, loss_fn)"
@@ -87,6 +87,8 @@ def running(target: Target) -> Iterator[None]:
     try:
         with adapter.quiet():
             yield
+    except ModelError as error:
+        raise TargetError(f"{target.name}: {error}") from error
     except FxApproxError:
         raise
     except Exception as error:
@@ -154,8 +156,8 @@ def _checked(spec: str, made: Any) -> Target:
     model, args, loss = made if len(made) == 3 else (*made, None)
     if wrong := wrong_model(model) or wrong_arguments(model, args):
         raise TargetError(f"{spec} returned {wrong}")
-    if loss is not None and not callable(loss):
-        raise TargetError(f"{spec} returned {kind(loss)} as the loss_fn: expected a function of the model's output")
+    if loss is not None and (wrong := wrong_loss_fn(loss)):
+        raise TargetError(f"{spec} returned {wrong}")
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     if nothing := no_gradient(model, args):
         raise TargetError(f"{spec}: {nothing}: there is nothing to store for backward")

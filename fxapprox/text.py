@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,14 @@ def summary(report: Report) -> str:
     if report.fallback:
         text = f"stored exactly, as plain torch.compile does ({baseline}): {report.fallback}"
     else:
-        text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({report.ratio:.2f}x less)"
+        text = f"stored for backward: {saved}; plain torch.compile: {baseline} ({_times_text(report.ratio)})"
     exact = f"if all of the values below were saved exactly: {size_text(report.exact_bytes)}"
     lines = [exact] if report.decisions else []
     return "\n".join([text, *lines, _peak_text(report), *notes(report)])
+
+
+def _times_text(ratio: float) -> str:
+    return f"{ratio:.2f}x less" if math.isfinite(ratio) else "all of it saved"
 
 
 def notes(report: Report) -> list[str]:

@@ -548,7 +548,16 @@ def user_error(error: BaseException) -> tuple[BaseException, list[traceback.Fram
         return inner, list(error.real_stack)
     if isinstance(error, TorchDynamoException):
         return error, []  # torch's own trouble, or ours
+    if failed_in_tracing(error):
+        return error, list(error.real_stack)  # type: ignore[attr-defined]
     return error, list(traceback.extract_tb(error.__traceback__))
+
+
+def failed_in_tracing(error: BaseException) -> bool:
+    """Whether the user's code raised it while Dynamo traced: Dynamo wraps it, or adds the user's frames."""
+    return isinstance(error, TorchRuntimeError) or (
+        hasattr(error, "real_stack") and not isinstance(error, TorchDynamoException)
+    )
 
 
 @contextlib.contextmanager
@@ -701,6 +710,7 @@ __all__ = [
     "dynamic_sizes",
     "exact_partition",
     "expression",
+    "failed_in_tracing",
     "fake_like",
     "fake_mode",
     "fake_mode_of",

@@ -61,7 +61,7 @@ def described(error: BaseException) -> str:
 def is_users(error: BaseException) -> bool:
     """Whether an error comes out of the model or what it calls, rather than out of us or torch's compiler."""
     cause, frames = adapter.user_error(error)
-    if cause is not error:
+    if cause is not error or adapter.failed_in_tracing(error):
         return True
     last = _path(frames[-1]) if frames else None
     wrapped = last == OURS / "target.py" or last == OURS / "explain.py"
@@ -87,7 +87,7 @@ def _is_foreign(frame: traceback.FrameSummary) -> bool:
 
 
 def _reason(text: str) -> str:
-    if text.startswith("generic_jump"):
+    if text.startswith(("generic_jump", "Data-dependent branching")):  # the same in two places, told twice
         return "Dynamo does not trace a branch on the value of a tensor."
     return _labelled(text, "Explanation") or text.strip().splitlines()[0]
 

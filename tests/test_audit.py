@@ -332,3 +332,31 @@ def test_json() -> None:
     assert content["settings"][1]["bits"] == 4
     assert content["settings"][1]["causes"][0]["module"] == "blocks.0.attn"
     assert content["recommendation"] == made().recommendation
+
+
+def test_a_model_without_values_cannot_be_run() -> None:
+    with torch.device("meta"):
+        model, x = small()
+    with pytest.raises(fxapprox.FxApproxError, match="a model on the meta device has no values"):
+        fxapprox.audit(model, mean_square, x, progress=False)
+
+
+def test_parameters_whose_gradient_is_rounding_are_left_out_of_the_table() -> None:
+    """A bias that softmax takes away again has an exact gradient of zero, and any relative error."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+            self.shift = nn.Parameter(torch.zeros(64, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.softmax(self.second(torch.relu(self.first(x))) + self.shift, dim=1)
+
+    weights = torch.randn(64, 64)
+    found = fxapprox.audit(
+        Shifted(), lambda out: (out * weights).sum(), torch.randn(64, 64), (4,), batches=1, causes=False, progress=False
+    )
+    text = str(found)
+    assert "left out: 1 whose exact gradient is next to nothing, such as shift" in " ".join(text.split())
+    assert not any(line.startswith("│ shift") for line in text.splitlines())

@@ -1,9 +1,8 @@
-"""dump of a model that no machine here could hold: a screenful, and soon."""
+"""dump of a model that no machine here could hold: a screenful."""
 
 from __future__ import annotations
 
 import sys
-import time
 
 import pytest
 
@@ -35,9 +34,8 @@ def test_layers_are_folded_to_one_screen(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 @pytest.mark.slow
-def test_96_layers_within_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    start = time.perf_counter()
+def test_96_layers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = dumped("tests.models:gpt3", monkeypatch, capsys)
-    assert time.perf_counter() - start < 60
     assert len(lines) <= SCREEN
+    assert lines[0].startswith("stored for backward: ")
     assert any("addmm_2 ×96" in line and "blocks.0-95.mlp.0" in line for line in lines)

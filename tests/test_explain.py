@@ -66,3 +66,28 @@ def test_nothing_to_capture_is_an_error() -> None:
 def test_a_compiled_model_is_refused() -> None:
     with pytest.raises(fxapprox.FxApproxError, match=r"got a compiled model: expected the one that torch\.compile was"):
         fxapprox.explain(torch.compile(model()), torch.randn(8, 3, 16, 16))
+
+
+def test_a_model_that_raises_while_it_is_traced() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 32), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    with pytest.raises(fxapprox.FxApproxError) as caught:
+        fxapprox.explain(Fails(), torch.randn(64, 64))
+    message = str(caught.value)
+    assert message.startswith("the model failed with RuntimeError: a and b must have same reduction dim")
+    assert "test_explain.py" in message
+    assert "\n" not in message
+
+
+def test_all_of_it_saved() -> None:
+    def relu(x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x).mean()
+
+    text = str(fxapprox.explain(relu, torch.randn(64, 64, requires_grad=True), bits=4))
+    assert "inf" not in text.splitlines()[0]

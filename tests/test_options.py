@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fxapprox
 from fxapprox import OptionError, Options
@@ -91,3 +93,10 @@ def test_a_budget_chooses_by_itself(name: str) -> None:
 def test_a_budget_that_is_no_amount(budget: str) -> None:
     with pytest.raises(OptionError, match="memory_budget"):
         Options(memory_budget=budget)
+
+
+def test_a_pattern_that_begins_too_deep_is_completed() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model = nn.Sequential(OrderedDict(encoder=nn.Sequential(OrderedDict(layer=inner))))
+    with pytest.raises(OptionError, match=r"matches 'layer\.\*'; close ones are 'encoder\.layer\.\*'$"):
+        Options.parse({"bits": {"layer.*": 4}}).check_patterns(model)

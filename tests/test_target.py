@@ -115,6 +115,18 @@ def no_grad(): return Detaches(), (x(),)
 def stores_nothing(): return Adds(), (x(),), mean
 def outside(): return nn.LSTM(64, 64), (torch.randn(4, 8, 64),), lambda out: out[0].mean()
 def breaks(): return Breaks(), (x(),), mean
+
+def model_loss_fn(): return net(), (x(),), lambda model, x: model(x).mean()
+
+class Indexes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.a(x)[torch.arange(3), torch.arange(3), torch.arange(3)]
+
+def too_many_indices(): return Indexes(), (x(),), mean
 """
 
 
@@ -163,6 +175,8 @@ WANTED = "expected (model, args) or (model, args, loss_fn)"
                                 " given"),
         ("targets.py:compiled_function", "targets.py:compiled_function returned a compiled model: expected the one that"
                                          " torch.compile was given"),
+        ("targets.py:model_loss_fn", "targets.py:model_loss_fn returned a loss_fn that takes (model, x): expected a"
+                                     " function of one argument, what the model returns"),
         ("targets.py:float_loss_fn", "targets.py:float_loss_fn returned a float as the loss_fn: expected a function of"
                                      " the model's output"),
         ("targets.py:dict_args", "targets.py:dict_args returned a dict as the args: expected a tuple of positional"
@@ -189,6 +203,9 @@ def test_targets_that_cannot_be_loaded(spec: str, message: str, place: Path) -> 
     [
         ("wrong_size", "targets.py:wrong_size: the model failed with RuntimeError: a and b must have same reduction"
                        " dim, but got [64, 32] X [64, 64]. (targets.py:48 in forward: return self.b(self.a(x)))"),
+        ("too_many_indices", "targets.py:too_many_indices: the model failed with IndexError: too many indices for"
+                             " tensor of dimension 2 (targets.py:110 in forward: return self.a(x)[torch.arange(3),"
+                             " torch.arange(3), torch.arange(3)])"),
         ("own_error", "targets.py:own_error: the model failed with ValueError: expected 3 dimensions, got 2"
                       " (targets.py:57 in forward: raise ValueError(f\"expected 3 dimensions, got {x.dim()}\"))"),
         ("loss_error", "targets.py:loss_error: the model failed with NameError: name 'undefined' is not defined"
@@ -270,3 +287,39 @@ def test_graph_breaks_are_listed(place: Path) -> None:
     ) in "\n".join(line.rstrip() for line in str(report).splitlines())
     whole = load("targets.py:stores_nothing")
     assert explain(whole.step, *whole.args).breaks == ()
+
+
+def test_what_a_model_prints_is_not_in_the_report(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talks = """
+import torch
+from torch import nn
+
+print("importing")
+
+class Talks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        print("forward")
+        return self.b(torch.relu(self.a(x)))
+
+def talks():
+    print("building")
+    return Talks(), (torch.randn(64, 64),), lambda out: out.mean()
+"""
+    (place / "talks.py").write_text(talks)
+    assert run(monkeypatch, "dump", "talks.py:talks", "--format", "json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["saved_bytes"]
+    assert captured.err.split()[:3] == ["importing", "building", "forward"]
+
+
+def test_a_name_between_colons_is_no_emoji(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", "x:b:net.py:make") == 2
+    assert capsys.readouterr().err == "fxapprox: no such file: x:b:net.py\n"

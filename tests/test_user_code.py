@@ -65,3 +65,15 @@ def test_breaks_are_told_once() -> None:
         "  net.py:7 in forward: return self.a(x)",
     ]
     assert breaks_text(()) == ""
+
+
+def test_a_branch_on_a_value_is_one_break() -> None:
+    raw = [
+        (
+            "Data-dependent branching\n  Explanation: Detected data-dependent branching.\n  Hint: Use torch.cond.",
+            [MINE],
+        ),
+        ("generic_jump TensorVariable()", [MINE]),
+    ]
+    (found,) = graph_breaks(raw)
+    assert found.reason == "Dynamo does not trace a branch on the value of a tensor."
