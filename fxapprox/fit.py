@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.amounts import parse_bytes, size_text
-from fxapprox.errors import DoesNotFit, FxApproxError, OptionError
+from fxapprox.errors import DoesNotFit, FxApproxError, ModelError, OptionError
 from fxapprox.explain import explain
 from fxapprox.options import Options
 from fxapprox.report import Report
-from fxapprox.user_code import described
 
 FIRST = 16  # the batch that is traced first: CPU convolutions have one graph below 16, another from there on
 
@@ -190,12 +189,9 @@ class Needs:
                 return report
         try:
             return explain(made.model, *made.args, dynamic=False, **self._options)
-        except FxApproxError:
-            raise
-        except Exception as error:
-            raise FxApproxError(
-                f"the model could not be traced at batch {batch}: {described(error)}; is all that belongs to a batch"
-                " among its inputs?"
+        except ModelError as error:
+            raise ModelError(
+                f"could not be traced at batch {batch}: {error}; is all that belongs to a batch among its inputs?"
             ) from error
 
 
