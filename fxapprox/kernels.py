@@ -319,7 +319,7 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
     groups: list[list[Operation]] = []
     open_groups: list[tuple[list[Operation], set[Value]]] = []  # those that may still grow, and what they touch
     made_in: dict[int, int] = {}  # values of closed groups
-    read_in: dict[int, list[int]] = {}
+    touched_in: dict[int, set[int]] = {}  # by closed groups that make or read them
 
     def close(group: list[Operation]) -> None:
         for operation in group:
@@ -329,7 +329,7 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
     def note(operation: Operation, at: int) -> None:
         made_in.update((id(v), at) for v in operation.makes)
         for value in (*operation.reads, *operation.makes):
-            read_in.setdefault(id(value), []).append(at)
+            touched_in.setdefault(id(value), set()).add(at)
 
     def earlier(operation: Operation, following: Iterable[Operation]) -> int | None:
         """The closed group with the loop that makes the last of what this one reads, if they can be one loop, and
@@ -361,7 +361,7 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
     for group, _ in open_groups:
         close(group)
     return [
-        _kernel(group, {id(v) for o in group for v in o.makes if set(read_in.get(id(v), ())) <= {at}} - returned)
+        _kernel(group, {id(v) for o in group for v in o.makes if touched_in[id(v)] <= {at}} - returned)
         for at, group in enumerate(groups)
     ]
 
