@@ -31,7 +31,7 @@ from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import ShortenTraceback, TorchDynamoException, TorchRuntimeError
-from torch._dynamo.utils import graph_break_reasons
+from torch._dynamo.utils import counters, graph_break_reasons
 from torch._functorch import partitioners
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
@@ -528,6 +528,11 @@ def many_compilations() -> contextlib.AbstractContextManager[None]:
     return dynamo_config.patch(recompile_limit=unlimited, accumulated_recompile_limit=unlimited)
 
 
+def graphs_compiled() -> int:
+    """Graphs that Dynamo has handed to backends in this process, for training and for inference."""
+    return counters["stats"]["unique_graphs"]
+
+
 @contextlib.contextmanager
 def graph_breaks() -> Iterator[list[tuple[str, list[traceback.FrameSummary]]]]:
     """Collects (reason, user's frames) of each graph break inside; the list is filled at the end."""
@@ -717,6 +722,7 @@ __all__ = [
     "finish_split",
     "flat_outputs",
     "graph_breaks",
+    "graphs_compiled",
     "hint",
     "inductor_mode",
     "inductor_option_names",
