@@ -36,6 +36,7 @@ import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.cli import parse_bits
 from tools.budget import failure
+from tools.plain import plain
 from tools.runs import write_atomically, write_text
 from tools.selection import select
 
@@ -117,7 +118,7 @@ def compiled(model: nn.Module, mode: str, lowering: str) -> Callable[..., Tensor
     """The model as a mode compiles it."""
     if mode != "plain":
         return fxapprox.compile(model, bits=parse_bits(mode), lowering=lowering)
-    return torch.compile(model, backend={"inductor": "inductor", "eager": "aot_eager_decomp_partition"}[lowering])
+    return plain(model, lowering)
 
 
 def text_of(step: int, successors: Tensor) -> Tensor:
@@ -171,10 +172,10 @@ def table(runs: dict[str, list[Record]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def cells(mode: str, records: list[Record], plain: list[Record] | None) -> list[str]:
+def cells(mode: str, records: list[Record], baseline: list[Record] | None) -> list[str]:
     """The table's cells for one mode."""
     start, end = settled(records), records[-1]
-    apart = [abs(r.loss - p.loss) for r, p in zip(records, plain or (), strict=False)]
+    apart = [abs(r.loss - p.loss) for r, p in zip(records, baseline or (), strict=False)]
     return [
         LABELS[mode], str(end.step), str(end.graphs), str(start.step), f"{start.in_use / MIB:.2f}",
         f"{end.in_use / MIB:.2f}", f"{(end.in_use - start.in_use) / 1024:+.0f}", f"{end.loss:.4f}",
