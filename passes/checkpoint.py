@@ -246,7 +246,7 @@ def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
 
 
 def _sign(x: Tensor) -> tuple[Tensor]:
-    return (x > 0,)
+    return (torch.logical_not(x <= 0),)  # a rectifier lets NaN through
 
 
 def _negate(x: Tensor) -> tuple[Tensor]:

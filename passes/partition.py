@@ -64,7 +64,8 @@ def choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
 
     def run(predicate: Tensor, x: Tensor) -> tuple[Tensor]:
         if clamp.inside:
-            return (torch.where(predicate, x, clamp.limit),)
+            # no comparison is true of a NaN: it is outside, and a clamp keeps it
+            return (torch.where(predicate, x, x.clamp(clamp.limit, clamp.limit)),)
         return (torch.where(predicate, clamp.limit, x),)
 
     return run

@@ -1,0 +1,151 @@
+"""NaN and infinity in values and gradients: they arrive where plain torch.compile has them, and GradScaler sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, conv_net, gradients, mlp, run, step
+
+BATCH = 64
+ODD = [math.nan, math.inf, -math.inf]
+
+
+def hardly(h: Tensor) -> Tensor:
+    return F.hardsigmoid(h) * h
+
+
+def times_a_comparison(h: Tensor) -> Tensor:
+    return h * (h > 0)
+
+
+def rectified_without_mask(h: Tensor) -> Tensor:
+    return F.relu(h.detach()) * h.sin()
+
+
+def softmax(h: Tensor) -> Tensor:
+    return F.softmax(h, -1)
+
+
+def layer_norm(h: Tensor) -> Tensor:
+    return F.layer_norm(h, (64,))
+
+
+def clamp(h: Tensor) -> Tensor:
+    return h.clamp(-1, 1)
+
+
+def clamp_min(h: Tensor) -> Tensor:
+    return h.clamp_min(0) * h
+
+
+MIDDLES: list[Callable[[Tensor], Tensor]] = [
+    F.relu, F.gelu, F.silu, F.leaky_relu, F.relu6, F.hardswish, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh,
+    torch.sigmoid, torch.square, hardly, times_a_comparison, rectified_without_mask, softmax, layer_norm, clamp,
+    clamp_min,
+]  # fmt: skip
+
+
+def poisoned(middle: Callable[[Tensor], Tensor], odd: float) -> Callable[[Compile], Seen]:
+    """A step in which one hidden element is odd; the loss's own derivative does not spread it."""
+
+    def loop(compile: Compile) -> Seen:
+        first, second = torch.nn.Linear(32, 64), torch.nn.Linear(64, 8)
+
+        def forward(x: Tensor, poison: Tensor) -> Tensor:
+            return second(middle(first(x) + poison))
+
+        x, poison = torch.randn(BATCH, 32, requires_grad=True), torch.zeros(BATCH, 64)
+        poison[3, 5] = odd
+        out = compile(forward)(x, poison)
+        out.sum().backward()
+        return Seen([out.detach()], gradients(first, second, x))
+
+    return loop
+
+
+@pytest.mark.parametrize("middle", MIDDLES, ids=lambda f: f.__name__)
+def test_odd_values_arrive(middle: Callable[[Tensor], Tensor]) -> None:
+    """What is NaN or infinite under plain torch.compile is so in 8 and 4 bits, and nothing else becomes so."""
+    for odd in ODD:
+        plain, _ = run(poisoned(middle, odd), None)
+        for bits in (None, 8, 4):
+            found, _ = run(poisoned(middle, odd), {"bits": bits})
+            for mine, theirs in zip([*found.exact, *found.close], [*plain.exact, *plain.close], strict=True):
+                assert mine is not None
+                assert theirs is not None
+                assert torch.equal(mine.isfinite(), theirs.isfinite()), (odd, bits)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_values_in_images(odd: float) -> None:
+    def loop(compile: Compile) -> Seen:
+        model, x = conv_net(), torch.randn(8, 3, 8, 8)
+        x[2, 1, 4, 4] = odd
+        return step(model, compile(model), x)
+
+    check(loop)
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_grad_scaler_skips_a_step_that_overflows(lowering: str) -> None:
+    def loop(compile: Compile) -> Seen:
+        model = mlp()
+        compiled, optimizer = compile(model), torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        before = [p.detach().clone() for p in model.parameters()]
+        with torch.autocast("cpu", torch.float16):
+            loss = compiled(torch.randn(BATCH, 32)).float().square().sum() * 100
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        for now, then in zip(model.parameters(), before, strict=True):
+            assert torch.equal(now, then)
+        return Seen([loss.detach(), torch.tensor(scaler.get_scale())], [])
+
+    check(loop, lowering=lowering)
+
+
+def test_a_loss_that_is_nan() -> None:
+    def loop(compile: Compile) -> Seen:
+        model, x = mlp(), torch.randn(BATCH, 32)
+        x[0, 0] = math.nan
+        loss = F.cross_entropy(compile(model)(x), torch.zeros(BATCH, dtype=torch.long))
+        loss.backward()
+        return Seen([loss.detach()], gradients(model))
+
+    check(loop)
+
+
+def test_masked_nan_stays_out_of_gradients() -> None:
+    """where() keeps NaN from the loss; the gradients are finite, as far as plain torch.compile's are."""
+
+    def loop(compile: Compile) -> Seen:
+        def middle(h: Tensor) -> Tensor:
+            return torch.where(h > 0, h.sqrt(), torch.zeros_like(h)).sin()
+
+        model = Between(middle)
+        return step(model, compile(model), torch.randn(BATCH, 32))
+
+    check(loop)
+
+
+def test_sums_over_rows_of_minus_infinity() -> None:
+    """Attention masks: rows of -inf scores."""
+
+    def loop(compile: Compile) -> Seen:
+        mask = torch.full((64, 64), -math.inf).triu(1)
+        mask[7] = -math.inf
+
+        def middle(h: Tensor) -> Tensor:
+            return F.softmax(h @ h.T / 8 + mask, -1) @ h
+
+        model = Between(middle)
+        return step(model, compile(model), torch.randn(BATCH, 32))
+
+    check(loop)
