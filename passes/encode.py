@@ -24,6 +24,8 @@ from fxapprox.graph import (
 )
 from fxapprox.operators import op_name
 
+RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.squeeze aten.unsqueeze aten.alias".split())
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -150,7 +152,7 @@ def _encode_one(
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
     shapes = [part.meta["val"].shape for part in written]
-    parts = tuple(storage_of(part) for part in written)  # statistics: the tensor itself, not a view of it
+    parts = tuple(_behind_reshapes(part) for part in written)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
     # (a statistic that backward reads as well) is not saved again
     fresh = [part for part in dict.fromkeys(parts) if not outputs.saves(part)]
@@ -176,6 +178,16 @@ def _encode_one(
     )
     spliced = Spliced(entry.name, entry.codec, *names)
     return Parts(entry, parts, tuple(node.name for node in new_inputs), spliced), approximate
+
+
+def _behind_reshapes(node: fx.Node) -> fx.Node:
+    """The tensor of which the node is a reshape: backward gets the node back from its shape alone.
+
+    Not so behind other views: codes that are packed in memory's order are a permutation of what is in memory.
+    """
+    while op_name(node) in RESHAPES and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 class _Alone:

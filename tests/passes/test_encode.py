@@ -118,3 +118,15 @@ def test_verify_finds_a_decision_on_an_approximate_value() -> None:
         verify(joint.gm, {relu})
     assert caught.value.node is not None
     assert product is not None
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(None, 1e-5), (4, 0.2), (2, 0.6)])
+def test_codes_of_channels_last_images_come_back_in_their_places(bits: int | None, limit: float) -> None:
+    """Codes are packed in memory's order: what is stored is a permutation of what the codec returns."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    x = torch.randn(8, 3, 8, 8).to(memory_format=torch.channels_last)
+    model(x).square().mean().backward()
+    exact = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
+    _, found, _ = gradients(model, x, bits=bits)
+    assert float((torch.cat([g.flatten() for g in found]) - exact).norm() / exact.norm()) < limit
