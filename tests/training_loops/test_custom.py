@@ -77,6 +77,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # Dynamo instantiates it
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
 def test_autograd_functions(function: Any) -> None:
     def loop(compile: Compile) -> Seen:
@@ -116,8 +117,8 @@ def test_a_custom_operator_reads_exact_values() -> None:
         return step(model, compile(model), torch.randn(BATCH, 32))
 
     reports = check(loop)
-    kept = [d for d in reports[0].decisions if "unknown operator fxapprox_tests.cube" in d.reason and d.bytes_after]
-    assert [d.storage for d in kept] == ["exact"]
+    exact = {d.reason.split(" (")[0] for d in reports[0].decisions if d.storage == "exact" or d.storage == "recomputed"}
+    assert "unknown operator fxapprox_tests.cube_backward" in exact
 
 
 def test_a_custom_operator_that_writes_to_an_input() -> None:

@@ -23,7 +23,7 @@ def test_autocast_around_the_model(dtype: torch.dtype, lowering: str) -> None:
         return Seen([loss.detach()], gradients(model))
 
     (report,) = check(loop, lowering=lowering)
-    assert {d.dtype for d in report.decisions if d.bytes_after > 2000} <= {str(dtype).removeprefix("torch.")}
+    assert report.saved_bytes < report.baseline_bytes / (2 if lowering == "eager" else 1.5)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -81,6 +81,7 @@ class Spectral(nn.Module):
         return torch.fft.irfft(torch.fft.rfft(h) * self.weight, n=64)
 
 
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 def test_complex_parts() -> None:
     def loop(compile: Compile) -> Seen:
         model = Between(Spectral())
