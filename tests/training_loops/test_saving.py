@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_training_goes_on_from_a_saved_state(load: str) -> None:
     def loop(compile: Compile) -> Seen:
         model, x = mlp(), torch.randn(BATCH, 32)
         compiled = compile(model)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         first = train(model, compiled, optimizer, x)
         file = io.BytesIO()
         torch.save({"model": compiled.state_dict(), "optimizer": optimizer.state_dict()}, file)
@@ -39,7 +40,7 @@ def test_training_goes_on_from_a_saved_state(load: str) -> None:
         again = compile(other)
         names = {name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()}
         again.load_state_dict(saved["model"]) if load == "compiled" else other.load_state_dict(names)
-        fresh = torch.optim.Adam(other.parameters(), lr=0.01)
+        fresh = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
         fresh.load_state_dict(saved["optimizer"])
         here, there = train(model, compiled, optimizer, x), train(other, again, fresh, x)
         for mine, theirs in zip([*here.exact, *here.close], [*there.exact, *there.close], strict=True):
@@ -67,22 +68,23 @@ def test_a_copy_trains_by_itself(ran: bool) -> None:
     check(loop)
 
 
+@pytest.mark.parametrize("backend", [None, "fxapprox"])
 @pytest.mark.parametrize("ran", [False, True])
-def test_pickles_as_torchs(ran: bool) -> None:
-    """torch.compile's own models pickle before their first step; ours do whenever torch's do."""
-
-    def pickled(compiled: nn.Module) -> nn.Module | None:
-        if ran:
-            step(compiled, compiled, torch.randn(BATCH, 32))
-        try:
-            return pickle.loads(pickle.dumps(compiled))
-        except Exception:
-            return None
-
-    torch.manual_seed(0)
-    model = mlp()
-    plain = pickled(torch.compile(copy.deepcopy(model), backend="inductor" if not ran else "aot_eager"))
-    twin = pickled(fxapprox.compile(model, lowering="eager"))
-    assert (twin is None) == (plain is None)
-    if twin is not None:
-        step(twin, twin, torch.randn(BATCH, 32))
+def test_pickles(ran: bool, backend: str | None) -> None:
+    """As under plain torch.compile, a model can be pickled, before its first step and after it."""
+    model, x = mlp(), torch.randn(BATCH, 32)
+    options = {"bits": 4, "lowering": "eager", "min_bytes": 0}
+    compiled: Any = (
+        fxapprox.compile(model, **options)  # type: ignore[arg-type]
+        if backend is None
+        else torch.compile(model, backend=backend, options=options)
+    )
+    if ran:
+        step(compiled, compiled, x)
+        compiled.zero_grad()
+    twin = pickle.loads(pickle.dumps(compiled))
+    assert fxapprox.reports(twin) == ()
+    seen = [step(each, each, x) for each in (compiled, twin)]
+    for mine, theirs in zip([*seen[0].exact, *seen[0].close], [*seen[1].exact, *seen[1].close], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert len(fxapprox.reports(compiled)) == 1

@@ -118,7 +118,7 @@ LOSSES = {
     "huber": lambda y, t: F.huber_loss(y, t),
     "divergence": lambda y, t: F.kl_div(y.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="batchmean"),
     "cosine": lambda y, t: 1 - F.cosine_similarity(y, t).mean(),
-    "contrastive": lambda y, t: F.cross_entropy(F.normalize(y) @ F.normalize(t).T / 0.1, torch.arange(BATCH)),
+    "contrastive": lambda y, t: F.cross_entropy(F.normalize(y) @ F.normalize(t).T, torch.arange(BATCH)),
 }
 
 
