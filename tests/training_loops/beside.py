@@ -19,6 +19,11 @@ LIMIT = 0.03  # of a gradient's norm: what 8 bits may move it by
 Compile = Callable[..., Any]
 
 
+def slow(*values: Any) -> list[Any]:
+    """Parameters whose tests run with ``-m slow``: they try again what others try."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 class Seen(NamedTuple):
     """What a training loop leaves behind.
 
@@ -43,8 +48,8 @@ def check(
     coded, reports = run(loop, {"bits": 8, **options}, lowering)
     rounding = 0.0 if lowering == "eager" else 1e-4  # Inductor sums in another order in other kernels
     for found in (exact, coded):
-        _assert_same(found.exact, plain.exact, rounding / 10)
-    _assert_same(exact.close, plain.close, rounding)
+        assert_same(found.exact, plain.exact, rounding / 10)
+    assert_same(exact.close, plain.close, rounding)
     for found, expected in zip(coded.close, plain.close, strict=True):
         assert_near(found, expected, limit)
     return reports
@@ -61,14 +66,16 @@ def run(
     def compile(model: Any, **settings: Any) -> Any:
         if options is None:
             return torch.compile(model, backend=PLAIN[lowering], **settings)
-        made.append(fxapprox.compile(model, **{"lowering": lowering, "min_bytes": 0, "strict": True}, **options, **settings))
+        ours = {"lowering": lowering, "min_bytes": 0, "strict": True, **options}
+        made.append(fxapprox.compile(model, **ours, **settings))
         return made[-1]
 
     seen = loop(compile)
     return seen, tuple(report for each in made for report in fxapprox.reports(each))
 
 
-def _assert_same(found: Sequence[Tensor | None], expected: Sequence[Tensor | None], tolerance: float) -> None:
+def assert_same(found: Sequence[Tensor | None], expected: Sequence[Tensor | None], tolerance: float = 0.0) -> None:
+    """Whether tensors are the same, NaN included, in the same layout; None stands for a gradient that is not there."""
     for mine, theirs in zip(found, expected, strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:

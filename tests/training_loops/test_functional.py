@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
@@ -67,6 +68,7 @@ def test_gradients_taken_inside_are_exact() -> None:
     assert check(loop) == ()
 
 
+@pytest.mark.slow
 def test_a_penalty_on_gradients_taken_inside() -> None:
     """Double backward as torch.compile takes it: the inner derivative is a part of the traced forward."""
 
@@ -84,6 +86,7 @@ def test_a_penalty_on_gradients_taken_inside() -> None:
     check(loop, limit=0.05)
 
 
+@pytest.mark.slow
 def test_jacobians_inside() -> None:
     def loop(compile: Compile) -> Seen:
         model = mlp()

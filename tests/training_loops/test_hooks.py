@@ -132,7 +132,7 @@ def _halved(packed: tuple[Tensor, Tensor]) -> Tensor:
     return packed[0]
 
 
-def test_gradients_inside_of_a_compiled_step_with_hooks() -> None:
+def test_hooks_on_outputs() -> None:
     """retain_grad on an output, and a hook on it."""
 
     def loop(compile: Compile) -> Seen:

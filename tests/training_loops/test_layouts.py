@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, step
+from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, slow, step
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("weights", [False, True], ids=["weights", "weights last"])
-@pytest.mark.parametrize("images", [False, True], ids=["images", "images last"])
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("images", [True, *slow(False)])
 def test_channels_last(images: bool, weights: bool, lowering: str) -> None:
     def loop(compile: Compile) -> Seen:
         model, x = conv_net(), torch.randn(8, 3, 8, 8)

@@ -1,16 +1,29 @@
-"""NaN and infinity in values and gradients: they arrive where plain torch.compile has them, and GradScaler sees them."""
+"""NaN and infinity arrive where plain torch.compile has them, and GradScaler sees them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, conv_net, gradients, mlp, run, step
+from tests.training_loops.beside import (
+    LOWERINGS,
+    Between,
+    Compile,
+    Seen,
+    check,
+    conv_net,
+    gradients,
+    mlp,
+    run,
+    slow,
+    step,
+)
 
 BATCH = 64
 ODD = [math.nan, math.inf, -math.inf]
@@ -44,10 +57,10 @@ def clamp_min(h: Tensor) -> Tensor:
     return h.clamp_min(0) * h
 
 
-MIDDLES: list[Callable[[Tensor], Tensor]] = [
-    F.relu, F.gelu, F.silu, F.leaky_relu, F.relu6, F.hardswish, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh,
-    torch.sigmoid, torch.square, hardly, times_a_comparison, rectified_without_mask, softmax, layer_norm, clamp,
-    clamp_min,
+MIDDLES: list[Any] = [
+    F.relu, F.gelu, F.hardswish, softmax, rectified_without_mask,
+    *slow(F.silu, F.leaky_relu, F.relu6, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh, torch.sigmoid),
+    *slow(torch.square, hardly, times_a_comparison, layer_norm, clamp, clamp_min),
 ]  # fmt: skip
 
 
@@ -87,7 +100,7 @@ def test_odd_values_arrive(middle: Callable[[Tensor], Tensor]) -> None:
             assert (bits and middle in SPREAD) or torch.equal(mine.isfinite(), theirs.isfinite()), bits
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("odd", [math.nan, *slow(math.inf, -math.inf)])
 def test_odd_values_in_images(odd: float) -> None:
     def loop(compile: Compile) -> Seen:
         model, x = conv_net(), torch.randn(8, 3, 8, 8)

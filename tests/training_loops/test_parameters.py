@@ -18,9 +18,9 @@ def test_nothing_is_stored_for_frozen_layers() -> None:
         return step(model, compile(model), torch.randn(BATCH, 32))
 
     (report,) = check(loop)
-    stored = {d.module.split(".")[0] for d in report.decisions if d.bytes_after and d.value != report.decisions[0].value}
-    assert "0" not in {d.module for d in report.decisions if d.bytes_after > BATCH * 8 * 4}
+    stored = {d.module for d in report.decisions if d.bytes_after}
     assert stored
+    assert stored.isdisjoint({"0.0", "0.1", "0.2", "0.3"})  # what the frozen part makes is an input of the rest
 
 
 class Adapted(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
-from tests.training_loops.beside import Compile, Seen, check, gradients, mlp, step
+from tests.training_loops.beside import Compile, Seen, assert_same, check, gradients, mlp, step
 
 BATCH = 64
 
@@ -43,8 +43,7 @@ def test_training_goes_on_from_a_saved_state(load: str) -> None:
         fresh = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
         fresh.load_state_dict(saved["optimizer"])
         here, there = train(model, compiled, optimizer, x), train(other, again, fresh, x)
-        for mine, theirs in zip([*here.exact, *here.close], [*there.exact, *there.close], strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        assert_same([*here.exact, *here.close], [*there.exact, *there.close])
         return Seen(first.exact, [*first.close, *here.exact, *gradients(model)])
 
     check(loop)
@@ -84,7 +83,6 @@ def test_pickles(ran: bool, backend: str | None) -> None:
         compiled.zero_grad()
     twin = pickle.loads(pickle.dumps(compiled))
     assert fxapprox.reports(twin) == ()
-    seen = [step(each, each, x) for each in (compiled, twin)]
-    for mine, theirs in zip([*seen[0].exact, *seen[0].close], [*seen[1].exact, *seen[1].close], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    here, there = (step(each, each, x) for each in (compiled, twin))
+    assert_same([*here.exact, *here.close], [*there.exact, *there.close])
     assert len(fxapprox.reports(compiled)) == 1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, mlp, step
+from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, mlp, slow, step
 
 
 def steps_at(sizes: tuple[int, ...], **settings: object) -> object:
@@ -30,11 +30,12 @@ def test_dynamic_from_the_beginning() -> None:
     assert len(check(steps_at((64, 80, 3), dynamic=True))) == 1
 
 
+@pytest.mark.slow
 def test_never_dynamic() -> None:
     assert len(check(steps_at((64, 80, 81), dynamic=False))) == 3
 
 
-@pytest.mark.parametrize("sizes", [(1,), (2, 1, 3), (0,), (64, 0, 32)])
+@pytest.mark.parametrize("sizes", [(2, 1, 3), (64, 0, 32), *slow((1,), (0,))])
 def test_batches_of_one_and_none(sizes: tuple[int, ...]) -> None:
     check(steps_at(sizes))
 
