@@ -110,6 +110,7 @@ def test_odd_values_in_images(odd: float) -> None:
     check(loop)
 
 
+@pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed")  # Inductor, of codes' scales beside float16
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_grad_scaler_skips_a_step_that_overflows(lowering: str) -> None:
     def loop(compile: Compile) -> Seen:

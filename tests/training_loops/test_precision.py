@@ -12,6 +12,7 @@ BATCH = 64
 HALVES = [torch.bfloat16, torch.float16]
 
 
+@pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed")  # Inductor, of codes' scales beside float16
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_autocast_around_the_model(dtype: torch.dtype, lowering: str) -> None:
