@@ -86,6 +86,8 @@ class Affine:
         threshold: the predicate compares z with this number.
         upper_is_true: whether the predicate is true where z lies above the threshold.
         mean, rstd: names of the exact statistics that standardize x, if its normalization has them; else None.
+        ties_above: whether z at the threshold itself lies above it (z >= threshold and z < threshold say so); None for
+            a rectifier, which is the same either way.
     """
 
     root: str
@@ -94,6 +96,12 @@ class Affine:
     upper_is_true: bool
     mean: str | None = None
     rstd: str | None = None
+    ties_above: bool | None = None
+
+    def agrees_with(self, other: Affine) -> bool:
+        """Whether one code of the root can carry both decisions."""
+        same = (self.steps, self.threshold) == (other.steps, other.threshold)
+        return same and (None in (self.ties_above, other.ties_above) or self.ties_above == other.ties_above)
 
 
 @dataclass(frozen=True, slots=True)

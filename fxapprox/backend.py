@@ -39,6 +39,10 @@ class Backend:
         partitioner = adapter.JointPartitioner(self.partition_of(gm), cache_key(self.options))
         return COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, and what comes out of a pickle, has compiled nothing yet: graphs stay where they run."""
+        return Backend, (self.options, dict(self.inductor))
+
     def partition_of(self, traced: fx.GraphModule) -> adapter.Partitioner:
         """The partition function for the joint graph of a graph of Dynamo's; it also writes the report."""
         names = adapter.input_names(traced)
@@ -100,15 +104,22 @@ def backend(
 
     Our options and Inductor's share one mapping there; a name that neither knows is an error.
     """
-    given = dict(options or {})
-    ours = {name: given.pop(name) for name in list(given) if name in NAMES}
     owner = adapter.calling_compiler()
     found = getattr(owner, ATTACHED, None)
     if found is None:
-        found = Backend(Options.parse(ours), {**_mode(mode), **_inductor(given)})
+        try:
+            found = _from_one_mapping(mode, dict(options or {}))
+        except FxApproxError as error:
+            raise adapter.through_dynamo(error) from error.__cause__
         if owner is not None:
             setattr(owner, ATTACHED, found)
     return found(gm, inputs)
+
+
+def _from_one_mapping(mode: str | None, given: dict[str, Any]) -> Backend:
+    """A backend with our options and Inductor's, out of one mapping; it is emptied of ours."""
+    ours = {name: given.pop(name) for name in list(given) if name in NAMES}
+    return Backend(Options.parse(ours), {**_mode(mode), **_inductor(given)})
 
 
 def backend_of(compiled: object) -> Backend | None:

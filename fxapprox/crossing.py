@@ -47,28 +47,27 @@ class Crossing:
             self._backward.graph.erase_node(self.inputs.pop(node))
             del self._tensors[node]
 
-    def take(self, node: fx.Node, name: str = "") -> fx.Node:
-        """Backward's input for a tensor or a size of forward, which is saved from now on if it was not; under a name
-        of its own where one is given."""
+    def take(self, node: fx.Node) -> fx.Node:
+        """Backward's input for a tensor or a size of forward, which is saved from now on if it was not."""
         if adapter.is_symbolic_scalar(node):
             return self._take_size(node)
         if node not in self.inputs:
             after = next(reversed(self.inputs.values()), None) or next(reversed(self._sizes.values()), None)
-            self.inputs[node] = self._placeholder(node, after, name)
+            self.inputs[node] = self._placeholder(node, after)
             self._tensors[node] = None
         return self.inputs[node]
 
     def _take_size(self, node: fx.Node) -> fx.Node:
         if node not in self._sizes:
-            self._sizes[node] = self._placeholder(node, next(reversed(self._sizes.values()), None), "")
+            self._sizes[node] = self._placeholder(node, next(reversed(self._sizes.values()), None))
             self._others.append((node, None))
         return self._sizes[node]
 
-    def _placeholder(self, node: fx.Node, after: fx.Node | None, name: str) -> fx.Node:
+    def _placeholder(self, node: fx.Node, after: fx.Node | None) -> fx.Node:
         graph = self._backward.graph
         first = next(iter(graph.nodes))
         with graph.inserting_before(first) if after is None else graph.inserting_after(after):
-            made = graph.placeholder(name or node.name)
+            made = graph.placeholder(node.name)
         made.target = made.name  # parameters are named by targets: one may be another node's name
         made.meta.update({key: node.meta[key] for key in ("val", "tensor_meta", "desc") if key in node.meta})
         return made

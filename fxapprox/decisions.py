@@ -21,6 +21,7 @@ from fxapprox.operators import op_name, rule_of
 CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
 JOINED = ("aten.bitwise_or", "aten.bitwise_and", "aten.logical_or", "aten.logical_and", "aten.__or__", "aten.__and__")
 COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
+TIES_ABOVE = ("aten.ge", "aten.lt")  # equality counts as above
 SMALL = 8  # times smaller than the value: a coefficient of each channel
 
 
@@ -51,13 +52,14 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
     """
     name = facts.ops[node]
     if rectified(node) is not None:
-        rectifier, threshold, upper = node, 0.0, True
+        rectifier, threshold, upper, ties = node, 0.0, True, None
     elif name in COMPARISONS and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], (int, float)):
         rectifier, threshold, upper = node.args[0], float(node.args[1]), COMPARISONS[name]
+        ties = name in TIES_ABOVE
     else:
         return None
     z = rectifier
-    if threshold == 0 and (inner := rectified(rectifier)) is not None and name not in ("aten.ge", "aten.lt"):
+    if threshold == 0 and (inner := rectified(rectifier)) is not None and name not in TIES_ABOVE:
         z = inner
     chain, steps = _affine_chain(z, facts)
     if any(n in facts.checkpointed for n in (node, *chain)):
@@ -65,13 +67,13 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
     inside = {*chain, rectifier, node}
     needed = any(user in read for n in chain for user in n.users if user not in inside)
     if not needed and z is not rectifier:
-        return Affine(rectifier.name, (), 0.0, upper)  # only max(z, 0) is needed: the zero codec
+        return Affine(rectifier.name, (), 0.0, upper, ties_above=ties)  # only max(z, 0) is needed: the zero codec
     root = chain[-1]
     if root in facts.free or root not in facts.depends:
         return None
     mean, rstd = statistics_of(root, steps)
     named = ((name, c.name if isinstance(c, fx.Node) else c) for name, c in reversed(steps))
-    return Affine(root.name, tuple(named), threshold, upper, mean, rstd)
+    return Affine(root.name, tuple(named), threshold, upper, mean, rstd, ties)
 
 
 def rectified(node: fx.Node) -> fx.Node | None:

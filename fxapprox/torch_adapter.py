@@ -211,9 +211,16 @@ def split(
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_nodes=info.static_lifetime_input_nodes,
     )
-    for graph in (forward.graph, backward.graph):  # torch leaves what is random there, unless it is compiling
-        graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=inductor_config.fallback_random))
+    # torch leaves what is random there, unless it is compiling without fallback_random
+    draws = inductor_config.fallback_random
+    forward.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=draws))
+    backward.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=draws and not _ran_in_forward(node)))
     return forward, backward
+
+
+def _ran_in_forward(node: fx.Node) -> bool:
+    """Whether a node of backward is a copy of one that forward has run; what is random is never run again."""
+    return traced_half(node) == "forward"
 
 
 def finish_split(forward: fx.GraphModule, backward: fx.GraphModule) -> Partition:

@@ -23,7 +23,7 @@ from fxapprox.crossing import Crossing
 from fxapprox.graph import Inliner, erase_unused, flops, memory_order, nbytes, nodes_between, symbolic_shape, tensor_of
 from fxapprox.once import values_to_keep
 from fxapprox.options import Count
-from fxapprox.passes.encode import Parts, after
+from fxapprox.passes.encode import Parts, after, name_parts
 from fxapprox.passes.partition import choose
 from fxapprox.passes.segment import Cut, needed_for, segment
 from fxapprox.sizes import evaluate, hints_of
@@ -209,6 +209,7 @@ class _Again:
 
     def _save(self, codec: Codec, node: fx.Node) -> tuple[fx.Node, ...]:
         parts = self.writers[0].inline(codec.encode, [node], before=after([node]), key=("encode", codec))
+        name_parts(original(node).name, parts)
         self._note(node, codec, parts)
         self.spliced.append(Spliced(original(node).name, codec, encode=_names(nodes_between([node], parts))))
         return parts
@@ -218,7 +219,7 @@ class _Again:
 
     def _decode(self, node: fx.Node, codec: Codec, parts: Sequence[fx.Node], like: Like, before: fx.Node) -> fx.Node:
         name = original(node).name
-        saved = [self.crossing.take(part, f"{name}_code_{i}") for i, part in enumerate(parts)]
+        saved = [self.crossing.take(part) for part in parts]
         (decoded,) = self.writers[1].inline(
             lambda *parts: (codec.decode(parts, like),), saved, before=before, key=("decode", codec, like)
         )
@@ -246,7 +247,7 @@ def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
 
 
 def _sign(x: Tensor) -> tuple[Tensor]:
-    return (x > 0,)
+    return (torch.logical_not(x <= 0),)  # a rectifier lets NaN through
 
 
 def _negate(x: Tensor) -> tuple[Tensor]:

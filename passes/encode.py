@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Affine, Moments, Plan, Spliced, Stored
 from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
@@ -23,6 +24,8 @@ from fxapprox.graph import (
     verify,
 )
 from fxapprox.operators import op_name
+
+RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.squeeze aten.unsqueeze aten.alias".split())
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,12 @@ def _encode_one(
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
     shapes = [part.meta["val"].shape for part in written]
-    parts = tuple(storage_of(part) for part in written)  # statistics: the tensor itself, not a view of it
+    parts = tuple(_behind_reshapes(part) for part in written)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
     # (a statistic that backward reads as well) is not saved again
     fresh = [part for part in dict.fromkeys(parts) if not outputs.saves(part)]
-    made = _new_placeholders(backward, entry, fresh, before=slots[0])
+    name_parts(entry.name, [part for part in fresh if produced.get(part.name) is not part])
+    made = _new_placeholders(backward, fresh, before=slots[0])
     inputs.update((part.name, node) for part, node in zip(fresh, made, strict=True))
     new_inputs = [inputs[part.name] for part in parts]
     outputs.replace(read[0], fresh)
@@ -176,6 +180,21 @@ def _encode_one(
     )
     spliced = Spliced(entry.name, entry.codec, *names)
     return Parts(entry, parts, tuple(node.name for node in new_inputs), spliced), approximate
+
+
+def _behind_reshapes(node: fx.Node) -> fx.Node:
+    """The tensor of which the node is a reshape: backward gets the node back from its shape alone.
+
+    Not so behind other views: codes that are packed in memory's order are a permutation of what is in memory.
+    """
+    while _is_reshape(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _is_reshape(node: fx.Node) -> bool:
+    in_order = op_name(node) == "aten.permute" and list(node.args[1]) == sorted(node.args[1])  # type: ignore[call-overload, arg-type]
+    return op_name(node) in RESHAPES or in_order
 
 
 class _Alone:
@@ -326,13 +345,19 @@ def _loses(entry: Stored) -> bool:
     return not isinstance(entry.codec, (Exact, Identity))
 
 
-def _new_placeholders(
-    backward: fx.GraphModule, entry: Stored, parts: Sequence[fx.Node], *, before: fx.Node
-) -> list[fx.Node]:
+def name_parts(value: str, made: Sequence[fx.Node]) -> None:
+    """Names what a codec has made of a value after it. Backward takes it by the same name: torch goes by names where it
+    traces hooks on saved tensors into both graphs."""
+    for i, part in enumerate(made):
+        adapter.rename(part, f"{value}_code_{i}")
+
+
+def _new_placeholders(backward: fx.GraphModule, parts: Sequence[fx.Node], *, before: fx.Node) -> list[fx.Node]:
+    """Backward's inputs for parts, under their names in forward."""
     made = []
     with backward.graph.inserting_before(before):
-        for i, part in enumerate(parts):
-            node = backward.graph.placeholder(f"{entry.name}_code_{i}")
+        for part in parts:
+            node = backward.graph.placeholder(part.name)
             node.meta["val"] = part.meta["val"]
             made.append(node)
     return made

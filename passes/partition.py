@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx
@@ -32,14 +33,41 @@ def partition(joint: Joint, plan: Plan) -> Partition:
         raise InvalidPlan(f"the plan stores {missing[0]!r}, which the joint graph does not have")
     saved = [nodes[name] for name in plan.saved_names]
     free = [n for n in joint.forward_values if n.op == "placeholder"]
-    # torch drops a saved value that backward turns out not to read
-    forward, backward = adapter.split(
-        joint.gm, [*free, *_returned(joint, saved), *saved],
-        num_fwd_outputs=joint.num_fwd_outputs, static_inputs=joint.static_inputs,
-    )  # fmt: skip
+    # torch drops a saved value that backward turns out not to read; what decides a clamp is read only from here on
+    deciding = [nodes[name] for name in dict.fromkeys(clamp.predicate for _, clamp in plan.clamps)]
+    with _returned_by_backward(joint.gm, deciding):
+        forward, backward = adapter.split(
+            joint.gm, [*free, *_returned(joint, saved), *saved],
+            num_fwd_outputs=joint.num_fwd_outputs, static_inputs=joint.static_inputs,
+        )  # fmt: skip
+    _drop_outputs(backward, len(deciding))
     _hoist(forward, joint.num_fwd_outputs)
     _decide_clamps(backward, plan)
     return forward, backward
+
+
+@contextmanager
+def _returned_by_backward(gm: fx.GraphModule, values: Sequence[fx.Node]) -> Iterator[None]:
+    """Has the joint graph return these values behind its gradients."""
+    output = next(iter(gm.graph.find_nodes(op="output")))
+    args, meta = output.args, output.meta
+    output.args = ((*args[0], *values),)  # type: ignore[misc]
+    if "desc" in meta:
+        output.meta = {**meta, "desc": [*meta["desc"], *(None for _ in values)]}
+    try:
+        yield
+    finally:
+        output.args, output.meta = args, meta
+
+
+def _drop_outputs(graph: fx.GraphModule, count: int) -> None:
+    """Takes the last outputs away again."""
+    output = next(iter(graph.graph.find_nodes(op="output")))
+    left = len(output.args[0]) - count  # type: ignore[arg-type]
+    output.args = (tuple(output.args[0])[:left],)  # type: ignore[arg-type]
+    for key in ("desc", "output_stack_traces"):
+        if key in output.meta:
+            output.meta[key] = list(output.meta[key])[:left]
 
 
 def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
@@ -64,7 +92,8 @@ def choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
 
     def run(predicate: Tensor, x: Tensor) -> tuple[Tensor]:
         if clamp.inside:
-            return (torch.where(predicate, x, clamp.limit),)
+            # no comparison is true of a NaN: it counts as outside, and the clamp hands it on
+            return (torch.where(predicate, x, x.clamp(clamp.limit, clamp.limit)),)
         return (torch.where(predicate, clamp.limit, x),)
 
     return run

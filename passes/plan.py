@@ -112,8 +112,8 @@ class _Problem:
             root = values[affine.root]
             able = root.approximable and not root.kept and isinstance(fixed.get(root.name, Threshold()), Carrier)
             first = carriers.get(root.name, affine)
-            if able and (first.steps, first.threshold) == (affine.steps, affine.threshold):
-                carriers[root.name] = first
+            if able and first.agrees_with(affine):
+                carriers[root.name] = first if first.ties_above is not None else affine
             else:  # a code carries one threshold; any other decision is stored by itself
                 values[name] = replace(value, embedded=None)
         return cls(values, options, bits, fixed, carriers, hints)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.activation import Clamp
 from fxapprox.codecs import Identity
+from fxapprox.passes.partition import choose
 from tests.training import gradients, relative, unrewritten
 
 EDGES = torch.tensor([-4.0, -3.0, -2.0, 0.0, 2.0, 3.0, 4.0, 1e-30, 64.0])
@@ -89,3 +91,33 @@ def test_hardswish_under_inductor() -> None:
         found.append((loss.detach(), gradients(model)))
     assert torch.equal(found[0][0], found[1][0])
     assert relative(found[1][1], found[0][1]) < 0.02
+
+
+def test_a_decision_that_nothing_else_reads_is_stored_for_the_clamp() -> None:
+    """Backward reads both limits' decisions joined, in one bit; the clamp that is run again wants one of them."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.second(F.threshold(h, 0.0, 0.0) * h + h.clamp(0, 1))
+
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(64, 32)
+    found = []
+    for bits in (None, 8):
+        torch._dynamo.reset()
+        model.zero_grad()
+        fxapprox.compile(model, bits=bits, lowering="eager", min_bytes=0, strict=True)(x).square().mean().backward()
+        found.append(gradients(model))
+    assert relative(found[1], found[0]) < 0.02
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_nan_stays_one(inside: bool) -> None:
+    x = torch.tensor([math.nan, -5.0, 1.0])
+    (found,) = choose(Clamp("x", "predicate", inside, -3.0))((x > -3.0) if inside else (x <= -3.0), x)
+    torch.testing.assert_close(found, x.clamp_min(-3.0), rtol=0, atol=0, equal_nan=True)

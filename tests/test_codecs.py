@@ -223,3 +223,13 @@ def test_codec_options_are_checked() -> None:
     ):
         with pytest.raises(OptionError, match="expected"):
             wrong()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_nan_is_not_taken_for_zero(bits: int) -> None:
+    """No comparison is true of a NaN: a predicate such as z > 0 says no more than that it is not above."""
+    x = torch.randn(4, 64).relu()
+    x[1, 3] = math.nan
+    found, upper = Zero(bits).decode_with(Zero(bits).encode_with(x, Predicate(x > 0)), Like.of(x))
+    assert torch.equal(found.isnan(), x.isnan())
+    assert torch.equal(upper, ~(x <= 0))

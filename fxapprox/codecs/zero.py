@@ -28,7 +28,8 @@ CURVE = {8: 0.8, 4: 0.8, 3: 1.0, 2: 1.0}
 class Zero(Carrier):
     """``bits`` per element and one radius (bfloat16) per group; the value is never negative.
 
-    In a group with NaN or infinity the two largest codes stand for them.
+    In a group with NaN or infinity the two largest codes stand for them; a NaN counts as positive, as in a rectifier's
+    derivative.
 
     Attributes:
         bits: 8, 4, 3 or 2.
@@ -49,7 +50,7 @@ class Zero(Carrier):
         u = compress((torch.where(ok, groups, 0.0) * gain).clamp(0, 1), CURVE[self.bits])
         codes = torch.minimum((u * top).floor().clamp_min(0) + 1, top)
         codes = torch.where(ok, codes, torch.where(groups != groups, top + 1, top + 2))
-        codes = torch.where(upper, codes, 0.0)
+        codes = torch.where(upper | (groups != groups), codes, 0.0)
         return pack(codes.to(torch.int32), self.bits), torch.where(special, -radius, radius)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:

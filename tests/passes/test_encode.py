@@ -118,3 +118,39 @@ def test_verify_finds_a_decision_on_an_approximate_value() -> None:
         verify(joint.gm, {relu})
     assert caught.value.node is not None
     assert product is not None
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(None, 1e-5), (4, 0.2), (2, 0.6)])
+def test_codes_of_channels_last_images_come_back_in_their_places(bits: int | None, limit: float) -> None:
+    """Codes are packed in memory's order: what is stored is a permutation of what the codec returns."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    x = torch.randn(8, 3, 8, 8).to(memory_format=torch.channels_last)
+    model(x).square().mean().backward()
+    exact = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
+    _, found, _ = gradients(model, x, bits=bits)
+    assert float((torch.cat([g.flatten() for g in found]) - exact).norm() / exact.norm()) < limit
+
+
+class Ties(nn.Module):
+    """Takes h > 0 and h >= 0 of values that are often exactly 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) * (x[:, :1] > 0)
+        strictly = torch.where(h > 0, h.sin(), h * 2)
+        return self.second(torch.where(h >= 0, h.sin(), h.cos()) + strictly)
+
+
+def test_a_code_carries_no_decision_that_differs_from_its_own_at_the_threshold() -> None:
+    torch.manual_seed(0)
+    model, x = Ties(), torch.randn(64, 32)
+    _, exact, _ = gradients(model, x, bits=None)
+    _, found, (report,) = gradients(model, x, bits=8)
+    for mine, theirs in zip(found, exact, strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 0.02
+    decisions = {d.value: d.storage for d in report.decisions if d.value in ("gt_1", "ge")}
+    assert sorted(storage.startswith("in the code") for storage in decisions.values()) == [False, True]
