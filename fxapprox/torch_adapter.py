@@ -677,6 +677,14 @@ def is_compiled(model: object) -> bool:
     return isinstance(model, OptimizedModule) or hasattr(model, "_torchdynamo_orig_callable")
 
 
+def compiled_parts(model: object) -> list[object]:
+    """What torch.compile returned, in the order in which a model holds it: itself, or modules that are inside of it."""
+    if not isinstance(model, torch.nn.Module) or isinstance(model, OptimizedModule):
+        return [model]
+    inside = ((module, module._compiled_call_impl) for module in model.modules())  # set by nn.Module.compile
+    return [call or module for module, call in inside if call is not None or isinstance(module, OptimizedModule)]
+
+
 def _callback(compiled: object) -> object | None:
     """Dynamo's callback: a compiled module's context has it, a compiled function closes over it."""
     if not inspect.isfunction(compiled):
@@ -704,6 +712,7 @@ __all__ = [
     "compile_eager",
     "compile_inductor",
     "compiled_by",
+    "compiled_parts",
     "compiler_of",
     "copy_node",
     "default_saved",
