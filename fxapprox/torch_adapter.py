@@ -211,9 +211,24 @@ def split(
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_nodes=info.static_lifetime_input_nodes,
     )
-    for graph in (forward.graph, backward.graph):  # torch leaves what is random there, unless it is compiling
-        graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=inductor_config.fallback_random))
+    forward.graph.eliminate_dead_code(_has_effect)
+    # torch leaves copies of forward's effects in backward, collectives among them, wherever their operands are at hand
+    backward.graph.eliminate_dead_code(lambda node: _has_effect(node) and not _is_copy(node))
+    unread = {node.name for node in backward.graph.find_nodes(op="placeholder") if not node.users}
+    if any(node.name in unread for node in tensors):  # nothing else read them
+        left = [node for node in saved if node.name not in unread]
+        return split(gm, left, num_fwd_outputs=num_fwd_outputs, static_inputs=static_inputs)
     return forward, backward
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether the node has to stay though nobody reads it; torch keeps what is random, unless it is compiling."""
+    return node.is_impure(impure_random=inductor_config.fallback_random)
+
+
+def _is_copy(node: fx.Node) -> bool:
+    """Whether an operator in a backward graph is one of forward's."""
+    return node.op == "call_function" and traced_half(node) == "forward"
 
 
 def finish_split(forward: fx.GraphModule, backward: fx.GraphModule) -> Partition:
