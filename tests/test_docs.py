@@ -55,8 +55,8 @@ def test_page(
         request.getfixturevalue("group")
     found = list(blocks(page.read_text(encoding="utf-8")))
     for block, after in pairwise([*found, Block("", "", 0)]):
-        if (name := _file(block)) is not None:
-            Path(name).write_text("\n".join(block.lines), encoding="utf-8")
+        if (file := _file(block)) is not None:
+            Path(file).write_text("\n".join(block.lines), encoding="utf-8")
         elif runnable(block):
             _run_python(block, page, module)
             _compare(capsys.readouterr().out, after.lines if after.language == "text" else [], page, block.line)
