@@ -12,7 +12,7 @@ from torch import fx
 from fxapprox import logs
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.options import NAMES, Options, unknown_option
+from fxapprox.options import NAMES, Options, from_environment, unknown_option
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
 from fxapprox.report import Report, report_of
 
@@ -102,24 +102,26 @@ def backend(
 ) -> Callable[..., Any]:
     """The backend that ``torch.compile(model, backend="fxapprox", options={...})`` finds by its name.
 
-    Our options and Inductor's share one mapping there; a name that neither knows is an error.
+    Our options and Inductor's share one mapping there; a name that neither knows is an error. Where the mapping has
+    none of ours, they come from the environment: see :func:`fxapprox.options.from_environment`.
     """
     owner = adapter.calling_compiler()
     found = getattr(owner, ATTACHED, None)
     if found is None:
-        try:
-            found = _from_one_mapping(mode, dict(options or {}))
-        except FxApproxError as error:
-            raise adapter.through_dynamo(error) from error.__cause__
+        found = _named(mode, options or {})
         if owner is not None:
             setattr(owner, ATTACHED, found)
     return found(gm, inputs)
 
 
-def _from_one_mapping(mode: str | None, given: dict[str, Any]) -> Backend:
-    """A backend with our options and Inductor's, out of one mapping; it is emptied of ours."""
-    ours = {name: given.pop(name) for name in list(given) if name in NAMES}
-    return Backend(Options.parse(ours), {**_mode(mode), **_inductor(given)})
+def _named(mode: str | None, options: Mapping[str, Any]) -> Backend:
+    """The backend for what ``torch.compile(backend="fxapprox")`` was called with."""
+    ours = {name: value for name, value in options.items() if name in NAMES}
+    others = {name: value for name, value in options.items() if name not in NAMES}
+    try:
+        return Backend(Options.parse(ours) if ours else from_environment(), {**_mode(mode), **_inductor(others)})
+    except FxApproxError as error:
+        raise adapter.through_dynamo(error) from error.__cause__
 
 
 def backend_of(compiled: object) -> Backend | None:

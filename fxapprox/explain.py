@@ -107,21 +107,27 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
 def reports(compiled: object) -> tuple[Report, ...]:
     """One report for each training graph that a compiled model has run, in the order of compilation.
 
+    Graphs that several modules share (torch.compile does that with equal blocks) are reported once.
+
     Args:
-        compiled: what ``fxapprox.compile``, or ``torch.compile(model, backend="fxapprox")``, returned.
+        compiled: what ``fxapprox.compile``, or ``torch.compile(model, backend="fxapprox")``, returned; or a module with
+            such inside, as DistributedDataParallel is around a compiled model: the reports of one after the other.
 
     Raises:
-        FxApproxError: it is not compiled by fxapprox.
+        FxApproxError: nothing in it is compiled by fxapprox.
     """
-    found = backend_of(compiled)
-    if found is not None:
-        return tuple(found.reports)
-    if adapter.compiled_by(compiled, "fxapprox"):
-        return ()  # compiled lazily: no step has run yet
-    raise FxApproxError(
-        "reports() wants what fxapprox.compile or torch.compile(backend='fxapprox') returned,"
-        f" not {type(compiled).__name__}"
-    )
+    parts = [part for part in adapter.compiled_parts(compiled) if _is_ours(part)]
+    if not parts:
+        raise FxApproxError(
+            "reports() wants what fxapprox.compile or torch.compile(backend='fxapprox') returned, or a module around"
+            f" it, not {type(compiled).__name__}"
+        )
+    backends = dict.fromkeys(backend_of(part) for part in parts)  # None: compiled lazily, no step has run yet
+    return tuple(report for backend in backends if backend is not None for report in backend.reports)
+
+
+def _is_ours(compiled: object) -> bool:
+    return backend_of(compiled) is not None or adapter.compiled_by(compiled, "fxapprox")
 
 
 def save_plan(compiled: object, path: str | Path) -> None:

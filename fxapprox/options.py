@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from fxapprox.amounts import parse_bytes
-from fxapprox.errors import OptionError
+from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.plan_file import SavedPlan
 from fxapprox.sensitivity import Sensitivities
 
@@ -25,6 +27,7 @@ Lowering = Literal["inductor", "eager"]
 Count = int | float | Literal["sqrt"]  # of segments, or a share of what they can take off the peak
 BITS = (8, 4, 2)
 DEFAULT_BITS = 8
+ENVIRONMENT = "FXAPPROX_OPTIONS"
 PROVISIONAL_BITS = 4  # with which "auto" decides what to store, before it chooses bits for it
 
 
@@ -158,6 +161,29 @@ class Options:
 
 
 NAMES = tuple(field.name for field in fields(Options))
+
+
+def from_environment() -> Options:
+    """The options in the variable FXAPPROX_OPTIONS, a JSON object, as in '{"bits": 4}'; the defaults without it.
+
+    For those who have torch.compile called for them and can name a backend, but give it no options.
+
+    Raises:
+        OptionError: it is no JSON object, a name in it is unknown, or a value invalid.
+    """
+    text = os.environ.get(ENVIRONMENT, "").strip() or "{}"
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise OptionError(f"{ENVIRONMENT}={text!r}: {error}; expected {_JSON}") from None
+    _require(isinstance(given, dict), ENVIRONMENT, text, _JSON)
+    try:
+        return Options.parse(given)
+    except FxApproxError as error:
+        raise type(error)(f"in {ENVIRONMENT}: {error}") from None
+
+
+_JSON = """a JSON object of options, such as '{"bits": 4}'"""
 
 
 def unknown_option(name: str, known: tuple[str, ...]) -> str:

@@ -211,16 +211,24 @@ def split(
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_nodes=info.static_lifetime_input_nodes,
     )
-    # torch leaves what is random there, unless it is compiling without fallback_random
-    draws = inductor_config.fallback_random
-    forward.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=draws))
-    backward.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=draws and not _ran_in_forward(node)))
+    forward.graph.eliminate_dead_code(_has_effect)
+    # torch leaves copies of forward's effects in backward, collectives among them, wherever their operands are at hand
+    backward.graph.eliminate_dead_code(lambda node: _has_effect(node) and not _is_copy(node))
+    unread = {node.name for node in backward.graph.find_nodes(op="placeholder") if not node.users}
+    if any(node.name in unread for node in tensors):  # nothing else read them
+        left = [node for node in saved if node.name not in unread]
+        return split(gm, left, num_fwd_outputs=num_fwd_outputs, static_inputs=static_inputs)
     return forward, backward
 
 
-def _ran_in_forward(node: fx.Node) -> bool:
-    """Whether a node of backward is a copy of one that forward has run; what is random is never run again."""
-    return traced_half(node) == "forward"
+def _has_effect(node: fx.Node) -> bool:
+    """Whether the node has to stay though nobody reads it; torch keeps what is random, unless it is compiling."""
+    return node.is_impure(impure_random=inductor_config.fallback_random)
+
+
+def _is_copy(node: fx.Node) -> bool:
+    """Whether an operator in a backward graph is one of forward's."""
+    return node.op == "call_function" and traced_half(node) == "forward"
 
 
 def finish_split(forward: fx.GraphModule, backward: fx.GraphModule) -> Partition:
@@ -689,6 +697,14 @@ def is_compiled(model: object) -> bool:
     return isinstance(model, OptimizedModule) or hasattr(model, "_torchdynamo_orig_callable")
 
 
+def compiled_parts(model: object) -> list[object]:
+    """What torch.compile returned, in the order in which a model holds it: itself, or modules that are inside of it."""
+    if not isinstance(model, torch.nn.Module) or isinstance(model, OptimizedModule):
+        return [model]
+    inside = ((module, module._compiled_call_impl) for module in model.modules())  # set by nn.Module.compile
+    return [call or module for module, call in inside if call is not None or isinstance(module, OptimizedModule)]
+
+
 def _callback(compiled: object) -> object | None:
     """Dynamo's callback: a compiled module's context has it, a compiled function closes over it."""
     if not inspect.isfunction(compiled):
@@ -716,6 +732,7 @@ __all__ = [
     "compile_eager",
     "compile_inductor",
     "compiled_by",
+    "compiled_parts",
     "compiler_of",
     "copy_node",
     "default_saved",

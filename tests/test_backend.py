@@ -17,7 +17,9 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.activation import Plan
 from fxapprox.codecs import Exact, Group, Identity
+from fxapprox.options import Options
 from fxapprox.passes import pipeline
+from fxapprox.passes.pipeline import cache_key
 from tests.training import gradients, relative
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +65,40 @@ def test_functions_report_too(by_name: bool) -> None:
     assert report.saved_bytes < report.baseline_bytes / 7
     with pytest.raises(fxapprox.FxApproxError, match="wants what"):
         fxapprox.reports(run)
+
+
+def test_the_environment_chooses_for_a_backend_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXAPPROX_OPTIONS", '{"bits": 2, "lowering": "eager"}')
+    model, x = conv_net(), torch.randn(8, 3, 16, 16)
+    model(x)
+    found = []
+    for options in (None, {"bits": 8, "lowering": "eager"}):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="fxapprox", options=options)
+        train_once(model, compiled, x)
+        found.append(fxapprox.reports(compiled)[0].options)
+    assert found == [Options(bits=2, lowering="eager"), Options(bits=8, lowering="eager")]
+    assert len({cache_key(options) for options in found if options is not None}) == 2
+    train_once(model, called := fxapprox.compile(model, lowering="eager"), x)
+    assert fxapprox.reports(called)[0].options == Options(lowering="eager"), "what is called has its own options"
+
+
+def test_reports_of_what_is_compiled_inside_a_module() -> None:
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:  # nn.Module.compile does not compile what is all torch's own
+            return torch.tanh(super().forward(x))
+
+    first, second, last = (Own(64, 64) for _ in range(3))
+    model = nn.Sequential(fxapprox.compile(first, lowering="eager"), nn.Sequential(nn.Flatten(), second), last)
+    second.compile(backend="fxapprox", options={"bits": 4, "lowering": "eager"})
+    last.compile(backend="aot_eager")
+    assert fxapprox.reports(model) == ()
+    model(torch.randn(64, 64)).square().mean().backward()
+    assert [report.options.bits for report in fxapprox.reports(model) if report.options] == [8, 4]
+    assert len(fxapprox.reports(second)) == 1
+    for other in (last, nn.Flatten()):
+        with pytest.raises(fxapprox.FxApproxError, match="or a module around it, not"):
+            fxapprox.reports(other)
 
 
 def test_identity_codec_changes_no_bit(one_thread: None) -> None:

@@ -1,4 +1,4 @@
-"""docs/inspecting.md is executable: its blocks run in order in one folder, and what they print is what it shows.
+"""The pages of docs are executable: their blocks run in order in one folder, and what they print is what they show.
 
 A Python block whose first line is ``# name.py`` is written to that file; any other runs, and a ``text`` block right
 after it is what it prints. In a ``console`` block, each line after "$ " is a command, and what follows is what it
@@ -22,31 +22,47 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fxapprox import cli
 from tests.documents import Block, blocks, runnable
 
 ROOT = Path(__file__).resolve().parents[1]
-INSPECTING = ROOT / "docs" / "inspecting.md"
+PAGES = ("inspecting", "scale-out", "trainer", "accelerate", "lightning")
 COLUMNS = 110  # of the terminal that the document shows
 
 
-def test_inspecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    module = types.ModuleType("inspecting")
-    monkeypatch.setitem(sys.modules, "inspecting", module)
+@pytest.fixture
+def group() -> Iterator[None]:
+    """What torchrun and init_process_group give: here a group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    page = ROOT / "docs" / f"{name}.md"
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
-    found = list(blocks(INSPECTING.read_text(encoding="utf-8")))
+    if name == "scale-out":
+        request.getfixturevalue("group")
+    found = list(blocks(page.read_text(encoding="utf-8")))
     for block, after in pairwise([*found, Block("", "", 0)]):
-        if (name := _file(block)) is not None:
-            Path(name).write_text("\n".join(block.lines), encoding="utf-8")
+        if (file := _file(block)) is not None:
+            Path(file).write_text("\n".join(block.lines), encoding="utf-8")
         elif runnable(block):
-            _run_python(block, module)
-            _compare(capsys.readouterr().out, after.lines if after.language == "text" else [], block.line)
+            _run_python(block, page, module)
+            _compare(capsys.readouterr().out, after.lines if after.language == "text" else [], page, block.line)
         elif block.language == "console":
             for line, command, shown in _commands(block):
-                _compare(_run_command(command, monkeypatch, capsys), shown, line)
+                _compare(_run_command(command, monkeypatch, capsys), shown, page, line)
     for name in [name for name, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(tmp_path))]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -56,10 +72,10 @@ def _file(block: Block) -> str | None:
     return found[1] if found else None
 
 
-def _run_python(block: Block, module: types.ModuleType) -> None:
+def _run_python(block: Block, page: Path, module: types.ModuleType) -> None:
     torch._dynamo.reset()
     source = "\n" * (block.line - 1) + "\n".join(block.lines)  # tracebacks have the document's lines
-    name = f"<{INSPECTING.name}>"  # no file: Dynamo would read the source of a function there, and it is no Python
+    name = f"<{page.name}>"  # no file: Dynamo would read the source of a function there, and it is no Python
     exec(compile(source, name, "exec"), module.__dict__)
 
 
@@ -98,11 +114,11 @@ def _run_shell(command: str) -> str:
     return done.stdout
 
 
-def _compare(found: str | None, shown: list[str], line: int) -> None:
+def _compare(found: str | None, shown: list[str], page: Path, line: int) -> None:
     """Fails where a document shows something else than what is printed; nothing shown: nothing is compared."""
     wanted = "\n".join(text.rstrip() for text in shown).strip("\n")
     if found is None or not wanted:
         return
     clean = "\n".join(text.rstrip() for text in found.splitlines()).strip("\n")
     same = doctest.OutputChecker().check_output(wanted + "\n", clean + "\n", doctest.ELLIPSIS)
-    assert same, f"{INSPECTING.name}, line {line} prints:\n{clean}"
+    assert same, f"{page.name}, line {line} prints:\n{clean}"

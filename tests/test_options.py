@@ -11,6 +11,7 @@ from torch import nn
 
 import fxapprox
 from fxapprox import OptionError, Options
+from fxapprox.options import from_environment
 from fxapprox.plan_file import SavedPlan
 
 
@@ -100,3 +101,26 @@ def test_a_pattern_that_begins_too_deep_is_completed() -> None:
     model = nn.Sequential(OrderedDict(encoder=nn.Sequential(OrderedDict(layer=inner))))
     with pytest.raises(OptionError, match=r"matches 'layer\.\*'; close ones are 'encoder\.layer\.\*'$"):
         Options.parse({"bits": {"layer.*": 4}}).check_patterns(model)
+
+
+def test_the_environment_gives_options_where_the_call_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXAPPROX_OPTIONS", '{"bits": {"*": 4}, "lowering": "eager"}')
+    assert from_environment() == Options(bits={"*": 4}, lowering="eager")
+    monkeypatch.setenv("FXAPPROX_OPTIONS", " ")
+    assert from_environment() == Options()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bits=4", r"FXAPPROX_OPTIONS='bits=4': .*expected a JSON object of options, such as '{\"bits\": 4}'"),
+        ("4", "FXAPPROX_OPTIONS='4': expected a JSON object"),
+        ('{"bit": 4}', "in FXAPPROX_OPTIONS: unknown option 'bit'; did you mean 'bits'"),
+        ('{"bits": 3}', "in FXAPPROX_OPTIONS: bits=3: expected"),
+        ('{"plan": "nowhere.json"}', "in FXAPPROX_OPTIONS: .*nowhere.json"),
+    ],
+)
+def test_a_mistake_in_the_environment(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXAPPROX_OPTIONS", text)
+    with pytest.raises(fxapprox.FxApproxError, match=message):
+        torch.compile(torch.nn.Linear(2, 2), backend="fxapprox")(torch.ones(2, 2))
