@@ -25,6 +25,9 @@ from fxapprox.graph import (
 from fxapprox.operators import op_name
 
 
+RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unsqueeze", "aten.squeeze", "aten.alias")
+
+
 @dataclass(frozen=True)
 class Parts:
     """What is really stored for one entry of the plan.
@@ -150,7 +153,7 @@ def _encode_one(
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
     shapes = [part.meta["val"].shape for part in written]
-    parts = tuple(storage_of(part) for part in written)  # statistics: the tensor itself, not a view of it
+    parts = tuple(_unshaped(part) for part in written)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
     # (a statistic that backward reads as well) is not saved again
     fresh = [part for part in dict.fromkeys(parts) if not outputs.saves(part)]
@@ -176,6 +179,13 @@ def _encode_one(
     )
     spliced = Spliced(entry.name, entry.codec, *names)
     return Parts(entry, parts, tuple(node.name for node in new_inputs), spliced), approximate
+
+
+def _unshaped(part: fx.Node) -> fx.Node:
+    """What a part is a reshape of; the decoder reshapes it back. A permutation stays: no reshape undoes that."""
+    while op_name(part) in RESHAPES and isinstance(part.args[0], fx.Node):
+        part = part.args[0]
+    return part
 
 
 class _Alone:

@@ -118,3 +118,20 @@ def test_verify_finds_a_decision_on_an_approximate_value() -> None:
         verify(joint.gm, {relu})
     assert caught.value.node is not None
     assert product is not None
+
+
+def test_codes_of_permuted_values_come_back_in_order() -> None:
+    """Masks and signs of channels-last images and transposed matrices are packed along their memory."""
+    images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Hardswish())
+    images, x = (value.to(memory_format=torch.channels_last) for value in (images, torch.randn(4, 3, 9, 9)))
+    torch.manual_seed(3)
+    images(x).square().mean().backward()
+    expected = [p.grad.clone() for p in images.parameters()]  # type: ignore[union-attr]
+    found = gradients(images, x, bits=None)[1]
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+    w = torch.randn(16, 8, requires_grad=True)
+    (expected,) = torch.autograd.grad((x[0, 0, :, :8] @ w.T).T.abs().sum(), w)
+    compiled = fxapprox.compile(lambda x: (x @ w.T).T.abs().sum(), bits=None, min_bytes=0, lowering="eager")
+    (found,) = torch.autograd.grad(compiled(x[0, 0, :, :8]), w)
+    assert torch.equal(found, expected)
