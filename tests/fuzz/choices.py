@@ -12,7 +12,7 @@ from fxapprox.activation import Activation
 from fxapprox.codecs import Cast, Codec, Group, Identity, Standard, Threshold, Zero
 from tests.fuzz import indexing, layers, pointwise, reductions, views
 from tests.fuzz.nudge import Nudged
-from tests.fuzz.program import Program
+from tests.fuzz.program import Program, pruned
 from tests.fuzz.scope import Scope
 
 LINES = (*pointwise.LINES, *reductions.LINES, *layers.LINES, *views.LINES, *indexing.LINES)
@@ -31,7 +31,7 @@ def programs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Program:
         scope.add("x", scope.choose(SHAPES), fill=scope.choose(FILLS), dtype=own, grad=grad)
     for _ in range(scope.integer(1, 12)):
         scope.choose(LINES)(scope)
-    return Program(tuple(scope.inputs), tuple(scope.lines), _outputs(scope), scope.choose((False, False, True)))
+    return pruned(Program(tuple(scope.inputs), tuple(scope.lines), _outputs(scope), scope.choose((False, False, True))))
 
 
 def _outputs(scope: Scope) -> tuple[str, ...]:
@@ -50,6 +50,7 @@ def _mixed(value: Activation) -> Codec | None:
 POLICIES: dict[str, Callable[[Activation], Codec | None]] = {
     "identity": lambda _: Identity(),
     "nudged": lambda _: Nudged(),
+    "hardly nudged": lambda _: Nudged(1e-13),
     "mixed": _mixed,
     "cast": lambda _: Cast(),
     "standard": lambda _: Standard(4),

@@ -14,21 +14,24 @@ from fxapprox.codecs import Carrier, Like, Predicate
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 
-STEP = 1e-10
-
 
 @dataclass(frozen=True, slots=True)
 class Nudged(Carrier):
-    """The value moved up or down, element by element, by a share of the largest; decisions without loss."""
+    """The value moved up or down, element by element; decisions without loss.
+
+    Attributes:
+        step: by how much, as a share of the largest element.
+    """
 
     label: ClassVar[str] = "nudged"
+    step: float = 1e-10
     bits: int | None = None
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         flat = x.reshape(-1)
         signs = torch.arange(flat.shape[0], device=x.device) % 3 - 1
         most = torch.where(flat.abs() < math.inf, flat.abs(), 0.0).amax()
-        return ((flat + signs * (most * STEP + STEP)).reshape(x.shape).to(x.dtype),)
+        return ((flat + signs * (most * self.step + self.step)).reshape(x.shape).to(x.dtype),)
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(parts[0])

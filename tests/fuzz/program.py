@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+NAME = re.compile(r"[a-z]\d+")
+IN_PLACE = re.compile(r"_\(|inplace")
 BATCH = 6  # what "n" stands for
 
 
@@ -93,6 +96,18 @@ class Program:
         inputs, lines, outputs = _block(map(_short, self.inputs)), _block(map(repr, self.lines)), repr(self.outputs)
         dynamic = "    dynamic=True,\n" if self.dynamic else ""
         return f"Program(\n    inputs={inputs},\n    lines={lines},\n    outputs={outputs},\n{dynamic})"
+
+
+def pruned(program: Program) -> Program:
+    """Without the lines and inputs that nothing comes of."""
+    live, lines = set(program.outputs), []
+    for line in reversed(program.lines):
+        name, _, text = line.partition(" = ")
+        if name in live or IN_PLACE.search(text):
+            lines.append(line)
+            live.update(NAME.findall(text))
+    inputs = tuple(given for given in program.inputs if given.name in live)
+    return replace(program, inputs=inputs, lines=tuple(reversed(lines)))
 
 
 def _short(given: Input) -> str:

@@ -21,7 +21,7 @@ from fxapprox.report import report_of
 from tests.fuzz.choices import POLICIES
 from tests.fuzz.nudge import Nudged
 from tests.fuzz.program import BATCH, Program
-from tests.fuzz.running import Step, Traced, Way, run, run_joint, serves, split
+from tests.fuzz.running import Step, Traced, Untraceable, Way, run, run_joint, serves, split
 
 TORCH = Path(torch.__file__).parent
 OTHER_BATCH = 9
@@ -50,6 +50,8 @@ def check(program: Program, *, lossless: str = "identity", report: bool = False,
         warnings.simplefilter("always")
         try:
             traced = split(program, ways)
+        except Untraceable as error:
+            return [f"not traced: {str(error)[:60]}"]
         except OptionError as error:
             if "memory_budget" not in options:
                 raise
@@ -92,10 +94,13 @@ def _check_steps(program: Program, traced: Traced, batch: int) -> None:
             same(found.gradients, expected.gradients, "lossless: gradient")
         else:
             finite_as(found.gradients, expected.gradients, name)
-        if name == "nudged":
-            close(found, expected)
+        if name == "nudged" and (moved := moves(found, expected)) > 1e-5:
+            again = split(program, {"hardly": _way({"policy": "hardly nudged"})}).halves["hardly"]
+            less = moves(run(program, again, batch=batch), expected)
+            assert less < moved / 10, f"nudged: gradients move by {moved}, nudged a 1000th of that by {less}"
         if name == "lossy":
-            within_bounds(halves, found)
+            if not program.dynamic:  # codecs' groups depend on which sizes are symbolic
+                within_bounds(halves, found)
             stored_as_planned(halves, found, batch)
 
 
@@ -126,12 +131,16 @@ def finite_as(found: list[Any], expected: list[Any], name: str) -> None:
             assert bool(one.isfinite().all()), f"{name}: gradient {i} is {one}, exactly it is {other}"
 
 
-def close(found: Step, expected: Step) -> None:
-    """Values moved by next to nothing move gradients by next to nothing: nothing was decided on them."""
+def moves(found: Step, expected: Step) -> float:
+    """How far gradients are from the exact ones, as a share of the largest; 0 if those are not finite.
+
+    Values moved by next to nothing move them by next to nothing, or in proportion at least, unless something was
+    decided on a value.
+    """
     exact = expected.gradient
-    if bool(exact.isfinite().all()) and exact.numel():
-        moved = float((found.gradient - exact).abs().max())
-        assert moved <= 1e-5 * float(exact.abs().max()) + 1e-12, f"nudged: gradients move by {moved}"
+    if not exact.numel() or not bool(exact.isfinite().all()):
+        return 0.0
+    return float((found.gradient - exact).abs().max()) / (float(exact.abs().max()) + 1e-6)
 
 
 def within_bounds(halves: Rewrite, step: Step) -> None:
@@ -140,12 +149,17 @@ def within_bounds(halves: Rewrite, step: Step) -> None:
     for parts in halves.parts:
         entry, spliced = parts.entry, parts.spliced
         context = _context(entry, nodes) if entry.name in nodes and spliced is not None else None
-        if context is None or any(node.name not in step.forward for node in context.nodes):
+        again = {name for segment in halves.segments for name in segment.recomputed}
+        if again.intersection(node.name for node in parts.nodes):
+            continue  # encoded again in backward, maybe from an approximate value
+        if spliced is None or any(name not in nodes for name in (entry.name, *entry.predicates)):
+            continue
+        context = _context(entry, nodes)
+        if any(node.name not in step.forward for node in context.nodes):
             continue
         x = step.forward[entry.name]
         like = Like.of(x, memory_order(x))
         code = context.encode(entry.codec, x, [step.forward[node.name] for node in context.nodes])
-        assert spliced is not None
         found = _decoded(spliced, step, x)
         if found is not None and not isinstance(entry.codec, Nudged):
             off, bound = (found.double() - x.double()).abs(), entry.codec.bound(code, like).double()

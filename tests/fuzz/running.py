@@ -34,6 +34,10 @@ class _Split(Exception):
     """Ends a compilation when its joint graph has been split."""
 
 
+class Untraceable(Exception):
+    """torch itself does not trace the program: what backward needs is changed in place, and the like."""
+
+
 @dataclass(frozen=True)
 class Traced:
     """The joint graph of a program, and its halves, split in several ways.
@@ -53,18 +57,24 @@ def split(program: Program, ways: Mapping[str, Way]) -> Traced:
     halves: dict[str, Rewrite] = {}
 
     def partition(gm: fx.GraphModule, inputs: Sequence[Any], **rest: Any) -> adapter.Partition:
-        halves.update({name: way(gm, inputs, **rest) for name, way in ways.items()})
         joint.append(Joint(gm, rest["num_fwd_outputs"]))
+        halves.update({name: way(gm, inputs, **rest) for name, way in ways.items()})
         raise _Split
 
     if len(_TRACES) > 2000:
         _TRACES.clear()
-    with (
-        contextlib.suppress(_Split),
-        _use_lazy_graph_module(True),  # as under Inductor: nobody calls most of the modules that passes make
-        contextlib.nullcontext() if program.dynamic else patch.object(encode, "Inliner", _inliner),
-    ):
-        adapter.compile_eager(_graph_of(program), _fakes(program), adapter.JointPartitioner(partition, None), {})
+    try:
+        with (
+            _use_lazy_graph_module(True),  # as under Inductor: nobody calls most of the modules that passes make
+            contextlib.nullcontext() if program.dynamic else patch.object(encode, "Inliner", _inliner),
+        ):
+            adapter.compile_eager(_graph_of(program), _fakes(program), adapter.JointPartitioner(partition, None), {})
+    except _Split:
+        pass
+    except Exception as error:
+        if joint:
+            raise
+        raise Untraceable(str(error)) from error
     return Traced(joint[0] if joint else None, halves)
 
 

@@ -59,7 +59,9 @@ class Scope:
     def pick(self, fits: Callable[[Tensor], bool] = torch.is_floating_point) -> str | None:
         """The name of a value that fits, late ones first; None if there is none."""
         names = [name for name, value in reversed(self.values.items()) if fits(value)]
-        return self.choose(names) if names else None
+        if not names:
+            return None
+        return self.choose(names[:3] if self.integer(0, 3) else names)
 
     def emit(self, text: str) -> str | None:
         """Adds the line ``name = text``; None if it fails on these values, or is not worth having."""
