@@ -148,11 +148,10 @@ def within_bounds(halves: Rewrite, step: Step) -> None:
     nodes = {node.name: node for node in halves.forward.graph.nodes}
     for parts in halves.parts:
         entry, spliced = parts.entry, parts.spliced
-        context = _context(entry, nodes) if entry.name in nodes and spliced is not None else None
         again = {name for segment in halves.segments for name in segment.recomputed}
         if again.intersection(node.name for node in parts.nodes):
             continue  # encoded again in backward, maybe from an approximate value
-        if spliced is None or any(name not in nodes for name in (entry.name, *entry.predicates)):
+        if spliced is None or any(name not in nodes for name in (entry.name, *entry.predicates, *entry.carried)):
             continue
         context = _context(entry, nodes)
         if any(node.name not in step.forward for node in context.nodes):

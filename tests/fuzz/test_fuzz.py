@@ -1,21 +1,21 @@
-"""Random programs, random options."""
+"""Random programs under random options; ``python -m tools.fuzz`` runs as many as one likes."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tests.fuzz.choices import options, programs
-from tests.fuzz.program import Program
-from tests.fuzz.properties import check
-
-LOOSE = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+from tests.fuzz.search import search
 
 
-@settings(max_examples=300, derandomize=True, database=None, **LOOSE)
-@given(program=programs(), chosen=options(), lossless=st.sampled_from(("identity", "exact")))
-def test_random_programs(program: Program, chosen: dict[str, Any], lossless: str) -> None:
-    check(program, lossless=lossless, **chosen)
+@pytest.mark.filterwarnings("ignore")  # of torch's, about the programs; ours are looked at in each example
+def test_random_programs(one_thread: None) -> None:
+    found = search(300, 0)
+    assert not found.failures, "\n".join(f"{what}\n{call}" for what, call in found.failures)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_many_random_programs(seed: int, one_thread: None) -> None:
+    found = search(20_000, seed)
+    assert not found.failures, "\n".join(f"{what}\n{call}" for what, call in found.failures)

@@ -1,0 +1,50 @@
+"""Random programs under random options, against their joint graphs unsplit (tests/fuzz says what is held against what).
+
+A program that fails is shrunk, and printed as Python that a fixed test can hold.
+
+Examples:
+
+    python -m tools.fuzz --examples 20000 --seed 1
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tests.fuzz.search import Found, search
+
+
+def main(
+    examples: Annotated[int, typer.Option(min=1, help="How many programs.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same programs.")] = 0,
+) -> None:
+    """Runs the examples; exit status 1 if one fails."""
+    torch.set_num_threads(1)  # sums come out in one order
+    warnings.simplefilter("ignore")  # of torch's, about the programs; ours are looked at in each example
+    columns = (TextColumn("fuzzing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    started = time.monotonic()
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=examples)
+        found = search(examples, seed, lambda count: bar.update(task, completed=count))
+    typer.echo(text_of(found, seed, time.monotonic() - started))
+    raise typer.Exit(bool(found.failures))
+
+
+def text_of(found: Found, seed: int, seconds: float) -> str:
+    """What was found, failures first."""
+    failures = [f"# {what}\n{call}\n" for what, call in found.failures]
+    notes = [f"{count} times: {note}" for note, count in found.notes.most_common()]
+    return "\n".join([
+        *failures, *notes,
+        f"{found.examples} examples, seed {seed}: {len(found.failures)} failures, {seconds / 60:.0f} minutes",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)
