@@ -1,6 +1,6 @@
 """Random programs under random options, against their joint graphs unsplit (tests/fuzz says what is held against what).
 
-A program that fails is shrunk, and printed as Python that a fixed test can hold.
+A program that fails is shrunk, and printed as Python that a fixed test can hold. Ctrl-C ends the run with what it has.
 
 Examples:
 
@@ -27,11 +27,10 @@ def main(
     """Runs the examples; exit status 1 if one fails."""
     torch.set_num_threads(1)  # sums come out in one order
     warnings.simplefilter("ignore")  # of torch's, about the programs; ours are looked at in each example
-    columns = (TextColumn("fuzzing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.monotonic()
-    with Progress(*columns) as bar:
+    with Progress(TextColumn("fuzzing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=examples)
-        found = search(examples, seed, lambda count: bar.update(task, completed=count))
+        found = search(examples, seed, lambda found: bar.update(task, completed=found.examples))
     typer.echo(text_of(found, seed, time.monotonic() - started))
     raise typer.Exit(bool(found.failures))
 

@@ -28,7 +28,7 @@ def programs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Program:
     for i in range(scope.integer(1, 2)):
         own = scope.choose((scope.dtype, scope.dtype, "float32"))
         grad = i == 0 or scope.maybe()
-        scope.add("x", scope.choose(SHAPES), fill=scope.choose(FILLS), dtype=own, grad=grad)
+        scope.add("x", scope.choose(SHAPES), fill=scope.choose(FILLS), dtype=own, grad=grad, turned=not scope.integer(0, 4))
     for _ in range(scope.integer(1, 12)):
         scope.choose(LINES)(scope)
     return pruned(Program(tuple(scope.inputs), tuple(scope.lines), _outputs(scope), scope.choose((False, False, True))))

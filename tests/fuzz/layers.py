@@ -11,7 +11,7 @@ def images(scope: Scope) -> str | None:
     """A value of (batch, channels, height, width): one that is there, or a new input."""
     found = scope.pick(lambda t: _is_image(t))
     if found is None or scope.choose((False, False, False, True)):
-        found = scope.add("x", ("n", 4, 4, 4), grad=scope.maybe())
+        found = scope.add("x", ("n", 4, 4, 4), grad=scope.maybe(), turned=scope.maybe())
     return found
 
 

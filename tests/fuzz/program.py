@@ -26,6 +26,7 @@ class Input:
         fill: "normal", "steps" (few values, so that ties and zeros abound), "positive", "large", "zeros", "special"
             (NaN and infinity among them), "mask", or a number: integers below it.
         grad: whether it needs a gradient.
+        turned: whether its memory is in another order: that of channels-last images, or of a transposed matrix.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Input:
     fill: str | int = "normal"
     dtype: str = "float32"
     grad: bool = False
+    turned: bool = False
 
     def make(self, batch: int = BATCH) -> Tensor:
         """The tensor, for a batch of this size."""
@@ -42,7 +44,10 @@ class Input:
         if isinstance(self.fill, int):
             return torch.randint(0, self.fill, shape, generator=generator, dtype=dtype)
         normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return FILLS[self.fill](normal).to(dtype).requires_grad_(self.grad)
+        made = FILLS[self.fill](normal).to(dtype)
+        if self.turned and made.dim() > 1:
+            made = made.movedim(1, -1).contiguous().movedim(-1, 1)
+        return made.requires_grad_(self.grad)
 
 
 def _special(normal: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ def _short(given: Input) -> str:
     told = [repr(given.name), repr(given.shape)]
     told += [f"fill={given.fill!r}"] if given.fill != "normal" else []
     told += [f"dtype={given.dtype!r}"] if given.dtype != "float32" else []
-    told += ["grad=True"] if given.grad else []
+    told += [f"{name}=True" for name in ("grad", "turned") if getattr(given, name)]
     return f"Input({', '.join(told)})"
 
 

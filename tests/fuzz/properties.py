@@ -69,7 +69,7 @@ def check(program: Program, *, lossless: str = "identity", report: bool = False,
             _check_steps(program, traced, batch)
     if report:
         _check_text(traced.halves["lossy"])
-    return notes
+    return [*notes, *(f"{parts.entry.codec.text} stored" for parts in traced.halves["lossy"].parts)]
 
 
 def _way(options: dict[str, Any]) -> Way:

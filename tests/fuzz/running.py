@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.fx.node import map_arg
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.collector import collector_paused
 from fxapprox.graph import Inliner, Joint
 from fxapprox.passes import encode
 from fxapprox.passes.pipeline import Rewrite
@@ -65,6 +66,7 @@ def split(program: Program, ways: Mapping[str, Way]) -> Traced:
         _TRACES.clear()
     try:
         with (
+            collector_paused(),
             _use_lazy_graph_module(True),  # as under Inductor: nobody calls most of the modules that passes make
             contextlib.nullcontext() if program.dynamic else patch.object(encode, "Inliner", _inliner),
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,19 +33,20 @@ class Found:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def search(examples: int, start: int, progress: Callable[[int], object] = lambda count: None) -> Found:
+def search(examples: int, start: int, progress: Callable[[Found], object] = lambda found: None) -> Found:
     """Runs so many examples; a seed gives the same ones again.
 
     Args:
-        progress: told of the number of examples so far.
+        progress: told what was found so far, before every example; may raise ``KeyboardInterrupt``.
     """
     found = Found()
-    while found.examples < examples:
-        _chunk(found, examples, start * 10**6 + found.examples, progress)
+    with suppress(KeyboardInterrupt):
+        while found.examples < examples:
+            _chunk(found, examples, start * 10**6 + found.examples, progress)
     return found
 
 
-def _chunk(found: Found, examples: int, start: int, progress: Callable[[int], object]) -> None:
+def _chunk(found: Found, examples: int, start: int, progress: Callable[[Found], object]) -> None:
     failing: list[tuple[str, str]] = []  # the last is the smallest: hypothesis shrinks, and runs it once more
 
     @seed(start)
@@ -54,7 +56,7 @@ def _chunk(found: Found, examples: int, start: int, progress: Callable[[int], ob
     def run(program: Program, lossy: dict[str, Any], lossless: str, tenth: int) -> None:
         if not failing:
             found.examples += 1
-            progress(found.examples)
+            progress(found)
         arguments = {"lossless": lossless, "report": tenth == 9, **lossy}
         try:
             notes = check(program, **arguments)
