@@ -24,7 +24,6 @@ from fxapprox.graph import (
 )
 from fxapprox.operators import op_name
 
-
 RESHAPES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unsqueeze", "aten.squeeze", "aten.alias")
 
 

@@ -30,19 +30,22 @@ def main(
     started = time.monotonic()
     with Progress(TextColumn("fuzzing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=examples)
-        found = search(examples, seed, lambda found: bar.update(task, completed=found.examples))
-    typer.echo(text_of(found, seed, time.monotonic() - started))
+        told = 0
+
+        def progress(found: Found) -> None:
+            nonlocal told
+            bar.update(task, completed=found.examples)
+            for what, call in found.failures[told:]:
+                bar.console.print(f"# {what}\n{call}", markup=False, highlight=False, soft_wrap=True)
+            told = len(found.failures)
+
+        found = search(examples, seed, progress)
+        progress(found)
+    for note, count in found.notes.most_common():
+        typer.echo(f"{count} times: {note}")
+    minutes = (time.monotonic() - started) / 60
+    typer.echo(f"{found.examples} examples, seed {seed}: {len(found.failures)} failures, {minutes:.0f} minutes")
     raise typer.Exit(bool(found.failures))
-
-
-def text_of(found: Found, seed: int, seconds: float) -> str:
-    """What was found, failures first."""
-    failures = [f"# {what}\n{call}\n" for what, call in found.failures]
-    notes = [f"{count} times: {note}" for note, count in found.notes.most_common()]
-    return "\n".join([
-        *failures, *notes,
-        f"{found.examples} examples, seed {seed}: {len(found.failures)} failures, {seconds / 60:.0f} minutes",
-    ])  # fmt: skip
 
 
 if __name__ == "__main__":

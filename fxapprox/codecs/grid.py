@@ -63,7 +63,7 @@ def finite(x: Tensor) -> Tensor:
 
 
 def roundings(work: torch.dtype, kept: torch.dtype) -> float:
-    """What rounding adds to a code's error, relative to the range: a few times in its own precision, once in the value's."""
+    """What rounding adds to a code's error, as a share of the range: some in its own precision, one in the value's."""
     return 32 * torch.finfo(work).eps + torch.finfo(kept).eps
 
 

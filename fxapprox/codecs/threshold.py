@@ -84,7 +84,7 @@ class Threshold(Carrier):
         return like.restride(unbend(place) * gain + mean), upper
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
-        """To the farther end of the level, as wide as the grid is there; a level at the grid's end holds what is beyond."""
+        """Half a level to either side, as wide as the grid is there; a level at the grid's end holds what is beyond."""
         packed, split, signed, stretch, mean, rstd = parts
         edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
         codes = unpack(packed, self.bits, like.shape).to(signed.dtype)

@@ -23,13 +23,15 @@ DTYPES = ("float32", "float64", "float32", "bfloat16")
 
 @st.composite
 def programs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Program:
-    """A program that needs a gradient, of one to fourteen lines."""
+    """A program that needs a gradient, of a few lines."""
     scope = Scope(draw, draw(st.sampled_from(DTYPES)))
     for i in range(scope.integer(1, 2)):
         own = scope.choose((scope.dtype, scope.dtype, "float32"))
         grad = i == 0 or scope.maybe()
-        scope.add("x", scope.choose(SHAPES), fill=scope.choose(FILLS), dtype=own, grad=grad, turned=not scope.integer(0, 4))
-    for _ in range(scope.integer(1, 12)):
+        scope.add(
+            "x", scope.choose(SHAPES), fill=scope.choose(FILLS), dtype=own, grad=grad, turned=not scope.integer(0, 4)
+        )
+    for _ in range(scope.integer(3, 14)):
         scope.choose(LINES)(scope)
     return pruned(Program(tuple(scope.inputs), tuple(scope.lines), _outputs(scope), scope.choose((False, False, True))))
 
@@ -38,7 +40,7 @@ def _outputs(scope: Scope) -> tuple[str, ...]:
     """The last value that needs a gradient, and any others: inputs, views, masks, one of them twice."""
     needing = [name for name, value in scope.values.items() if value.grad_fn is not None]
     assume(needing)
-    others = [scope.choose(list(reversed(scope.values))) for _ in range(scope.choose((0, 0, 1, 2)))]
+    others = [scope.choose(list(reversed(scope.values))) for _ in range(scope.choose((0, 1, 1, 2)))]
     return (needing[-1], *others)
 
 
@@ -72,5 +74,8 @@ def options(draw: Callable[[st.SearchStrategy[Any]], Any]) -> dict[str, Any]:
     if "checkpoint" in chosen and draw(st.booleans()):
         chosen["checkpoint_bits"] = draw(st.sampled_from((8, 4)))
     if draw(st.integers(0, 39)) == 39:
-        return {"memory_budget": draw(st.sampled_from((0.5, 0.9, 0.3, 1.0, "100B"))), "bits": draw(st.sampled_from((8, None)))}
+        return {
+            "memory_budget": draw(st.sampled_from((0.5, 0.9, 0.3, 1.0, "100B"))),
+            "bits": draw(st.sampled_from((8, None))),
+        }
     return chosen

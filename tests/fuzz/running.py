@@ -193,7 +193,7 @@ def _memory(tensor: Tensor) -> int:
 def _tangents(joint: fx.GraphModule, batch: int) -> list[Tensor]:
     """Incoming gradients: random, the same at every call."""
     generator = torch.Generator().manual_seed(7)
-    sizes = {name: batch for name in hints_of(adapter.dynamic_sizes(joint))}
+    sizes = dict.fromkeys(hints_of(adapter.dynamic_sizes(joint)), batch)
     made = []
     for node in joint.graph.find_nodes(op="placeholder"):
         if adapter.is_tangent(node):

@@ -37,7 +37,7 @@ def search(examples: int, start: int, progress: Callable[[Found], object] = lamb
     """Runs so many examples; a seed gives the same ones again.
 
     Args:
-        progress: told what was found so far, before every example; may raise ``KeyboardInterrupt``.
+        progress: told what was found so far, before every example.
     """
     found = Found()
     with suppress(KeyboardInterrupt):
@@ -52,7 +52,9 @@ def _chunk(found: Found, examples: int, start: int, progress: Callable[[Found], 
     @seed(start)
     @settings(max_examples=min(CHUNK, examples - found.examples), database=None, deadline=None,
               report_multiple_bugs=False, suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(program=programs(), lossy=options(), lossless=st.sampled_from(("identity", "exact")), tenth=st.integers(0, 9))
+    @given(
+        program=programs(), lossy=options(), lossless=st.sampled_from(("identity", "exact")), tenth=st.integers(0, 9)
+    )
     def run(program: Program, lossy: dict[str, Any], lossless: str, tenth: int) -> None:
         if not failing:
             found.examples += 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.fuzz.scope import Scope
 
 VIEWS = (
-    "{x}.flatten()", "{x}.reshape(-1, 2)", "{x}.unsqueeze(0)", "{x}.unsqueeze(-1)", "{x}.squeeze()", "{x}[0]", "{x}[:2]",
+    "{x}.flatten()", "{x}.reshape(-1, 2)",
+    "{x}.unsqueeze(0)", "{x}.unsqueeze(-1)", "{x}.squeeze()", "{x}[0]", "{x}[:2]",
     "{x}[1:]", "{x}[..., 0]", "{x}[..., :2]", "{x}[..., ::2]", "{x}[..., 1:]", "{x}[None]", "{x}.mT", "{x}.flatten(1)",
     "{x}.transpose(0, 1)", "{x}.transpose(0, -1).contiguous()", "{x}.permute(*range({rank} - 1, -1, -1))",
     "{x}.reshape(n, -1)", "{x}.flatten(0, 1)", "{x}.unflatten(-1, (2, -1))", "{x}.expand(2, *[-1] * {rank})",
