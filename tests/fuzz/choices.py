@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from fxapprox.activation import Activation
 from fxapprox.codecs import Cast, Codec, Group, Identity, Standard, Threshold, Zero
-from tests.fuzz import indexing, layers, pointwise, reductions, views
+from tests.fuzz import blocks, indexing, layers, pointwise, reductions, views
 from tests.fuzz.nudge import Nudged
 from tests.fuzz.program import Program, pruned
 from tests.fuzz.scope import Scope
 
-LINES = (*pointwise.LINES, *reductions.LINES, *layers.LINES, *views.LINES, *indexing.LINES)
+LINES = (*pointwise.LINES, *reductions.LINES, *layers.LINES, *views.LINES, *indexing.LINES, *blocks.LINES)
 SHAPES = (("n", 8), ("n", 5, 8), ("n", 4, 4, 4), ("n",), (3, 8), ("n", 16, 4))
 FILLS = ("normal", "normal", "steps", "positive", "large", "zeros", "special")
+BITS = (4, 8, 2, "auto", {"*": 2})
 DTYPES = ("float32", "float64", "float32", "bfloat16")
 
 
@@ -57,13 +58,17 @@ POLICIES: dict[str, Callable[[Activation], Codec | None]] = {
     "cast": lambda _: Cast(),
     "standard": lambda _: Standard(4),
 }
-BITS: st.SearchStrategy[Any] = st.sampled_from((4, 8, 2, "auto", {"*": 2}))
+
+
+def with_policy(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with the function that a policy's name stands for."""
+    return options | {"policy": POLICIES[options["policy"]]} if "policy" in options else options
 
 
 @st.composite
 def options(draw: Callable[[st.SearchStrategy[Any]], Any]) -> dict[str, Any]:
     """Options that lose something; a policy by its name in ``POLICIES``."""
-    chosen: dict[str, Any] = {"bits": draw(BITS)}
+    chosen: dict[str, Any] = {"bits": draw(st.sampled_from(BITS))}
     if chosen["bits"] == "auto":
         chosen["average_bits"] = draw(st.sampled_from((4, 2, 3.3, 12)))
     rare = {

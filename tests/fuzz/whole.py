@@ -11,7 +11,7 @@ from torch import Tensor
 from fxapprox import Options
 from fxapprox.backend import Backend
 from fxapprox.errors import OptionError
-from tests.fuzz.choices import POLICIES
+from tests.fuzz.choices import with_policy
 from tests.fuzz.program import BATCH, Program
 from tests.fuzz.properties import finite_as, same
 
@@ -39,10 +39,7 @@ def check_compiled(program: Program, **options: Any) -> list[str]:
 
 
 def _backend(options: dict[str, Any]) -> Backend:
-    given = {"min_bytes": 0, "lowering": "eager", **options}
-    if "policy" in given:
-        given["policy"] = POLICIES[given["policy"]]
-    return Backend(Options(**given))
+    return Backend(Options(**with_policy({"min_bytes": 0, "lowering": "eager", **options})))
 
 
 def _step(program: Program, backend: str | Backend) -> list[Any]:
