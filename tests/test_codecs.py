@@ -9,7 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxapprox.codecs import Cast, Group, Identity, Integer, Like, Mask, Predicate, Standard, Threshold, Zero
+from fxapprox.codecs import (
+    Carrier,
+    Cast,
+    Codec,
+    Group,
+    Identity,
+    Integer,
+    Like,
+    Mask,
+    Predicate,
+    Standard,
+    Threshold,
+    Zero,
+)
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.errors import OptionError
@@ -233,3 +246,40 @@ def test_a_nan_is_not_taken_for_zero(bits: int) -> None:
     found, upper = Zero(bits).decode_with(Zero(bits).encode_with(x, Predicate(x > 0)), Like.of(x))
     assert torch.equal(found.isnan(), x.isnan())
     assert torch.equal(upper, ~(x <= 0))
+
+
+VALUES = {
+    "bell-shaped": lambda: torch.randn(3, 4, 6, 7),
+    "heavy-tailed": lambda: torch.randn(3, 4, 6, 7) ** 5,
+    "far from zero": lambda: torch.randn(3, 4, 6, 7) + 1000,
+    "constant": lambda: torch.full((3, 4, 6, 7), 0.3),
+    "double": lambda: torch.randn(3, 4, 6, 7, dtype=torch.float64),
+    "half": lambda: torch.randn(3, 4, 6, 7).to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", VALUES)
+def test_what_comes_back_is_within_the_bound(kind: str, bits: int) -> None:
+    x = VALUES[kind]()
+    like = Like.of(x)
+    for codec in (Group(bits), Group(bits, "stochastic"), Group(bits, uniform=True), Group(bits, skewed=True), Cast()):
+        _require_within(codec.encode(x), codec, x, like)
+    rectified = x.relu()
+    _require_within(Zero(bits).encode_with(rectified, Predicate(x > 0)), Zero(bits), rectified, like)
+    var, mean = torch.var_mean(x.to(torch.float64 if kind == "double" else torch.float32), (0, 2, 3), keepdim=True)
+    rstd = torch.rsqrt(var + 1e-5)
+    _require_within(Standard(bits).encode_with(x, rstd, mean), Standard(bits), x, like)
+    for shift in (0.0, -0.7, 5.0, -9.0):
+        upper = (x - mean) * rstd + shift > 0
+        predicate = Predicate(upper, torch.ones(4, 1, 1), torch.full((4, 1, 1), shift), mean, rstd)
+        _require_within(Threshold(bits).encode_with(x, predicate), Threshold(bits), x, like)
+    _require_within(Threshold(bits).encode_with(x, Predicate(x > 0)), Threshold(bits), x, like)
+
+
+def _require_within(parts: tuple[torch.Tensor, ...], codec: Codec, x: torch.Tensor, like: Like) -> None:
+    found = codec.decode_with(parts, like)[0] if isinstance(codec, Carrier) else codec.decode(parts, like)
+    off, bound = (found.double() - x.double()).abs(), codec.bound(parts, like).double()
+    assert bool((off <= bound).all()), f"{codec}: {off.flatten()[(off - bound).argmax()]}"
+    if isinstance(codec, Group) and codec.rounding == "nearest" and not codec.skewed and float(x.std()) > 0.5:
+        assert float(off.max()) > float(bound.max()) / 4  # no wider than it has to be

@@ -84,6 +84,14 @@ class Codec:
         """The value back from its parts."""
         raise NotImplementedError
 
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        """How far each element of a value may lie from what ``decode`` makes of its parts; infinity: any distance.
+
+        Of the value's shape, or broadcastable to it. Follows from the grid alone, with a few roundings of floats on
+        top. Elements that are not finite have none: they come back as the codec says.
+        """
+        raise NotImplementedError
+
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         """Bytes of the parts for a value of this shape and dtype; an expression where a size is one."""
         raise NotImplementedError
@@ -113,6 +121,9 @@ class Exact(Codec):
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return parts[0]
+
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        return torch.zeros(())
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return math.prod(shape) * dtype.itemsize if dtype is not None else 8
@@ -146,6 +157,9 @@ class Identity(Carrier):
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)
+
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        return torch.zeros(())
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         assert dtype is not None

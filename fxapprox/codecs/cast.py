@@ -43,5 +43,10 @@ class Cast(Codec):
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(parts[0])
 
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        """Half a unit in the last place; beyond the type's largest number, any distance."""
+        kept, limit = parts[0].double().abs(), torch.finfo(self.to)
+        return torch.where(kept < limit.max, kept * limit.eps + limit.smallest_normal * limit.eps, torch.inf)
+
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return math.prod(shape) * self.to.itemsize

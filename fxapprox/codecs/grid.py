@@ -62,6 +62,11 @@ def finite(x: Tensor) -> Tensor:
     return x.abs() < math.inf
 
 
+def roundings(work: torch.dtype, kept: torch.dtype) -> float:
+    """What rounding adds to a code's error, as a share of the range: some in its own precision, one in the value's."""
+    return 32 * torch.finfo(work).eps + torch.finfo(kept).eps
+
+
 def work_dtype(x: Tensor) -> torch.dtype:
     """The precision in which codes are computed."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import bend_low, compress, expand, finite, unbend_low, work_dtype
+from fxapprox.codecs.grid import bend_low, compress, expand, finite, roundings, unbend_low, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
@@ -98,6 +98,19 @@ class Group(Codec):
         odd = torch.where(codes == NAN, math.nan, infinity)
         values = torch.where(special & (codes < SPECIALS), odd, values)
         return like.restride(values.reshape(like.shape))
+
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        """Half a level to either side, a whole one with stochastic rounding, as wide as the grid is there."""
+        packed, centre, radius = parts
+        k, margin = self._curve
+        codes = unpack(packed, self.bits, group_shape(like.shape)).to(centre.dtype)
+        _, offset, fine = self._levels(radius < 0, centre.dtype)
+        reach = 0.5 if self.rounding == "nearest" else 1.0
+        places = ((codes - offset + margin + step) / fine - 1 for step in (-reach, 0.0, reach))
+        low, at, high = (unbend_low(p) if self._low else expand(p, k) for p in (p.clamp(-1, 1) for p in places))
+        wide = torch.maximum(high - at, at - low) * radius.abs().to(centre.dtype)
+        slack = roundings(centre.dtype, like.dtype) * (centre.abs() + radius.abs().to(centre.dtype))
+        return (wide + slack).reshape(like.shape)
 
     def _levels(self, special: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Per group: the largest finite level, the code of level 0, and levels per unit of the grid."""

@@ -28,6 +28,9 @@ class Mask(Codec):
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(unpack(parts[0], 1, like.shape))
 
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        return torch.zeros(())
+
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return packed_bytes(shape, 1)
 
@@ -60,6 +63,9 @@ class Integer(Codec):
         if self.bits <= 8:
             return like.restride(unpack(parts[0], self.bits, like.shape).to(like.dtype) + self.low)
         return like.restride(parts[0].to(like.dtype) + (self.low + 2 ** (self.bits - 1)))
+
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        return torch.zeros(())
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         return packed_bytes(shape, self.bits) if self.bits <= 8 else math.prod(shape) * self.bits // 8

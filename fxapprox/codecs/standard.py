@@ -18,7 +18,7 @@ from torch import Tensor
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import bend, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
-from fxapprox.codecs.threshold import GRID, kept_dims, stretch_of
+from fxapprox.codecs.threshold import GRID, cell_bound, kept_dims, stretch_of
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
@@ -65,6 +65,14 @@ class Standard(Codec):
         place = (unpack(packed, self.bits, like.shape).to(rstd.dtype) + (0.5 - half)) * step
         values = unbend(place) * materialize(GRID[self.bits][2] / rstd)
         return like.restride(values + mean[0] if mean else values)
+
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        """Half a level to either side, as wide as the grid is there; the outermost levels hold what is beyond it."""
+        packed, stretch, rstd, *mean = parts
+        half = 2 ** (self.bits - 1)
+        step = 1 / (half * stretch.to(rstd.dtype))
+        low = (unpack(packed, self.bits, like.shape).to(rstd.dtype) - half) * step
+        return cell_bound(low, low + step, stretch, mean[0] if mean else None, rstd, self.bits, like.dtype)
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Carrier, Like, Predicate
-from fxapprox.codecs.grid import bend, finite, unbend, work_dtype
+from fxapprox.codecs.grid import bend, finite, roundings, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
@@ -83,6 +83,16 @@ class Threshold(Carrier):
         place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
         return like.restride(unbend(place) * gain + mean), upper
 
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        """Half a level to either side, as wide as the grid is there; a level at the grid's end holds what is beyond."""
+        packed, split, signed, stretch, mean, rstd = parts
+        edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
+        codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
+        above, below = (1 - edge) * 2 / (2**self.bits - cut) * grain, edge * 2 / cut * grain
+        low = torch.where(codes >= cut, (edge * 2 - 1) * grain + (codes - cut) * above, codes * below - grain)
+        wide = torch.where(codes >= cut, above, below)
+        return cell_bound(low, low + wide, stretch, mean, rstd, self.bits, like.dtype)
+
     def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
         """The threshold's place on the grid (-1 to 1) turned so that "true" is above, and which way it is turned."""
         if predicate.scale is None or predicate.shift is None:
@@ -114,6 +124,28 @@ def stretch_of(x: Tensor, mean: Tensor | None, rstd: Tensor, channel: Sequence[i
     most = torch.where(most < math.inf, most, 0.0)  # neither NaN: such a channel is NaN by its statistics
     share, least, knee = GRID[bits]
     return materialize((1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16))
+
+
+def cell_bound(
+    low: Tensor, high: Tensor, stretch: Tensor, mean: Tensor | None, rstd: Tensor, bits: int, kept: torch.dtype
+) -> Tensor:
+    """From the middle of levels to their farther ends, in units of the value.
+
+    Args:
+        low, high: ends of the levels, bent.
+        kept: the value's precision, in which forward took its decisions.
+    """
+    share, _, knee = GRID[bits]
+    rough = stretch.to(rstd.dtype)
+    end = (1 - 1e-5) / rough  # of the grid
+    # the inverse of stretch_of: how far the channel's values go
+    most = 1 / (rough - 1 - rough * torch.finfo(torch.bfloat16).eps).clamp_min(0) / min(share, 1)
+    at = unbend((low + high) / 2)
+    far = torch.where(high >= end, most, unbend(high.clamp(-1, 1)))
+    near = torch.where(low <= -end, -most, unbend(low.clamp(-1, 1)))
+    slack = 8 * roundings(rstd.dtype, kept) * (at.abs() * knee + 1)
+    wide = (torch.maximum(far - at, at - near) * knee + slack) / rstd
+    return wide if mean is None else wide + mean.abs() * roundings(rstd.dtype, kept)
 
 
 def kept_dims(dims: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Carrier, Like, Predicate
-from fxapprox.codecs.grid import compress, expand, finite, work_dtype
+from fxapprox.codecs.grid import compress, expand, finite, roundings, work_dtype
 from fxapprox.codecs.group import group_shape, round_up
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
@@ -65,6 +65,16 @@ class Zero(Carrier):
         upper = codes > 0
         values = torch.where(upper, values, 0.0)
         return like.restride(values.reshape(like.shape)), upper.reshape(like.shape)
+
+    def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
+        """Half a level to either side, as wide as the grid is there; nothing where the decision is false."""
+        packed, radius = parts
+        codes = unpack(packed, self.bits, group_shape(like.shape))
+        place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+        top = self._top(radius < 0, place.dtype)
+        low, at, high = (expand(((place - end) / top).clamp(0, 1), CURVE[self.bits]) for end in (1.0, 0.5, 0.0))
+        wide = torch.maximum(high - at, at - low) + roundings(place.dtype, like.dtype)
+        return torch.where(codes > 0, wide * radius.abs().to(place.dtype), 0.0).reshape(like.shape)
 
     def _top(self, special: Tensor, dtype: torch.dtype) -> Tensor:
         """The largest code of a finite value, per group."""

@@ -154,3 +154,20 @@ def test_a_code_carries_no_decision_that_differs_from_its_own_at_the_threshold()
         assert float((mine - theirs).norm() / theirs.norm()) < 0.02
     decisions = {d.value: d.storage for d in report.decisions if d.value in ("gt_1", "ge")}
     assert sorted(storage.startswith("in the code") for storage in decisions.values()) == [False, True]
+
+
+def test_codes_of_permuted_values_come_back_in_order() -> None:
+    """Masks and signs of channels-last images and transposed matrices are packed along their memory."""
+    images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Hardswish())
+    images, x = (value.to(memory_format=torch.channels_last) for value in (images, torch.randn(4, 3, 9, 9)))
+    torch.manual_seed(3)
+    images(x).square().mean().backward()
+    expected = [p.grad.clone() for p in images.parameters()]  # type: ignore[union-attr]
+    found = gradients(images, x, bits=None)[1]
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
+
+    w = torch.randn(16, 8, requires_grad=True)
+    (expected,) = torch.autograd.grad((x[0, 0, :, :8] @ w.T).T.abs().sum(), w)
+    compiled = fxapprox.compile(lambda x: (x @ w.T).T.abs().sum(), bits=None, min_bytes=0, lowering="eager")
+    (found,) = torch.autograd.grad(compiled(x[0, 0, :, :8]), w)
+    assert torch.equal(found, expected)

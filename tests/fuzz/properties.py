@@ -1,0 +1,213 @@
+"""What has to hold of every program under all options."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxapprox import Options
+from fxapprox.activation import Spliced, Stored
+from fxapprox.codecs import Like
+from fxapprox.errors import OptionError
+from fxapprox.graph import memory_order
+from fxapprox.passes.encode import _Alone, _context
+from fxapprox.passes.pipeline import Rewrite, rewrite
+from fxapprox.report import report_of
+from tests.fuzz.choices import with_policy
+from tests.fuzz.program import BATCH, Program
+from tests.fuzz.running import Step, Traced, Untraceable, Way, run, run_joint, serves, split
+
+TORCH = Path(torch.__file__).parent
+OTHER_BATCH = 9
+FALLBACK = "fxapprox stores this graph exactly: "
+AVERAGE = "average_bits="  # a warning: fewer than the classes need
+
+
+def check(program: Program, *, lossless: str = "identity", report: bool = False, **options: Any) -> list[str]:
+    """Traces a program once, and holds partitions of it against the joint graph, unsplit.
+
+    Args:
+        lossless: "identity" (every value goes through a codec that loses nothing), or "exact" (``bits=None``).
+        report: whether the report is rendered as well.
+        **options: that lose something; see ``choices.options``.
+
+    Returns: what was noteworthy: graphs left alone, budgets that nothing fits, codecs.
+    """
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            traced = split(program, _ways(program, lossless, options))
+        except Untraceable as error:
+            return [f"not traced: {str(error)[:60]}"]
+        except OptionError as error:
+            if "memory_budget" not in options:
+                raise
+            return [f"refused: {str(error)[:40]}"]
+    if traced.joint is None:
+        return ["no gradient"]
+    for batch in (BATCH, OTHER_BATCH):
+        if batch == BATCH or serves(traced.joint, batch):
+            _check_steps(program, traced, batch)
+    if report:
+        _check_text(traced.halves["lossy"])
+    return [*_expected(warned), *(f"{parts.entry.codec.text} stored" for parts in traced.halves["lossy"].parts)]
+
+
+def _ways(program: Program, lossless: str, options: dict[str, Any]) -> dict[str, Way]:
+    """Partitions of a program: without loss, with it, and with values that are off by next to nothing."""
+    exactly: dict[str, Any] = {"bits": None} if lossless == "exact" else {"policy": "identity"}
+    if "checkpoint" in options and "checkpoint_bits" not in options:
+        exactly["checkpoint"] = options["checkpoint"]
+    ways = {"lossless": _way(exactly), "lossy": _way(options)}
+    if any(given.dtype == "float64" for given in program.inputs):
+        ways["nudged"] = _way({"policy": "nudged"})
+    return ways
+
+
+def _way(options: dict[str, Any]) -> Way:
+    own = Options(**with_policy({"min_bytes": 0, "lowering": "eager", **options}))
+    return lambda gm, inputs, **rest: rewrite(gm, inputs, options=own, **rest)
+
+
+def _expected(warned: list[warnings.WarningMessage]) -> list[str]:
+    """The texts of our warnings, which are documented ones; torch warns of what the program does."""
+    texts = [str(each.message) for each in warned if not Path(each.filename).is_relative_to(TORCH)]
+    for text in texts:
+        assert text.startswith(FALLBACK) or AVERAGE in text, f"warns: {text}"
+    return texts
+
+
+def _check_steps(program: Program, traced: Traced, batch: int) -> None:
+    """Runs a step of each partition, and of the joint graph."""
+    assert traced.joint is not None
+    try:
+        expected = run_joint(program, traced.joint, batch=batch)
+    except RuntimeError:
+        return  # torch itself cannot run it
+    found = {name: run(program, each, batch=batch, record=name == "lossy") for name, each in traced.halves.items()}
+    for name, step in found.items():
+        same(step.outputs, expected.outputs, f"{name}: output")
+        same(step.inputs, expected.inputs, f"{name}: input, after forward,")
+        finite_as(step.gradients, expected.gradients, name)
+    same(found["lossless"].gradients, expected.gradients, "lossless: gradient")
+    stored_as_planned(traced.halves["lossy"], found["lossy"], batch)
+    if not program.dynamic:  # codecs' groups depend on which sizes are symbolic
+        within_bounds(traced.halves["lossy"], found["lossy"])
+    if "nudged" in found:
+        undecided(program, found["nudged"], expected, batch)
+
+
+def same(found: list[Any], expected: list[Any], what: str) -> None:
+    """Every bit is the same, those of NaN included."""
+    assert len(found) == len(expected), f"{what}: {len(found)} instead of {len(expected)}"
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if not isinstance(other, Tensor):
+            assert one == other, f"{what} {i}: {one!r} instead of {other!r}"
+            continue
+        about = (one.dtype, one.shape), (other.dtype, other.shape)
+        assert about[0] == about[1], f"{what} {i}: {about[0]} instead of {about[1]}"
+        assert torch.equal(_bits(one), _bits(other)), f"{what} {i} differs: {one} instead of {other}"
+
+
+def _bits(value: Tensor) -> Tensor:
+    """The value as integers; all NaN are one."""
+    if not value.dtype.is_floating_point:
+        return value
+    plain = torch.where(value.isnan(), torch.nan, value).contiguous()
+    return plain.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()])
+
+
+def finite_as(found: list[Any], expected: list[Any], name: str) -> None:
+    """No NaN and no infinity where the exact gradient has none."""
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if isinstance(other, Tensor) and bool(other.isfinite().all()):
+            assert bool(one.isfinite().all()), f"{name}: gradient {i} is {one}, exactly it is {other}"
+
+
+def undecided(program: Program, nudged: Step, expected: Step, batch: int) -> None:
+    """Nothing is decided on an approximate value: nudged by a 1000th as much, it moves gradients by far less.
+
+    Where next to nothing moves them by a lot and in proportion, the program is like that: it divides by little.
+    """
+    moved = _moves(nudged, expected)
+    if moved > 1e-5:
+        hardly = split(program, {"hardly": _way({"policy": "hardly nudged"})}).halves["hardly"]
+        less = _moves(run(program, hardly, batch=batch), expected)
+        assert less < moved / 10, f"nudged, gradients move by {moved}; by a 1000th of that, by {less}"
+
+
+def _moves(found: Step, expected: Step) -> float:
+    """How far gradients are from the exact ones, as a share of the largest; 0 if those are not finite."""
+    exact = expected.gradient
+    if not exact.numel() or not bool(exact.isfinite().all()):
+        return 0.0
+    return float((found.gradient - exact).abs().max()) / (float(exact.abs().max()) + 1e-6)
+
+
+def within_bounds(halves: Rewrite, step: Step) -> None:
+    """Every decoded value is as close to the value as its codec says, and every decision the one that was taken."""
+    left = {node.name: node for node in halves.forward.graph.nodes}
+    again = {name for segment in halves.segments for name in segment.recomputed}
+    for parts in halves.parts:
+        entry, spliced = parts.entry, parts.spliced
+        if again.intersection(node.name for node in parts.nodes):
+            continue  # encoded again in backward, maybe from an approximate value
+        if spliced is None or any(name not in left for name in (entry.name, *entry.predicates, *entry.carried)):
+            continue
+        context = _context(entry, left)
+        if all(node.name in step.forward for node in context.nodes):
+            _check_value(entry, context, spliced, step)
+            for name in entry.predicates:
+                _check_decision(name, spliced, step)
+
+
+def _check_value(entry: Stored, context: _Alone, spliced: Spliced, step: Step) -> None:
+    x = step.forward[entry.name]
+    found = _decoded(spliced, step, x)
+    if found is None:
+        return
+    code = context.encode(entry.codec, x, [step.forward[node.name] for node in context.nodes])
+    off = (found.double() - x.double()).abs()
+    bound = entry.codec.bound(code, Like.of(x, memory_order(x))).double()
+    fine = (off <= bound) | ~x.isfinite() | ~bound.isfinite() | (found == x)
+    assert bool(fine.all()), (
+        f"{entry.name}: {entry.codec.text} says within {bound.expand(x.shape)[~fine][:3]},"
+        f" but makes {found[~fine][:3]} of {x[~fine][:3]}"
+    )
+
+
+def _check_decision(name: str, spliced: Spliced, step: Step) -> None:
+    """One of the codec's masks is the decision that was taken, if it has any."""
+    taken = step.forward[name]
+    made = [step.backward[node] for node in spliced.decode if node in step.backward]
+    masks = [value for value in made if isinstance(value, Tensor) and value.dtype == torch.bool]
+    masks = [mask for mask in masks if mask.shape == taken.shape]
+    assert not masks or any(torch.equal(mask, taken) for mask in masks), f"{name}: decided otherwise"
+
+
+def _decoded(spliced: Spliced, step: Step, x: Tensor) -> Tensor | None:
+    """What backward makes of a code: the last value of the original's shape and type."""
+    names = set(spliced.decode)
+    made = [value for name, value in step.backward.items() if name in names and isinstance(value, Tensor)]
+    return next((value for value in reversed(made) if (value.shape, value.dtype) == (x.shape, x.dtype)), None)
+
+
+def stored_as_planned(halves: Rewrite, step: Step, batch: int) -> None:
+    """The report's bytes are those that forward leaves."""
+    if halves.fallback:
+        return
+    report = report_of(halves, lowering="eager")
+    if report.sizes and batch != BATCH:
+        report = report.at({symbol.name: batch for symbol in report.sizes})
+    assert report.saved_bytes == step.stored, f"{step.stored} bytes are stored, {report.saved_bytes} were planned"
+
+
+def _check_text(halves: Rewrite) -> None:
+    report = report_of(halves, lowering="eager")
+    assert str(report)
+    assert json.loads(report.to_json())["schema"]
