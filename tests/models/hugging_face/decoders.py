@@ -85,6 +85,11 @@ SCANS = {
     "falcon_mamba": Architecture("FalconMambaForCausalLM", texts, {
         **SPECIAL, "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8,
     }),
+    "jamba": Architecture("JambaForCausalLM", texts, {
+        **GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    }),
     "mamba": Architecture("MambaForCausalLM", texts, {
         **SPECIAL, "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8,
     }),

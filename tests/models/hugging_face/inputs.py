@@ -66,6 +66,16 @@ def captioned_images(batch: int) -> dict[str, Tensor]:
     return {"input_ids": _tokens(batch) * mask, "attention_mask": mask, **images(batch)}
 
 
+def measured_images(batch: int) -> dict[str, Tensor]:
+    """Images with the depth of each pixel."""
+    return {**images(batch), "labels": 1 + torch.rand(batch, IMAGE, IMAGE)}
+
+
+def sorted_films(batch: int) -> dict[str, Tensor]:
+    """Films, (batch, 4, 3, 32, 32), each with a class."""
+    return {"pixel_values": torch.randn(batch, 4, 3, IMAGE, IMAGE), "labels": _classes(batch)}
+
+
 def described_images(batch: int) -> dict[str, Tensor]:
     """Images, each with a text that is to be learned."""
     return {**images(batch), **texts(batch)}
@@ -94,6 +104,28 @@ def sorted_spectra(batch: int) -> dict[str, Tensor]:
 def series(batch: int) -> dict[str, Tensor]:
     """Several time series, (batch, time, channels), and how they go on."""
     return {"past_values": torch.randn(batch, 32, 4), "future_values": torch.randn(batch, 8, 4)}
+
+
+def dated_series(batch: int) -> dict[str, Tensor]:
+    """A time series and how it goes on, (batch, time), with one feature of the date at each time."""
+    past, future = 32 + 7, 8  # 7: the largest lag at which the series is looked up
+    return {
+        "past_values": torch.randn(batch, past),
+        "past_time_features": torch.randn(batch, past, 1),
+        "past_observed_mask": torch.ones(batch, past),
+        "future_values": torch.randn(batch, future),
+        "future_time_features": torch.randn(batch, future, 1),
+    }
+
+
+def sounds(batch: int) -> dict[str, Tensor]:
+    """Sounds, (batch, 1, 400)."""
+    return {"input_values": torch.randn(batch, 1, SAMPLES)}
+
+
+def written_pages(batch: int) -> dict[str, Tensor]:
+    """Padded texts with the corners of each word on its page, and a class."""
+    return {**sorted_texts(batch), "bbox": torch.randint(30, (batch, TOKENS, 4)).sort(-1).values}
 
 
 def _tokens(batch: int) -> Tensor:

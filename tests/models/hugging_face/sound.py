@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from tests.models.hugging_face.architecture import Architecture
 from tests.models.hugging_face.inputs import (
     BANDS,
     CLASSES,
     FRAMES,
     VOCABULARY,
+    dated_series,
     heard,
     series,
     sorted_sounds,
     sorted_spectra,
+    sounds,
     spoken,
 )  # fmt: skip
 
@@ -24,11 +30,26 @@ WAVES = {
     "apply_spec_augment": False,  # its masks are drawn with numpy
 }  # fmt: skip
 
+DATED = {
+    "prediction_length": 8, "context_length": 32, "num_time_features": 1, "d_model": 32, "encoder_layers": 2,
+    "decoder_layers": 2, "use_cache": False,
+}  # fmt: skip
+
+
+def heard_again(output: Any) -> Tensor:
+    """The mean square of a sound as a codec gives it back."""
+    return output.audio_values.square().mean()
+
+
 SOUNDS = {
     "ast": Architecture("ASTForAudioClassification", sorted_spectra, {
         **BODY, "max_length": FRAMES, "num_mel_bins": BANDS, "patch_size": 8, "frequency_stride": 4, "time_stride": 4,
         "num_labels": CLASSES,
     }),
+    "encodec": Architecture("EncodecModel", sounds, {
+        "hidden_size": 32, "num_filters": 8, "upsampling_ratios": [4, 2], "codebook_size": 16, "codebook_dim": 32,
+        "kernel_size": 3, "last_kernel_size": 3,
+    }, heard_again),
     "hubert": Architecture("HubertForSequenceClassification", sorted_sounds, {
         **WAVES, "num_labels": CLASSES, "classifier_proj_size": 32,
     }),
@@ -44,6 +65,8 @@ SOUNDS = {
     }),
 }  # fmt: skip
 SERIES = {
+    "autoformer": Architecture("AutoformerForPrediction", dated_series, {**DATED, "moving_average": 5}),
+    "informer": Architecture("InformerForPrediction", dated_series, DATED),
     "patchtsmixer": Architecture("PatchTSMixerForPrediction", series, {
         "context_length": 32, "prediction_length": 8, "num_input_channels": 4, "patch_length": 4, "patch_stride": 4,
         "d_model": 32, "num_layers": 2,

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from tests.models.hugging_face.architecture import Architecture
-from tests.models.hugging_face.inputs import CLASSES, VOCABULARY, padded_right, sorted_texts, texts, translated
+from tests.models.hugging_face.inputs import (
+    CLASSES,
+    VOCABULARY,
+    padded_right,
+    sorted_texts,
+    texts,
+    translated,
+    written_pages,
+)
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALL = {
@@ -46,6 +54,9 @@ ENCODERS = {
         "d_head": 16, "d_inner": 128, "initializer_std": 0.02,
     }),
     "ibert": Architecture("IBertForMaskedLM", padded_right, SMALL),
+    "layoutlm": Architecture("LayoutLMForSequenceClassification", written_pages, {
+        **SMALL, "max_2d_position_embeddings": 32, "num_labels": CLASSES,
+    }),
     "longformer": Architecture("LongformerForSequenceClassification", sorted_texts, {
         **SMALL, "attention_window": 8, "num_labels": CLASSES,
     }),

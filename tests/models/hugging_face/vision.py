@@ -17,7 +17,9 @@ from tests.models.hugging_face.inputs import (
     captioned_images,
     described_images,
     images,
+    measured_images,
     segmented_images,
+    sorted_films,
     sorted_images,
 )  # fmt: skip
 
@@ -25,6 +27,18 @@ BODY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "in
 PATCHES = {**BODY, "image_size": IMAGE, "patch_size": 8, "num_labels": CLASSES}
 STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40], "num_labels": CLASSES}
 SWIN = {"image_size": IMAGE, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+PYRAMID = {
+    **SWIN, "model_type": "swin", "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4],
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}  # fmt: skip
+DETECTOR = {
+    "backbone_config": {
+        "model_type": "resnet", "depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40], "embedding_size": 16,
+        "out_features": ["stage3", "stage4"],
+    },
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 8, "num_labels": CLASSES,
+}  # fmt: skip
 TEXT = {
     **BODY, "vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
@@ -35,6 +49,12 @@ IMAGES = {**BODY, "image_size": IMAGE, "patch_size": 8}
 def first_output(output: Any) -> Tensor:
     """The mean square of the first output, for models that compute no loss."""
     return output[0].float().square().mean()
+
+
+def pixels_and_queries(output: Any) -> Tensor:
+    """The mean square of a segmenter's pixels and queries; its own loss matches masks on the host, with scipy."""
+    pixels, queries = output.pixel_decoder_last_hidden_state, output.transformer_decoder_last_hidden_state
+    return pixels.square().mean() + queries.square().mean()
 
 
 def boxes(output: Any) -> Tensor:
@@ -104,6 +124,8 @@ TRANSFORMERS = {
     }),
     "swin": Architecture("SwinForImageClassification", sorted_images, {**SWIN, "num_labels": CLASSES}),
     "swinv2": Architecture("Swinv2ForImageClassification", sorted_images, {**SWIN, "num_labels": CLASSES}),
+    "timesformer": Architecture("TimesformerForVideoClassification", sorted_films, {**PATCHES, "num_frames": 4}),
+    "videomae": Architecture("VideoMAEForVideoClassification", sorted_films, {**PATCHES, "num_frames": 4}),
     "vit": Architecture("ViTForImageClassification", sorted_images, PATCHES),
     "vit_mae": Architecture("ViTMAEForPreTraining", images, {
         **IMAGES, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4,
@@ -111,10 +133,28 @@ TRANSFORMERS = {
     }),
 }  # fmt: skip
 DENSE = {
+    "deformable_detr": Architecture("DeformableDetrForObjectDetection", images, {
+        **DETECTOR, "encoder_n_points": 2, "decoder_n_points": 2, "num_feature_levels": 2,
+    }, boxes),
+    "detr": Architecture("DetrForObjectDetection", images, DETECTOR, boxes),
     "dpt": Architecture("DPTForSemanticSegmentation", segmented_images, {
         **PATCHES, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 16, 32, 32],
         "fusion_hidden_size": 32,
     }),
+    "glpn": Architecture("GLPNForDepthEstimation", measured_images, {
+        "depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 32, 32], "num_attention_heads": [1, 2, 2, 2],
+        "sr_ratios": [2, 2, 1, 1], "decoder_hidden_size": 32,
+    }),
+    "mask2former": Architecture("Mask2FormerModel", images, {
+        "backbone_config": PYRAMID, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
+        "encoder_feedforward_dim": 64, "encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 4,
+        "dim_feedforward": 64, "num_queries": 8,
+    }, pixels_and_queries),
+    "maskformer": Architecture("MaskFormerModel", images, {
+        "backbone_config": PYRAMID,
+        "decoder_config": {"model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 8},
+        "fpn_feature_size": 32, "mask_feature_size": 32,
+    }, pixels_and_queries),
     "segformer": Architecture("SegformerForSemanticSegmentation", segmented_images, {
         **STAGES, "hidden_sizes": [16, 32, 32, 32], "num_attention_heads": [1, 2, 2, 2], "sr_ratios": [2, 2, 1, 1],
         "decoder_hidden_size": 32,
