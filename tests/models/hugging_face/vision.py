@@ -31,13 +31,16 @@ PYRAMID = {
     **SWIN, "model_type": "swin", "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4],
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }  # fmt: skip
+DETR = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 8, "num_labels": CLASSES,
+}  # fmt: skip
 DETECTOR = {
+    **DETR,
     "backbone_config": {
         "model_type": "resnet", "depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40], "embedding_size": 16,
         "out_features": ["stage3", "stage4"],
     },
-    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 8, "num_labels": CLASSES,
 }  # fmt: skip
 TEXT = {
     **BODY, "vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, "pad_token_id": 0, "bos_token_id": 1,
@@ -152,7 +155,7 @@ DENSE = {
     }, pixels_and_queries),
     "maskformer": Architecture("MaskFormerModel", images, {
         "backbone_config": PYRAMID,
-        "decoder_config": {"model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 8},
+        "decoder_config": {**DETR, "model_type": "detr"},
         "fpn_feature_size": 32, "mask_feature_size": 32,
     }, pixels_and_queries),
     "segformer": Architecture("SegformerForSemanticSegmentation", segmented_images, {
