@@ -27,6 +27,8 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
             for a in node.args]  # fmt: skip
     first = args[0] if args else None
     second = args[1] if len(args) > 1 else None
+    if name == "aten.full" and second is not None:
+        return second
     if node.op != "call_function" or first is None:
         return EVERYTHING
     low, high = first

@@ -51,6 +51,17 @@ def test_softmax_and_its_logits() -> None:
     assert of_op(values, "aten.mm")[0].kind is Class.SOFTMAX
 
 
+def test_attention_weights_under_a_mask_are_a_softmax() -> None:
+    def attend(x: Tensor) -> Tensor:
+        q = (x @ W).view(2, 16, 2, 8).transpose(1, 2)
+        bias = q @ q.transpose(-1, -2)  # needs a gradient: no fused kernel
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=bias).sum()
+
+    (weights,) = (a for a in of_op(classified(attend, X), "aten.where") if a.demand is not None)
+    assert weights.kind is Class.SOFTMAX
+    assert weights.weights
+
+
 def test_attention_operands() -> None:
     def attend(x: Tensor) -> Tensor:
         q = (x @ W).view(2, 16, 2, 8).transpose(1, 2)
