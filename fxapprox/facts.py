@@ -14,7 +14,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.graph import Joint, numel, tensor_of
 from fxapprox.intervals import Interval, interval
-from fxapprox.operators import DISCRETE_FLOATS, REDUCTIONS, RULES, Rule, op_name
+from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, op_name
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
@@ -141,5 +141,5 @@ def _is_decision(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterab
     if node not in facts.sizes or node.op != "call_function" or (rule is not None and rule.view):
         return False
     if node in facts.floats:
-        return facts.ops[node] in DISCRETE_FLOATS
+        return is_label(node)
     return any(source in facts.depends and source in facts.floats for source in sources)

@@ -48,7 +48,7 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
         return (-high, -low)
     if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
         return (0.0, INF)
-    if name in ("aten.mul", "aten.div") and second is not None:
+    if name in ("aten.mul", "aten.div") and second is not None and not node.kwargs:
         return _product(node, name, first, second)
     if name in ("aten.add", "aten.sub") and second is not None and not node.kwargs.get("alpha"):
         if name == "aten.sub" and _is_shift_by_maximum(node):

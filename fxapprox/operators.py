@@ -161,6 +161,16 @@ def is_view(node: fx.Node) -> bool:
     return rule is not None and rule.view
 
 
+def is_label(node: fx.Node) -> bool:
+    """Whether a float result is a decision: a sign or a whole number, by where its operand lies."""
+    return op_name(node) in DISCRETE_FLOATS or _rounds(node)
+
+
+def _rounds(node: fx.Node) -> bool:
+    """Whether the node divides and drops the remainder."""
+    return op_name(node) == "aten.div" and node.kwargs.get("rounding_mode") is not None
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether running the operator twice gives two results."""
     at = _dropout_position(node.target)
@@ -181,5 +191,7 @@ def table_use(node: fx.Node, position: int) -> Use | None:
     name = op_name(node)
     if name in ATTENTION_OPERANDS:
         return ATTENTION_OPERANDS[name].get(position, E)
+    if _rounds(node):
+        return D
     rule = RULES.get(name)
     return None if rule is None else rule.uses[min(position, len(rule.uses) - 1)]

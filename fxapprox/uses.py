@@ -63,6 +63,8 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
     use = table_use(node, position)
     if use is None:
         return Use.SENSITIVE
+    if use == Use.DECISION:
+        return use
     name = op_name(node)
     low, high = facts.bounds.get(operand, EVERYTHING)
     if name in ("aten.mul", "prims.fma", "aten.addcmul"):

@@ -110,6 +110,14 @@ def test_a_rectifier_can_ride_in_the_code_of_a_normalized_value() -> None:
     assert [step for step, _ in mask.embedded.steps] == ["sub", "mul", "mul", "add"]
 
 
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_a_quotient_without_its_remainder_is_a_decision(mode: str) -> None:
+    values = classified(lambda x: (torch.div(x @ W, 0.5, rounding_mode=mode) * (x @ W)).sum(), X)
+    (quotient,) = of_op(values, "aten.div")
+    assert quotient.kind is Class.DISCRETE
+    assert not quotient.recomputable
+
+
 def test_source_lines_and_decisions() -> None:
     values = classified(lambda x: F.relu(x @ W).sum(), X)
     relu = of_op(values, "aten.relu")[0]
