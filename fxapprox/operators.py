@@ -69,6 +69,7 @@ RULES: dict[str, Rule] = {
     **_rules("embedding_dense_backward", L, E),
     # Contractions and reductions: linear, but too expensive (or too small) to run twice.
     **_rules("mm bmm addmm baddbmm mv dot convolution convolution_backward", L),
+    **_rules("_grouped_mm", L, L, E, L),
     **_rules("sum mean cumsum _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d avg_pool3d", L),
     **_rules("upsample_nearest2d upsample_bilinear2d upsample_bicubic2d triu tril", L),
     **_rules("slice_backward select_backward _adaptive_avg_pool2d_backward embedding_backward", L),

@@ -87,6 +87,19 @@ def test_values_that_no_parameter_moves_are_never_approximate() -> None:
     assert not any(a.approximable for a in values.values() if a.shape == (16,))
 
 
+def test_products_of_experts_are_linear_in_rows_and_weights() -> None:
+    experts = torch.randn(4, 16, 16, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([8, 16, 24, 32], dtype=torch.int32)
+
+    def mixed(x: Tensor, ends: Tensor) -> Tensor:
+        rows = (x @ W).bfloat16()
+        return F.grouped_mm(torch.tanh(rows), experts, offs=ends).float().sum()
+
+    values = classified(mixed, X, ends)
+    assert of_op(values, "aten.tanh")[0].kind is Class.SMOOTH
+    assert any(a.reason == "linear in aten._grouped_mm" for a in values.values())
+
+
 def test_an_unknown_operator_is_sensitive() -> None:
     values = classified(lambda x: torch.cumprod(x @ W, 0).sum(), X)
     product = of_op(values, "aten.mm")[0]
