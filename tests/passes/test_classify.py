@@ -131,6 +131,29 @@ def test_a_quotient_without_its_remainder_is_a_decision(mode: str) -> None:
     assert not quotient.recomputable
 
 
+@pytest.mark.parametrize("filling", [-1e9, torch.finfo(torch.float32).min])
+def test_what_a_mask_fills_in_is_not_coded(filling: float) -> None:
+    hidden = torch.rand(32, 16) > 0.5
+    filled = classified(lambda x: torch.tanh((x @ W).masked_fill(hidden, filling)).sum(), X)
+    added = classified(lambda x: torch.tanh(x @ W + torch.where(hidden, filling, 0.0)).sum(), X)
+    scaled = classified(lambda x: torch.tanh(x @ W + hidden.float() * filling).sum(), X)
+    for values, op in ((filled, "aten.where"), (added, "aten.add"), (scaled, "aten.add")):
+        (sum_,) = (a for a in of_op(values, op) if a.approximable)
+        assert "filling" in sum_.kept
+        assert not of_op(values, "aten.mm")[0].kept
+        assert not of_op(values, "aten.tanh")[0].kept
+
+
+def test_exponentials_are_not_coded_unless_they_are_bounded() -> None:
+    assert all(a.kept for a in of_op(classified(lambda x: (torch.exp(x @ W) * 2).square().sum(), X), "aten.exp"))
+    bounded = classified(lambda x: torch.exp(-(x @ W).square()).square().sum(), X)
+    assert not any(a.kept for a in of_op(bounded, "aten.exp"))
+    shifted = classified(lambda x: torch.softmax(x @ W, -1).square().sum(), X)
+    assert not any(a.kept for a in shifted.values() if a.approximable)
+    silu = classified(lambda x: F.silu(x @ W).square().sum(), X)
+    assert not any(a.kept for a in of_op(silu, "aten.div") if a.approximable)
+
+
 def test_source_lines_and_decisions() -> None:
     values = classified(lambda x: F.relu(x @ W).sum(), X)
     relu = of_op(values, "aten.relu")[0]
