@@ -37,7 +37,7 @@ class Facts:
         roots: which values, not cheap to compute, it is made of.
         free: it is alive during backward anyway.
         statistics: it is small next to the activations it came from.
-        uneven: elements of very different size may stand in it side by side: a code for them would drown the small ones.
+        uneven: its elements may be of very different size: a code for them would drown the small ones.
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
         again: backward may run its operator again.

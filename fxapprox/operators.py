@@ -77,7 +77,7 @@ RULES: dict[str, Rule] = {
     **_rules("avg_pool2d_backward avg_pool3d_backward", L),
     **_rules("max_pool2d_with_indices_backward", L, L, E),
     # Smooth functions: bounded derivative, so a small error stays small.
-    **_rules("tanh sigmoid erf erfc sin cos atan silu gelu mish", S, cheap=True),
+    **_rules("tanh sigmoid erf erfc atan silu gelu mish", S, cheap=True),
     **_rules("tanh_backward sigmoid_backward silu_backward gelu_backward mish_backward", L, S),
     # Fused normalizations: affine in the input, once the statistics are exact.
     **_rules("native_layer_norm_backward", L, S, E),
@@ -93,9 +93,10 @@ RULES: dict[str, Rule] = {
     **_rules("eq ne lt le gt ge logical_not logical_and logical_or logical_xor", D, cheap=True),
     **_rules("bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __or__ __xor__", D, cheap=True),
     **_rules("threshold_backward", L, D),
-    # Cheap, but only from exact operands: the derivative is not bounded.
+    # Cheap, but only from exact operands: the derivative is not bounded, or the operand is a phase, of which many
+    # turns leave no room for its error.
     **_rules(
-        "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow square tan asin acos sinh cosh atanh"
+        "sin cos exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow square tan asin acos sinh cosh atanh"
         " lgamma digamma atan2 addcdiv prims._low_memory_max_pool_offsets_to_indices",
         E, cheap=True,
     ),
