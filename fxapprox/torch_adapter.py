@@ -211,8 +211,18 @@ def split(
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_nodes=info.static_lifetime_input_nodes,
     )
-    for graph in (forward.graph, backward.graph):  # torch leaves what is random there, unless it is compiling
-        graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=inductor_config.fallback_random))
+
+    def has_effect(node: fx.Node) -> bool:
+        return node.is_impure(impure_random=inductor_config.fallback_random)
+
+    ran = {node.name for node in forward.graph.nodes}
+
+    def is_backwards(node: fx.Node) -> bool:
+        return node.op != "call_function" or node.name not in ran
+
+    forward.graph.eliminate_dead_code(has_effect)  # torch leaves what is random there, unless it is compiling
+    # torch copies what has an effect (an assertion), and all that leads to it, into backward as well
+    backward.graph.eliminate_dead_code(lambda node: has_effect(node) and is_backwards(node))
     return forward, backward
 
 
