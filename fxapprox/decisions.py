@@ -98,7 +98,7 @@ def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]
 def _affine_step(node: fx.Node, facts: Facts) -> tuple | None:
     """(operand, operator, coefficient) if the node is operand op coefficient, the coefficient one per channel."""
     name = facts.ops[node].removeprefix("aten.")
-    if node.op != "call_function" or name not in ("add", "sub", "mul", "div", "neg") or node.kwargs.get("alpha"):
+    if node.op != "call_function" or name not in ("add", "sub", "mul", "div", "neg") or node.kwargs:
         return None
     value = tensor_of(node)
     if value is None or node in facts.free or not facts.roots[node]:

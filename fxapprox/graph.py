@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.operators import DISCRETE_FLOATS, is_view, op_name, table_use
+from fxapprox.operators import is_label, is_view, op_name, table_use
 from fxapprox.sizes import Size
 
 PACKAGE = Path(__file__).parent
@@ -279,7 +279,7 @@ def verify(backward: fx.GraphModule, approximate: set[fx.Node]) -> None:
         elif touched:
             tainted.add(node)
         value = tensor_of(node)
-        decides = value is not None and (not value.dtype.is_floating_point or op_name(node) in DISCRETE_FLOATS)
+        decides = value is not None and (not value.dtype.is_floating_point or is_label(node))
         if touched and node not in gradient and decides:
             raise UnsupportedGraph(
                 "verify", f"{op_name(node)} would take a decision from an approximate value",

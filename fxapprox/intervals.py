@@ -27,6 +27,8 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
             for a in node.args]  # fmt: skip
     first = args[0] if args else None
     second = args[1] if len(args) > 1 else None
+    if name == "aten.full" and second is not None:
+        return second
     if node.op != "call_function" or first is None:
         return EVERYTHING
     low, high = first
@@ -46,7 +48,7 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
         return (-high, -low)
     if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
         return (0.0, INF)
-    if name in ("aten.mul", "aten.div") and second is not None:
+    if name in ("aten.mul", "aten.div") and second is not None and not node.kwargs:
         return _product(node, name, first, second)
     if name in ("aten.add", "aten.sub") and second is not None and not node.kwargs.get("alpha"):
         if name == "aten.sub" and _is_shift_by_maximum(node):

@@ -69,6 +69,7 @@ RULES: dict[str, Rule] = {
     **_rules("embedding_dense_backward", L, E),
     # Contractions and reductions: linear, but too expensive (or too small) to run twice.
     **_rules("mm bmm addmm baddbmm mv dot convolution convolution_backward", L),
+    **_rules("_grouped_mm", L, L, E, L),
     **_rules("sum mean cumsum _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d avg_pool3d", L),
     **_rules("upsample_nearest2d upsample_bilinear2d upsample_bicubic2d triu tril", L),
     **_rules("slice_backward select_backward _adaptive_avg_pool2d_backward embedding_backward", L),
@@ -76,7 +77,7 @@ RULES: dict[str, Rule] = {
     **_rules("avg_pool2d_backward avg_pool3d_backward", L),
     **_rules("max_pool2d_with_indices_backward", L, L, E),
     # Smooth functions: bounded derivative, so a small error stays small.
-    **_rules("tanh sigmoid erf erfc sin cos atan silu gelu mish", S, cheap=True),
+    **_rules("tanh sigmoid erf erfc atan silu gelu mish", S, cheap=True),
     **_rules("tanh_backward sigmoid_backward silu_backward gelu_backward mish_backward", L, S),
     # Fused normalizations: affine in the input, once the statistics are exact.
     **_rules("native_layer_norm_backward", L, S, E),
@@ -92,9 +93,10 @@ RULES: dict[str, Rule] = {
     **_rules("eq ne lt le gt ge logical_not logical_and logical_or logical_xor", D, cheap=True),
     **_rules("bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __or__ __xor__", D, cheap=True),
     **_rules("threshold_backward", L, D),
-    # Cheap, but only from exact operands: the derivative is not bounded.
+    # Cheap, but only from exact operands: the derivative is not bounded, or the operand is a phase, of which many
+    # turns leave no room for its error.
     **_rules(
-        "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow square tan asin acos sinh cosh atanh"
+        "sin cos exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow square tan asin acos sinh cosh atanh"
         " lgamma digamma atan2 addcdiv prims._low_memory_max_pool_offsets_to_indices",
         E, cheap=True,
     ),
@@ -161,6 +163,16 @@ def is_view(node: fx.Node) -> bool:
     return rule is not None and rule.view
 
 
+def is_label(node: fx.Node) -> bool:
+    """Whether a float result is a decision: a sign or a whole number, by where its operand lies."""
+    return op_name(node) in DISCRETE_FLOATS or _rounds(node)
+
+
+def _rounds(node: fx.Node) -> bool:
+    """Whether the node divides and drops the remainder."""
+    return op_name(node) == "aten.div" and node.kwargs.get("rounding_mode") is not None
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether running the operator twice gives two results."""
     at = _dropout_position(node.target)
@@ -181,5 +193,7 @@ def table_use(node: fx.Node, position: int) -> Use | None:
     name = op_name(node)
     if name in ATTENTION_OPERANDS:
         return ATTENTION_OPERANDS[name].get(position, E)
+    if _rounds(node):
+        return D
     rule = RULES.get(name)
     return None if rule is None else rule.uses[min(position, len(rule.uses) - 1)]

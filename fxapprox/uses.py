@@ -63,6 +63,8 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
     use = table_use(node, position)
     if use is None:
         return Use.SENSITIVE
+    if use == Use.DECISION:
+        return use
     name = op_name(node)
     low, high = facts.bounds.get(operand, EVERYTHING)
     if name in ("aten.mul", "prims.fma", "aten.addcmul"):
@@ -108,12 +110,22 @@ def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
 
 
 def is_weights(node: fx.Node, facts: Facts) -> bool:
-    """Whether the node is a softmax: exp(...) over its own sum, whatever was subtracted or multiplied before."""
+    """Whether the node is a softmax: exp(...) over its own sum, whatever was subtracted or multiplied before.
+
+    Attention under a mask puts zeros into the rows that it hides wholly: where(hidden, 0, softmax).
+    """
     name = facts.ops[node]
+    if name == "aten.where":
+        _, hidden, shown = node.args
+        return isinstance(shown, fx.Node) and _is_zero(hidden, facts) and is_weights(shown, facts)
     if name != "aten.div" or not all(isinstance(a, fx.Node) for a in node.args):
         return name == "aten._softmax"
     exponential, total = node.args
     return op_name(exponential) == "aten.exp" and op_name(total) == "aten.sum" and total.args[0] is exponential  # type: ignore[union-attr, arg-type]
+
+
+def _is_zero(value: object, facts: Facts) -> bool:
+    return facts.bounds.get(value) == (0, 0) if isinstance(value, fx.Node) else value == 0
 
 
 def _is_softmax_output(node: fx.Node, facts: Facts) -> bool:

@@ -96,7 +96,7 @@ def _describe(
         partial=base is not node and value is not None and is_view(node),
         free=node in facts.free,
         approximable=approximable,
-        kept=_kept(value, size, min_bytes) if value is not None else "",
+        kept=_kept(value, size, min_bytes, uneven=node in facts.uneven) if value is not None else "",
         span=span_of(node),
         nonnegative=facts.bounds[node][0] >= 0,
         weights=is_weights(node, facts),
@@ -181,10 +181,12 @@ def _left_to_backward(node: fx.Node, facts: Facts) -> bool:
     return node in facts.checkpointed and not any(is_random(n) for n in (node, *node.all_input_nodes))
 
 
-def _kept(value: torch.Tensor, size: int, min_bytes: int) -> str:
+def _kept(value: torch.Tensor, size: int, min_bytes: int, *, uneven: bool) -> str:
     """Why a tensor is stored as it is, if it is stored; "" if it can be encoded."""
     if size < max(min_bytes, 1):
         return f"smaller than min_bytes={min_bytes}"
     if type(value) is not adapter.FakeTensor or not is_dense(value):
         return "its elements do not fill their memory"
+    if uneven:
+        return "an exponential or a mask's filling makes its elements too different in size for one code"
     return ""

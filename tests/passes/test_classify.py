@@ -31,7 +31,7 @@ def test_inputs_are_free_and_linear_values_linear() -> None:
 @pytest.mark.parametrize(
     ("function", "kind"),
     [(torch.tanh, Class.SMOOTH), (torch.sigmoid, Class.SMOOTH), (F.gelu, Class.SMOOTH), (F.silu, Class.SMOOTH),
-     (torch.sin, Class.SMOOTH), (torch.log, Class.SENSITIVE), (torch.exp, Class.LINEAR),
+     (torch.sin, Class.SENSITIVE), (torch.log, Class.SENSITIVE), (torch.exp, Class.LINEAR),
      (torch.rsqrt, Class.SENSITIVE)],
 )  # fmt: skip
 def test_pointwise_functions(function, kind: Class) -> None:
@@ -49,6 +49,17 @@ def test_softmax_and_its_logits() -> None:
     target = torch.zeros(32, dtype=torch.long)
     values = classified(lambda x: F.cross_entropy(x @ W, target), X)
     assert of_op(values, "aten.mm")[0].kind is Class.SOFTMAX
+
+
+def test_attention_weights_under_a_mask_are_a_softmax() -> None:
+    def attend(x: Tensor) -> Tensor:
+        q = (x @ W).view(2, 16, 2, 8).transpose(1, 2)
+        bias = q @ q.transpose(-1, -2)  # needs a gradient: no fused kernel
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=bias).sum()
+
+    (weights,) = (a for a in of_op(classified(attend, X), "aten.where") if a.demand is not None)
+    assert weights.kind is Class.SOFTMAX
+    assert weights.weights
 
 
 def test_attention_operands() -> None:
@@ -76,6 +87,19 @@ def test_values_that_no_parameter_moves_are_never_approximate() -> None:
     assert not any(a.approximable for a in values.values() if a.shape == (16,))
 
 
+def test_products_of_experts_are_linear_in_rows_and_weights() -> None:
+    experts = torch.randn(4, 16, 16, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([8, 16, 24, 32], dtype=torch.int32)
+
+    def mixed(x: Tensor, ends: Tensor) -> Tensor:
+        rows = (x @ W).bfloat16()
+        return F.grouped_mm(torch.tanh(rows), experts, offs=ends).float().sum()
+
+    values = classified(mixed, X, ends)
+    assert of_op(values, "aten.tanh")[0].kind is Class.SMOOTH
+    assert any(a.reason == "linear in aten._grouped_mm" for a in values.values())
+
+
 def test_an_unknown_operator_is_sensitive() -> None:
     values = classified(lambda x: torch.cumprod(x @ W, 0).sum(), X)
     product = of_op(values, "aten.mm")[0]
@@ -97,6 +121,37 @@ def test_a_rectifier_can_ride_in_the_code_of_a_normalized_value() -> None:
     assert root.op == "aten.convolution"
     assert mask.embedded.mean is not None
     assert [step for step, _ in mask.embedded.steps] == ["sub", "mul", "mul", "add"]
+
+
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_a_quotient_without_its_remainder_is_a_decision(mode: str) -> None:
+    values = classified(lambda x: (torch.div(x @ W, 0.5, rounding_mode=mode) * (x @ W)).sum(), X)
+    (quotient,) = of_op(values, "aten.div")
+    assert quotient.kind is Class.DISCRETE
+    assert not quotient.recomputable
+
+
+@pytest.mark.parametrize("filling", [-1e9, torch.finfo(torch.float32).min])
+def test_what_a_mask_fills_in_is_not_coded(filling: float) -> None:
+    hidden = torch.rand(32, 16) > 0.5
+    filled = classified(lambda x: torch.tanh((x @ W).masked_fill(hidden, filling)).sum(), X)
+    added = classified(lambda x: torch.tanh(x @ W + torch.where(hidden, filling, 0.0)).sum(), X)
+    scaled = classified(lambda x: torch.tanh(x @ W + hidden.float() * filling).sum(), X)
+    for values, op in ((filled, "aten.where"), (added, "aten.add"), (scaled, "aten.add")):
+        (sum_,) = (a for a in of_op(values, op) if a.approximable)
+        assert "filling" in sum_.kept
+        assert not of_op(values, "aten.mm")[0].kept
+        assert not of_op(values, "aten.tanh")[0].kept
+
+
+def test_exponentials_are_not_coded_unless_they_are_bounded() -> None:
+    assert all(a.kept for a in of_op(classified(lambda x: (torch.exp(x @ W) * 2).square().sum(), X), "aten.exp"))
+    bounded = classified(lambda x: torch.exp(-(x @ W).square()).square().sum(), X)
+    assert not any(a.kept for a in of_op(bounded, "aten.exp"))
+    shifted = classified(lambda x: torch.softmax(x @ W, -1).square().sum(), X)
+    assert not any(a.kept for a in shifted.values() if a.approximable)
+    silu = classified(lambda x: F.silu(x @ W).square().sum(), X)
+    assert not any(a.kept for a in of_op(silu, "aten.div") if a.approximable)
 
 
 def test_source_lines_and_decisions() -> None:

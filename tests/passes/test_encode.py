@@ -171,3 +171,28 @@ def test_codes_of_permuted_values_come_back_in_order() -> None:
     compiled = fxapprox.compile(lambda x: (x @ w.T).T.abs().sum(), bits=None, min_bytes=0, lowering="eager")
     (found,) = torch.autograd.grad(compiled(x[0, 0, :, :8]), w)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("layer", [nn.ELU(), nn.SELU(), nn.CELU(0.5), nn.Softplus(), nn.LogSigmoid(), nn.Mish()])
+def test_gradients_of_exponentials_hold_for_large_inputs(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(32, 64), layer, nn.Linear(64, 4)), 20 * torch.randn(64, 32)
+    exact, eight = gradients(model, x, bits=None), gradients(model, x, bits=8)
+    total, found = (torch.cat([g.flatten() for g in way[1]]) for way in (exact, eight))
+    assert float((found - total).norm()) < 0.02 * float(total.norm())
+
+
+def test_sines_of_many_turns_keep_their_gradients() -> None:
+    class Sine(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(30 * x)
+
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(32, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 4)),
+        torch.randn(64, 32),
+    )
+    exact, eight = gradients(model, x, bits=None), gradients(model, x, bits=8)
+    total, found = (torch.cat([g.flatten() for g in way[1]]) for way in (exact, eight))
+    assert float((found - total).norm()) < 0.02 * float(total.norm())
+    assert eight[2][0].saved_bytes < eight[2][0].baseline_bytes / 2

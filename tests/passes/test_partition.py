@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fxapprox.activation import Class, Plan, Stored
@@ -43,6 +44,19 @@ def test_masks_are_taken_where_their_operands_are_made() -> None:
     first_mask = order.index("aten.le")
     assert order[:first_mask].count("aten.mm") == 1
     forward.graph.lint()
+
+
+def test_what_forward_asserts_is_not_asserted_again() -> None:
+    """one_hot asserts its range: of an argmax, which backward would have to take from an approximate value."""
+
+    def routed(x: Tensor) -> Tensor:
+        scores = torch.softmax(x @ W, -1)
+        return (F.one_hot(scores.argmax(-1), 16) * scores).square().sum()
+
+    joint = joint_of(routed, torch.randn(32, 16))
+    forward, backward = partition(joint, plan(classify(joint, min_bytes=0), Options(bits=8, min_bytes=0)))
+    assert "aten._assert_async" in {op_name(n) for n in forward.graph.nodes}
+    assert not {"aten._assert_async", "aten.argmax"} & {op_name(n) for n in backward.graph.nodes}
 
 
 def test_clamps_of_approximate_values_take_forwards_decisions() -> None:
