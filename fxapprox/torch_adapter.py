@@ -31,7 +31,7 @@ from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import ShortenTraceback, TorchDynamoException, TorchRuntimeError
-from torch._dynamo.utils import graph_break_reasons
+from torch._dynamo.utils import counters, graph_break_reasons
 from torch._functorch import partitioners
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
@@ -535,6 +535,11 @@ def graph_breaks() -> Iterator[list[tuple[str, list[traceback.FrameSummary]]]]:
     found: list[tuple[str, list[traceback.FrameSummary]]] = []
     yield found
     found += [(each.reason, list(each.user_stack)) for each in graph_break_reasons[before:] if each.graph_break]
+
+
+def compiled_graphs() -> int:
+    """How many graphs Dynamo has given to backends so far."""
+    return counters["stats"]["unique_graphs"]
 
 
 def user_error(error: BaseException) -> tuple[BaseException, list[traceback.FrameSummary]]:
