@@ -48,7 +48,6 @@ def check(setting: Setting) -> None:
     (row,) = rows_of(ZOO[setting.model], [setting], rounds=0)
     assert not row.failed
     assert wrong(row) == []
-    assert row.same_loss
     assert row.graphs
 
 
@@ -71,7 +70,6 @@ def test_every_model_keeps_its_loss_and_its_gradients(model: str) -> None:
     for row in rows_of(ZOO[model], settings([model], lowerings=["eager"]), rounds=0):
         assert not row.failed or row.blame == "torch.compile", row
         assert wrong(row) == [], row
-        assert row.failed or row.same_loss, row
 
 
 @pytest.mark.parametrize("model", ZOO)
@@ -140,6 +138,7 @@ def test_bits_of_losses_are_compared() -> None:
     assert same_bits(nan, nan.clone())
     assert not same_bits(nan, torch.ones(2))
     assert not same_bits(torch.ones(2), torch.ones(2).double())
+    assert not same_bits(torch.zeros(2), -torch.zeros(2))
     assert finite(nan) is False
     assert finite(None) is None
 
@@ -151,7 +150,8 @@ def test_bits_of_losses_are_compared() -> None:
         ({"gradient_error": 0.06}, ["gradient error 6.00% > 0.05"]),
         ({"gradient_error": None}, []),
         ({"strange": ("head.weight",)}, ["head.weight"]),
-        ({"same_buffers": False}, ["buffers differ"]),
+        ({"same_buffers": False}, ["other buffers"]),
+        ({"same_loss": False}, ["other loss"]),
         ({"recompiled": 1}, ["compiled anew"]),
         ({"recompiled": 1, "baseline_recompiled": 1}, []),
         ({"failed": "no", "blame": "fxapprox"}, ["failed (fxapprox)"]),

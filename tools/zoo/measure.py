@@ -110,7 +110,9 @@ def finite(gradient: Tensor | None) -> bool | None:
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are the same, a NaN being equal to a NaN."""
-    return x.dtype == y.dtype and x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    return bool((((x == y) & (x.signbit() == y.signbit())) | (x.isnan() & y.isnan())).all())
 
 
 def _change(found: float, expected: float) -> float | None:

@@ -19,14 +19,15 @@ def limit(row: Row) -> float:
 
 
 def wrong(row: Row) -> list[str]:
-    """What is wrong with gradients, buffers and compilation, in words; a loss that differs is told apart."""
+    """What is wrong, in words. In Inductor a loss may be rounded otherwise, and is told apart."""
     if row.failed:
         return [] if row.blame in ("torch.compile", "model") else [f"failed ({row.blame})"]
     found = [f"gradient of {name}: only one has it, or it is finite in one only" for name in row.strange]
     if row.gradient_error is not None and row.gradient_error > limit(row):
         found.append(f"gradient error {row.gradient_error:.2%} > {limit(row):.2g}")
-    if not row.same_buffers and row.setting.lowering == "eager":
-        found.append("buffers differ")
+    if row.setting.lowering == "eager":
+        same = {"loss": row.same_loss, "buffers": row.same_buffers}
+        found += [f"other {name}" for name, holds in same.items() if not holds]
     if row.recompiled > row.baseline_recompiled:
         found.append(
             f"compiled anew for another batch: {row.recompiled} graphs, torch.compile {row.baseline_recompiled}"
