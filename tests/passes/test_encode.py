@@ -118,3 +118,21 @@ def test_verify_finds_a_decision_on_an_approximate_value() -> None:
         verify(joint.gm, {relu})
     assert caught.value.node is not None
     assert product is not None
+
+
+@pytest.mark.parametrize("lowering", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+def test_outputs_that_are_parts_of_one_tensor_are_both_saved(lowering: str) -> None:
+    """As a variational autoencoder's mean and deviation are; backward writes into neither."""
+
+    def model(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, scale = (x @ w).chunk(2, dim=1)
+        return torch.exp(scale) * torch.sin(mean), mean, scale
+
+    x, w = torch.randn(64, 32) / 8, torch.randn(32, 64, requires_grad=True)
+    run = fxapprox.compile(model, bits=8, lowering=lowering, strict=True)
+    found, expected = run(x, w), model(x, w)
+    kept = [value.clone() for value in found]
+    (gradient,) = torch.autograd.grad([value.sum() for value in found], w)
+    (exact,) = torch.autograd.grad([value.sum() for value in expected], w)
+    torch.testing.assert_close(gradient, exact)
+    assert all(torch.equal(value, before) for value, before in zip(found, kept, strict=True))
