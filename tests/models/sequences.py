@@ -71,7 +71,7 @@ class Unrolled(nn.Module):
         return torch.stack(outputs, dim=1)
 
 
-def lstm_cells(*, seed: int = 0, batch: int = 4, width: int = 64) -> Case:
+def lstm_cells(*, seed: int = 0, batch: int = 16, width: int = 64) -> Case:
     """LSTM cells, unrolled in Python."""
     return tokens(
         "lstm_cells",
@@ -82,7 +82,7 @@ def lstm_cells(*, seed: int = 0, batch: int = 4, width: int = 64) -> Case:
     )
 
 
-def gru_cells(*, seed: int = 0, batch: int = 4, width: int = 64) -> Case:
+def gru_cells(*, seed: int = 0, batch: int = 16, width: int = 64) -> Case:
     """GRU cells, unrolled in Python."""
     return tokens(
         "gru_cells", lambda: LanguageModel(width, Unrolled(nn.GRUCell(width, width))), batch=batch, seed=seed, length=8
@@ -223,8 +223,9 @@ class Translator(nn.Module):
         causal = torch.triu(torch.ones(length, length, dtype=torch.bool, device=target.device), diagonal=1)
         read, written = self.embedding(source), self.embedding(target)
         hidden = self.transformer(
-            read, written, tgt_mask=causal, src_key_padding_mask=padding, memory_key_padding_mask=padding
-        )
+            read, written, tgt_mask=causal, tgt_is_causal=True,
+            src_key_padding_mask=padding, memory_key_padding_mask=padding,
+        )  # fmt: skip
         return self.head(hidden)
 
 

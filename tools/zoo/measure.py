@@ -121,11 +121,14 @@ def _change(found: float, expected: float) -> float | None:
 
 
 def _note(own: Subject, compilation: Compilation, report: Any) -> str:
-    """Why nothing was captured, or nothing is smaller than torch.compile's."""
+    """Why nothing was captured, or not everything, or nothing is smaller than torch.compile's."""
     if report is None:
         return " ".join(nothing_captured(own.model, (), compilation.breaks).split())
     if report.fallback:
         return report.fallback
+    if compilation.breaks:
+        first = compilation.breaks[0]
+        return f"{first.reason} ({first.source})"
     if report.saved_bytes < report.baseline_bytes or not report.decisions:
         return ""
     largest = max(report.decisions, key=lambda decision: decision.bytes_after)
