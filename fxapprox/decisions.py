@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import fx
 
 from fxapprox.activation import Affine, Clamp
@@ -85,14 +86,29 @@ def rectified(node: fx.Node) -> fx.Node | None:
 
 
 def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]:
-    """z and the values it is an affine function of, with the steps from z back to the last of them."""
+    """z and the values it is an affine function of, with the steps from z back to the last of them.
+
+    Under autocast z is such a value rounded to fewer bits. Rounding is monotone and keeps zero, so the sides are those
+    of the wide value, but for what is rounded to the threshold; the decision itself is forward's own.
+    """
     chain, steps = [z], []
+    if (wide := _rounded(z)) is not None:
+        chain.append(wide)
     while True:
         step = _affine_step(chain[-1], facts)
         if step is None:
             return chain, steps
         steps.append(step[1:])
         chain.append(step[0])
+
+
+def _rounded(node: fx.Node) -> fx.Node | None:
+    """The value of a wider floating point type that this one is, rounded; None if it is none."""
+    source = node.args[0] if op_name(node) in ("prims.convert_element_type", "aten._to_copy") else None
+    value, wide = tensor_of(node), tensor_of(source) if isinstance(source, fx.Node) else None
+    if value is None or wide is None or not value.is_floating_point() or not wide.is_floating_point():
+        return None
+    return source if wide.dtype.itemsize > value.dtype.itemsize else None  # type: ignore[return-value]
 
 
 def _affine_step(node: fx.Node, facts: Facts) -> tuple | None:
@@ -107,8 +123,10 @@ def _affine_step(node: fx.Node, facts: Facts) -> tuple | None:
     large = [a for a in node.args if isinstance(a, fx.Node) and facts.sizes.get(a) == size
              and a not in facts.free and facts.roots[a]]  # fmt: skip
     operand = tensor_of(large[0]) if len(large) == 1 else None
-    if operand is None or operand.dtype != value.dtype or operand.shape != value.shape:
+    if operand is None or operand.shape != value.shape or not operand.is_floating_point():
         return None
+    if torch.promote_types(operand.dtype, value.dtype) != value.dtype:
+        return None  # under autocast a normalization takes bfloat16 and gives float32, not the other way round
     if name == "neg":
         return large[0], "neg", 0.0
     position = node.args.index(large[0])

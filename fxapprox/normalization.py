@@ -61,10 +61,13 @@ def _normalization(x: fx.Node) -> tuple[str, str] | None:
 
 
 def _is_mean_of(x: fx.Node, mean: fx.Node) -> bool:
-    """Whether the mean is that of a var_mean of x."""
+    """Whether the mean is that of a var_mean of x, or of x in another type: autocast takes statistics in float32."""
     source = _strip_views(mean)
     made = source.args[0] if source is not None and op_name(source) == "getitem" else None
-    return isinstance(made, fx.Node) and op_name(made) == "aten.var_mean" and made.args[0] is x
+    if not isinstance(made, fx.Node) or op_name(made) != "aten.var_mean":
+        return False
+    of = made.args[0]
+    return of is x or (isinstance(of, fx.Node) and op_name(of) == "prims.convert_element_type" and of.args[0] is x)
 
 
 def _over_the_batch(x: fx.Node, mean: object) -> bool:

@@ -112,12 +112,16 @@ class _Outputs:
         self._names.update(new)
 
     def verify_apart(self) -> None:
-        """No two saved tensors share memory: backward may write over each after its last use."""
+        """No two saved tensors share memory: backward may write over each after its last use.
+
+        It never writes into what the user has: two outputs that are parts of one tensor may both be saved.
+        """
         bases: dict[fx.Node, fx.Node] = {}
+        users = {storage_of(value) for value, _ in self._outputs if isinstance(value, fx.Node)}
         for node in self._names:
             if tensor_of(node) is not None and node.op == "call_function":
                 base = storage_of(node)
-                if bases.setdefault(base, node) is not node:
+                if base not in users and bases.setdefault(base, node) is not node:
                     why = f"{node.name!r} and {bases[base].name!r} share memory, and both would be saved"
                     raise UnsupportedGraph("encode", why, node=node.name, source=source_line(node))
 

@@ -27,12 +27,14 @@ class Case:
         model: in training mode.
         args: its input tensors.
         loss: the model's output to a scalar tensor.
+        batched: for each of ``args`` the dimension that grows with the batch, or None; (): the first of each does.
     """
 
     name: str
     model: nn.Module
     args: tuple[Tensor, ...]
     loss: Callable[[Any], Tensor]
+    batched: tuple[int | None, ...] = ()
 
 
 def mlp_dropout(*, seed: int = 0, batch: int = 64, width: int = 128, p: float = 0.2) -> Case:
@@ -41,14 +43,14 @@ def mlp_dropout(*, seed: int = 0, batch: int = 64, width: int = 128, p: float = 
     sizes = (64, width, width)
     hidden = [(nn.Linear(a, b), nn.ReLU(), nn.Dropout(p)) for a, b in pairwise(sizes)]
     model = nn.Sequential(*chain.from_iterable(hidden), nn.Linear(width, 10))
-    return Case("mlp_dropout", model, (torch.randn(batch, sizes[0]),), _classify(batch))
+    return Case("mlp_dropout", model, (torch.randn(batch, sizes[0]),), classify(batch))
 
 
 def demo_resnet(*, seed: int = 0, batch: int = 4, depth: int = 8, width: int = 8) -> Case:
     """The demonstration's pre-activation ResNet, with basic blocks, on 32x32 images."""
     torch.manual_seed(seed)
     model = preact_resnet(depth, width=width)
-    return Case("demo_resnet", model, (torch.randn(batch, 3, 32, 32),), _classify(batch))
+    return Case("demo_resnet", model, (torch.randn(batch, 3, 32, 32),), classify(batch))
 
 
 class UNet(nn.Module):
@@ -185,7 +187,7 @@ def _language_model(name: str, architecture: Any, config: Any, seed: int, batch:
     return Case(name, model, (tokens,), loss)
 
 
-def _classify(batch: int, classes: int = 10) -> Callable[[Tensor], Tensor]:
+def classify(batch: int, classes: int = 10) -> Callable[[Tensor], Tensor]:
     """Cross-entropy with random labels, drawn from torch's global generator."""
     labels = torch.randint(classes, (batch,))
     return lambda scores: F.cross_entropy(scores, labels)

@@ -81,8 +81,9 @@ def mobilenet_v3(lines: tuple[Bottleneck, ...], classes: int = 10) -> nn.Module:
     channels = [16, *(line.out for line in lines)]
     body = [InvertedResidual(inputs, line) for inputs, line in zip(channels, lines, strict=False)]
     wide = lines[-1].expanded
+    head = HEADS.get(lines, 2 * wide)
     return nn.Sequential(
         *normalized(3, 16, 3, stride=2), nn.Hardswish(), *body, *normalized(channels[-1], wide, 1), nn.Hardswish(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, HEADS[lines]), nn.Hardswish(), nn.Dropout(0.2),
-        nn.Linear(HEADS[lines], classes),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, head), nn.Hardswish(), nn.Dropout(0.2),
+        nn.Linear(head, classes),
     ).train()  # fmt: skip

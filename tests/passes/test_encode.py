@@ -14,6 +14,7 @@ from fxapprox.codecs import Group, Identity, Standard, Threshold, Zero
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import verify
 from fxapprox.measure import stored_bytes
+from tests.models.blocks import blocks
 from tests.passes.graphs import joint_of
 
 LAYERS = {
@@ -196,3 +197,53 @@ def test_sines_of_many_turns_keep_their_gradients() -> None:
     total, found = (torch.cat([g.flatten() for g in way[1]]) for way in (exact, eight))
     assert float((found - total).norm()) < 0.02 * float(total.norm())
     assert eight[2][0].saved_bytes < eight[2][0].baseline_bytes / 2
+
+
+@pytest.mark.parametrize("lowering", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+def test_outputs_that_are_parts_of_one_tensor_are_both_saved(lowering: str) -> None:
+    """As a variational autoencoder's mean and deviation are; backward writes into neither."""
+
+    def model(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, scale = (x @ w).chunk(2, dim=1)
+        return torch.exp(scale) * torch.sin(mean), mean, scale
+
+    x, w = torch.randn(64, 32) / 8, torch.randn(32, 64, requires_grad=True)
+    run = fxapprox.compile(model, bits=8, lowering=lowering, strict=True)
+    found, expected = run(x, w), model(x, w)
+    kept = [value.clone() for value in found]
+    (gradient,) = torch.autograd.grad([value.sum() for value in found], w)
+    (exact,) = torch.autograd.grad([value.sum() for value in expected], w)
+    torch.testing.assert_close(gradient, exact)
+    assert all(torch.equal(value, before) for value, before in zip(found, kept, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_a_code_holds_a_normalized_value_and_its_decision(dtype: torch.dtype) -> None:
+    """The convolution gives few bits, its normalization takes and gives float32, which is rounded for the rectifier."""
+    torch.manual_seed(0)
+    model, x = blocks(3), torch.randn(8, 8, 16, 16)
+    with torch.autocast("cpu", dtype):
+        exact = gradients(model, x, bits=None)
+        coded = gradients(model, x, bits=8)
+    (report,) = coded[2]
+    assert [d.storage for d in report.decisions if d.bits is not None] == ["8-bit threshold"] * 3
+    assert torch.equal(coded[0], exact[0])
+    total = torch.cat([g.flatten() for g in exact[1]])
+    error = torch.cat([g.flatten() for g in coded[1]]) - total
+    assert float(error.norm()) < 0.03 * float(total.norm())
+
+
+def test_zeros_that_rounding_made_are_on_the_side_that_forward_took() -> None:
+    """Of 1e-9 float16 makes 0, which is not above 0: its gradient is 0, whatever the code decodes to."""
+    x = torch.tensor([1e-9, -1e-9, 1.0, -1.0]).repeat(64, 16).requires_grad_()
+    weight = torch.full((64,), 1.0, requires_grad=True)
+
+    def model(x: Tensor, weight: Tensor) -> Tensor:
+        return F.relu((x * weight).half()).float().square()
+
+    run = fxapprox.compile(model, bits=4, lowering="eager", min_bytes=0, strict=True)
+    run(x, weight).sum().backward()
+    found = x.grad
+    assert found is not None
+    assert (found[:, [0, 1, 3]] == 0).all()
+    assert (found[:, 2] > 0).all()

@@ -1,0 +1,135 @@
+"""The rows of one model: each setting's step beside that of its baseline."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fxapprox
+from fxapprox import torch_adapter as adapter
+from fxapprox.explain import nothing_captured
+from fxapprox.gradient_error import Tally, total_error
+from fxapprox.report import merge
+from fxapprox.user_code import described
+from tools.zoo.rows import Row, Setting
+from tools.zoo.subject import Builder, Compilation, Outcome, Subject, baseline, rewritten
+
+ROUNDS = 3  # steps of each, in turns, for the median time
+
+
+def rows_of(build: Builder, wanted: Iterable[Setting], *, rounds: int = ROUNDS) -> Iterator[Row]:
+    """The rows of one model, in the order of ``wanted``; neighbours that differ in bits alone share a baseline.
+
+    Whatever a model or a compiler raises becomes a row.
+    """
+    for shared, group in groupby(wanted, key=lambda setting: replace(setting, bits="")):
+        yield from _group(build, shared, list(group), rounds)
+
+
+def _group(build: Builder, shared: Setting, group: Sequence[Setting], rounds: int) -> Iterator[Row]:
+    torch.compiler.reset()
+    with adapter.quiet(), adapter.many_compilations():
+        try:
+            build()
+        except Exception as error:
+            yield from (Row(setting, described(error), "model") for setting in group)
+            return
+        try:
+            plain = Subject(build, shared, baseline(shared))
+            expected, compiled = plain.first()
+        except Exception as error:
+            yield from (Row(setting, described(error), "torch.compile") for setting in group)
+            return
+        for setting in group:
+            try:
+                yield _row(build, setting, plain, expected, compiled, rounds)
+            except Exception as error:
+                yield Row(setting, described(error), "fxapprox")
+
+
+def _row(
+    build: Builder, setting: Setting, plain: Subject, expected: Outcome, compiled: Compilation, rounds: int
+) -> Row:
+    own = Subject(build, setting, rewritten(setting))
+    outcome, compilation = own.first()
+    report = merge(found) if (found := fxapprox.reports(own.run)) else None
+    row = compared(setting, outcome, expected)
+    peaks = own.peak(), plain.peak()
+    times = [(own.seconds(), plain.seconds()) for _ in range(rounds)]
+    ours, theirs = (statistics.median(each) for each in zip(*times, strict=True)) if times else (0.0, 0.0)
+    return replace(
+        row,
+        peak=peaks[0],
+        baseline_peak=peaks[1],
+        seconds=ours,
+        baseline_seconds=theirs,
+        warnings=tuple(text for text in compilation.warnings if text not in compiled.warnings),
+        graphs=compilation.graphs,
+        breaks=len(compilation.breaks),
+        recompiled=compilation.recompiled,
+        baseline_recompiled=compiled.recompiled,
+        planned=report.saved_bytes if report else 0,
+        baseline_planned=report.baseline_bytes if report else 0,
+        note=_note(own, compilation, report),
+    )
+
+
+def compared(setting: Setting, found: Outcome, expected: Outcome) -> Row:
+    """What a step gave beside the baseline's."""
+    pairs = {name: (found.gradients[name], exact) for name, exact in expected.gradients.items()}
+    strange = tuple(name for name, pair in pairs.items() if finite(pair[0]) != finite(pair[1]))
+    tallies = []
+    for own, exact in pairs.values():
+        if own is not None and exact is not None:
+            tallies.append(Tally())
+            tallies[-1].add(own, exact)
+    error = total_error(tallies).error
+    return Row(
+        setting,
+        same_loss=same_bits(found.loss, expected.loss),
+        loss_change=_change(found.loss.item(), expected.loss.item()),
+        same_buffers=all(same_bits(found.buffers[name], buffer) for name, buffer in expected.buffers.items()),
+        gradient_error=error if error is not None and math.isfinite(error) else None,
+        strange=strange,
+        stored=found.stored,
+        baseline_stored=expected.stored,
+    )
+
+
+def finite(gradient: Tensor | None) -> bool | None:
+    """Whether all of it are finite numbers; None where there is none."""
+    return None if gradient is None else bool(gradient.isfinite().all())
+
+
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are the same, a NaN being equal to a NaN."""
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    return bool((((x == y) & (x.signbit() == y.signbit())) | (x.isnan() & y.isnan())).all())
+
+
+def _change(found: float, expected: float) -> float | None:
+    change = abs(found - expected) / abs(expected) if expected else math.nan
+    return change if math.isfinite(change) else None
+
+
+def _note(own: Subject, compilation: Compilation, report: Any) -> str:
+    """Why nothing was captured, or not everything, or nothing is smaller than torch.compile's."""
+    if report is None:
+        return " ".join(nothing_captured(own.model, (), compilation.breaks).split())
+    if report.fallback:
+        return report.fallback
+    if compilation.breaks:
+        first = compilation.breaks[0]
+        return f"{first.reason} ({first.source})"
+    if report.saved_bytes < report.baseline_bytes or not report.decisions:
+        return ""
+    largest = max(report.decisions, key=lambda decision: decision.bytes_after)
+    return f"largest: {largest.value}, {largest.storage}: {largest.kind.value}, {largest.reason}"
