@@ -1,4 +1,4 @@
-"""The command line: ``fxapprox demo``, ``fxapprox dump``, ``fxapprox audit`` and ``fxapprox fit``."""
+"""The command line: ``fxapprox demo``, ``dump``, ``audit``, ``fit`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -295,6 +295,42 @@ def audit(
 
 
 @app.command()
+def bench(
+    target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
+    systems: Annotated[
+        str, typer.Option(help="Comma-separated names or parts of them: eager, compile, fxapprox-4; all if empty.")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each system, taken in turn.")] = 15,
+    device: Annotated[str, typer.Option(help="cpu, or a CUDA device.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Also write bench.json, bench.md and bench.png into this directory.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and random numbers.")] = 0,
+) -> None:
+    """Measure memory, step time, compile time and gradient error of a training step, beside other ways to run it.
+
+    TARGET's factory takes no arguments and returns (model, args) or (model, args, loss_fn). Every system runs in a
+    process of its own and is compiled without a cache, which takes minutes; then all take turns, one step each.
+
+    \b
+    Examples:
+        fxapprox bench train.py:make_model
+        fxapprox bench train.py:make_model --systems compile,fxapprox-8,fxapprox-4 --rounds 31
+        fxapprox bench mypackage.models:resnet --device cuda --out results
+    """
+    from fxapprox.bench import run, show
+    from fxapprox.bench.systems import SYSTEMS
+
+    found = run.bench(target, parse_systems(systems, tuple(SYSTEMS)), rounds=rounds, device=device, seed=seed)
+    _console().print(show.table(found))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "bench.json").write_text(found.to_json() + "\n", encoding="utf-8")
+        (out / "bench.md").write_text(show.markdown(found), encoding="utf-8")
+        show.plot(found, out / "bench.png")
+
+
+@app.command()
 def fit(
     target: Annotated[str, typer.Argument(help="module:factory or file.py:factory", metavar="TARGET")],
     memory: Annotated[str, typer.Option(help="What a training step may take: 8GiB, 512MiB, 2GB.")],
@@ -351,6 +387,21 @@ def parse_several_bits(text: str) -> tuple[int | str | None, ...]:
     if not all(number in numbers for number in given):
         raise OptionError(f"--bits {text}: expected some of 8, 4, 2, exact and auto, such as 8,4,2")
     return tuple(numbers[number] for number in given)
+
+
+def parse_systems(text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The value of --systems: exact names, or parts of names, in the order of ``names``; all for "".
+
+    Raises:
+        OptionError: a part is in no name.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not any(part in name for name in names):
+            raise OptionError(f"--systems {text}: no {part!r}; there are: {', '.join(names)}")
+    exact = [part for part in parts if part in names]
+    loose = [part for part in parts if part not in names]
+    return tuple(n for n in names if not parts or n in exact or any(part in n for part in loose))
 
 
 def parse_checkpoint(text: str) -> float | str | None:

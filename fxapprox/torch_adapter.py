@@ -245,6 +245,18 @@ def exact_partition(gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: A
     return partitioners.min_cut_rematerialization_partition(gm, joint_inputs, compiler="inductor", **kwargs)
 
 
+def activation_memory_budget(fraction: float) -> contextlib.AbstractContextManager[None]:
+    """torch's own budget, for what is compiled inside: recomputation alone."""
+    return functorch_config.patch(activation_memory_budget=fraction)
+
+
+def fp8_activations() -> contextlib.AbstractContextManager[None]:
+    """torch's own codes for what is compiled inside: e4m3 with a scale for each row, for floats of any size."""
+    settings = {"quant_type": "torch.float8_e4m3fn", "use_scaling": True, "size_in_mb": 0, "exclude_primals": True,
+                "allowed_dtypes": "torch.float32;torch.bfloat16;torch.float16"}  # fmt: skip
+    return inductor_config.patch(post_grad_fusion_options={"activation_quantization_aten_pass": settings})
+
+
 # --- tracing a function into a graph -------------------------------------------------------------
 
 
@@ -732,6 +744,7 @@ __all__ = [
     "JointPartitioner",
     "Partition",
     "RealizeLimits",
+    "activation_memory_budget",
     "calling_compiler",
     "changed_inputs",
     "compile_eager",
@@ -750,6 +763,7 @@ __all__ = [
     "fake_mode_of",
     "finish_split",
     "flat_outputs",
+    "fp8_activations",
     "graph_breaks",
     "graphs_compiled",
     "hint",

@@ -1,0 +1,117 @@
+"""A benchmark of eager systems, which need no compiler; what it does with what fails."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fxapprox.bench import records, run, show
+from fxapprox.bench.records import Bench, Record
+from fxapprox.cli import app
+from fxapprox.errors import FxApproxError, OptionError, TargetError
+
+TARGET = """
+import torch
+from torch import nn
+
+def plain():
+    print("building")
+    x = torch.randn(256, 64)
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), (x,), lambda y: y.square().mean()
+
+def random():
+    model, args, loss = plain()
+    return nn.Sequential(model, nn.Dropout()), args, loss
+
+def one():
+    return nn.Linear(4, 4), (torch.randn(2, 4),), lambda y: y.sum()
+
+def broken():
+    raise RuntimeError("no data")
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    (tmp_path / "models.py").write_text(TARGET)
+    return str(tmp_path / "models.py")
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_eager_systems_in_turn(target: str) -> None:
+    found = run.bench(f"{target}:plain", ("eager", "checkpoint", "int8-hooks"), rounds=3, console=quiet())
+    eager, _, hooks = found.records
+    assert found.reference == "float64"
+    assert [len(record.step_seconds) for record in found.records] == [3, 3, 3]
+    assert eager.gradient_error is not None
+    assert hooks.gradient_error is not None
+    assert eager.gradient_error < 1e-5 < 1e-4 < hooks.gradient_error < 0.1
+    assert hooks.stored_bytes < 0.75 * eager.stored_bytes  # what two operators save is stored twice
+    assert 0 < eager.stored_bytes <= eager.alive_bytes <= eager.peak_bytes
+
+
+def test_a_system_that_fails_is_a_record(target: str) -> None:
+    found = run.bench(f"{target}:one", ("eager", "checkpoint"), rounds=1, console=quiet())
+    assert found.records[0].failed == ""
+    assert "nothing to put checkpoints between" in found.records[1].failed
+    assert "nothing to put checkpoints between" in show.markdown(found)
+
+
+def test_random_numbers_leave_no_float64(target: str) -> None:
+    found = run.bench(f"{target}:random", ("eager",), rounds=1, console=quiet())
+    assert found.reference == "torch.compile"
+    assert found.records[0].gradient_error is None
+
+
+def test_a_target_that_fails_everywhere(target: str) -> None:
+    with pytest.raises(TargetError, match="no data"):
+        run.bench(f"{target}:broken", ("eager",), rounds=1, console=quiet())
+
+
+def test_wrong_options(target: str) -> None:
+    with pytest.raises(OptionError, match="no system 'tf'; there are: eager"):
+        run.bench(f"{target}:plain", ("tf",))
+    with pytest.raises(OptionError, match="cpu and cuda"):
+        run.bench(f"{target}:plain", ("eager",), device="meta")
+    result = CliRunner().invoke(app, ["bench", f"{target}:plain", "--systems", "lightning"])
+    assert isinstance(result.exception, OptionError)
+
+
+def made() -> Bench:
+    base = Record("compile", 8 << 20, 9 << 20, 10 << 20, 20.0, (0.2, 0.1, 0.4), 1e-7, (2.5).hex())
+    four = Record("fxapprox-4", 1 << 20, 2 << 20, 4 << 20, 26.0, (0.2, 0.12, 0.2), 0.1, (2.5).hex())
+    failed = Record("fp8", failed="RuntimeError: no fp8 | here")
+    return Bench("m.py:make", "CPU", "2.13.0", 2, "float64", (base, four, failed))
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    bench = made()
+    assert bench.step_ratios(bench.records[1]) == pytest.approx([1.0, 1.2, 0.5])
+    assert bench.step_ratios(bench.records[2]) == []
+    text = show.markdown(bench)
+    row = "| fxapprox, 4 bits | 1.0 | 2.0 | 4.0 | 0.40 | 1.00x | 0.75-1.10 | 1.30x | 10.00% | same bits |"
+    assert row in text
+    assert "RuntimeError: no fp8 / here" in text
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(made().to_json())
+    assert records.read(path) == made()
+    path.write_text("{}")
+    with pytest.raises(FxApproxError, match="not a benchmark's JSON"):
+        records.read(path)
+
+
+def test_picture(tmp_path: Path) -> None:
+    show.plot(made(), tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(FxApproxError, match="cannot be written"):
+        show.plot(made(), tmp_path / "bench.nothing")

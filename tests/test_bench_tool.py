@@ -1,0 +1,38 @@
+"""What the CPU benchmark says of its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fxapprox.bench.records import Bench, Record
+from tools import bench, bench_models
+
+
+def made(rival_peak: int) -> Bench:
+    loss = (2.5).hex()
+    return Bench("m", "CPU", "2.13.0", 2, "float64", (
+        Record("compile", 100, 100, 100, 20.0, (0.2, 0.2), 1e-7, loss),
+        Record("checkpoint", 30, 30, rival_peak, 1.0, (0.3, 0.3), 1e-7, loss),
+        Record("fp8", 40, 40, 80, 25.0, (0.2, 0.3), 0.13, loss),
+        Record("fxapprox-8", 30, 30, 60, 24.0, (0.2, 0.2), 0.01, loss),
+        Record("fxapprox-4", 15, 15, 40, 26.0, (0.22, 0.22), 0.1, loss),
+    ))  # fmt: skip
+
+
+def test_rivals_with_a_point_of_their_own() -> None:
+    assert bench.rivals_ahead(made(50)) == []
+    assert [r.system for r in bench.rivals_ahead(made(39))] == ["checkpoint"]
+
+
+def test_overview(tmp_path: Path) -> None:
+    for model in ("vit", "bert"):
+        (tmp_path / f"{model}.json").write_text(made(39).to_json())
+    bench.write_results(tmp_path)
+    lines = (tmp_path / "bench_cpu.md").read_text().splitlines()
+    assert lines[2] == "| vit | 1.00x | 1.10x | 1.30x | 0.40 | 1.00% | 13.00% | eager, checkpoints |"
+    assert "fxapprox, 8 bits: a step takes 1.00x (median over models), 1.00x at most." in lines
+    assert sum(line.startswith("## m") for line in lines) == 2
+
+
+def test_models_are_targets() -> None:
+    assert set(bench_models.MODELS) <= set(vars(bench_models))
