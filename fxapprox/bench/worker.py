@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.bench.systems import SYSTEMS
 from fxapprox.errors import FxApproxError
 from fxapprox.measure import peak_bytes, stored_bytes
@@ -145,9 +145,7 @@ REQUESTS = ("first", "random", "memory", "timed")
 def moved(target: Target, device: torch.device, dtype: torch.dtype | None) -> Target:
     """The target on a device, its floats in another type if one is given; the loss's own tensors too."""
 
-    def move(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def move(value: Tensor) -> Tensor:
         found = value.detach().to(device, dtype if value.is_floating_point() else None)
         return found.requires_grad_(value.requires_grad)
 
@@ -156,19 +154,18 @@ def moved(target: Target, device: torch.device, dtype: torch.dtype | None) -> Ta
     model = target.model
     if isinstance(model, nn.Module):
         model = copy.deepcopy(model).to(device, dtype)
-    args = pytree.tree_map(move, target.args)
+    args = adapter.map_tensors(move, target.args)
     loss = target.loss
     if inspect.isfunction(loss) and loss.__closure__:
         for cell in loss.__closure__:
-            cell.cell_contents = move(cell.cell_contents)
+            cell.cell_contents = adapter.map_tensors(move, cell.cell_contents)
     return Target(model, args, loss, target.name)
 
 
 def trained(target: Target) -> Iterator[Tensor]:
     """What gradients are for."""
     parameters = target.model.parameters() if isinstance(target.model, nn.Module) else ()
-    inputs = (value for value in pytree.tree_leaves(target.args) if isinstance(value, Tensor))
-    yield from (tensor for tensor in (*parameters, *inputs) if tensor.requires_grad)
+    yield from (tensor for tensor in (*parameters, *adapter.tensors_in(target.args)) if tensor.requires_grad)
 
 
 def alive_anyway(target: Target) -> list[Tensor]:
@@ -176,7 +173,7 @@ def alive_anyway(target: Target) -> list[Tensor]:
     model, loss = target.model, target.loss
     own = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     closed = inspect.getclosurevars(loss).nonlocals.values() if inspect.isfunction(loss) else ()
-    return [*own, *(v for v in (*pytree.tree_leaves(target.args), *closed) if isinstance(v, Tensor))]
+    return [*own, *adapter.tensors_in((*target.args, *closed))]
 
 
 def _warm_up(device: torch.device) -> None:
