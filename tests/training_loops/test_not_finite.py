@@ -58,8 +58,8 @@ def clamp_min(h: Tensor) -> Tensor:
 
 
 MIDDLES: list[Any] = [
-    F.relu, F.gelu, F.hardswish, softmax, rectified_without_mask,
-    *slow(F.silu, F.leaky_relu, F.relu6, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh, torch.sigmoid),
+    F.relu, F.hardswish, softmax,
+    *slow(F.gelu, rectified_without_mask, F.silu, F.leaky_relu, F.relu6, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh, torch.sigmoid),
     *slow(torch.square, hardly, times_a_comparison, layer_norm, clamp, clamp_min),
 ]  # fmt: skip
 
