@@ -59,8 +59,8 @@ def clamp_min(h: Tensor) -> Tensor:
 
 MIDDLES: list[Any] = [
     F.relu, F.hardswish, softmax,
-    *slow(F.gelu, F.silu, F.leaky_relu, F.relu6, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh),
-    *slow(torch.sigmoid, torch.square, hardly, times_a_comparison, rectified_without_mask, layer_norm, clamp, clamp_min),
+    *slow(F.gelu, F.silu, F.leaky_relu, F.relu6, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh, clamp),
+    *slow(torch.sigmoid, torch.square, hardly, times_a_comparison, rectified_without_mask, layer_norm, clamp_min),
 ]  # fmt: skip
 
 
