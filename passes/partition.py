@@ -92,8 +92,7 @@ def choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
 
     def run(predicate: Tensor, x: Tensor) -> tuple[Tensor]:
         if clamp.inside:
-            # no comparison is true of a NaN: it counts as outside, and the clamp hands it on
-            return (torch.where(predicate, x, x.clamp(clamp.limit, clamp.limit)),)
+            return (torch.where(predicate, x, clamp.limit),)
         return (torch.where(predicate, clamp.limit, x),)
 
     return run

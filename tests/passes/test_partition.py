@@ -66,8 +66,7 @@ def test_clamps_of_approximate_values_take_forwards_decisions() -> None:
     assert {clamp.predicate for _, clamp in chosen.clamps} <= set(chosen.saved_names)
     forward, backward = partition(joint, chosen)
     assert {"aten.clamp_min", "aten.clamp_max"} <= {op_name(n) for n in forward.graph.nodes}
-    again = [n for n in backward.graph.nodes if op_name(n) in ("aten.clamp_min", "aten.clamp_max")]
-    assert [n.args[1] for n in again] == [6, 6]  # between two equal limits: the limit, or NaN
+    assert not {"aten.clamp_min", "aten.clamp_max"} & {op_name(n) for n in backward.graph.nodes}
     backward.graph.lint()
 
 

@@ -38,6 +38,7 @@ def test_vmap_over_an_ensemble() -> None:
     check(loop)
 
 
+@pytest.mark.slow
 def test_vmap_inside() -> None:
     def loop(compile: Compile) -> Seen:
         model = mlp()

@@ -12,12 +12,12 @@ import torch._inductor.config as inductor_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.training_loops.beside import Between, Compile, Seen, check, conv_net, gradients, mlp, step
+from tests.training_loops.beside import Between, Compile, Seen, check, conv_net, gradients, mlp, slow, step
 
 BATCH = 64
 
 
-@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("without", [torch.inference_mode, *slow(torch.no_grad)])
 def test_evaluation_between_steps(without: Callable[[], Any]) -> None:
     """Running statistics, dropout's absence and the outputs are those of plain torch.compile."""
 
@@ -102,7 +102,7 @@ def test_a_teacher_that_follows_its_student() -> None:
     check(loop)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [True, *slow(False)])
 def test_gradients_of_inputs(frozen: bool) -> None:
     def loop(compile: Compile) -> Seen:
         model = mlp().requires_grad_(not frozen)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
-from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, step
+from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, slow, step
 
 BATCH = 64
 
@@ -72,7 +72,7 @@ def _root_hook(model: nn.Sequential) -> None:
     model.register_full_backward_hook(lambda _, into, out: tuple(g * 2 if g is not None else None for g in into))
 
 
-@pytest.mark.parametrize("register", [_forward_hooks, _backward_hooks, _root_hook])
+@pytest.mark.parametrize("register", [_backward_hooks, *slow(_forward_hooks, _root_hook)])
 def test_hooks_on_modules(register: Callable[[nn.Sequential], None]) -> None:
     def loop(compile: Compile) -> Seen:
         model = mlp()

@@ -9,7 +9,7 @@ from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_ne
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
-@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("weights", [True, *slow(False)])
 @pytest.mark.parametrize("images", [True, *slow(False)])
 def test_channels_last(images: bool, weights: bool, lowering: str) -> None:
     def loop(compile: Compile) -> Seen:

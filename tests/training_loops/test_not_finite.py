@@ -58,9 +58,9 @@ def clamp_min(h: Tensor) -> Tensor:
 
 
 MIDDLES: list[Any] = [
-    F.relu, F.gelu, F.hardswish, softmax, rectified_without_mask,
-    *slow(F.silu, F.leaky_relu, F.relu6, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh, torch.sigmoid),
-    *slow(torch.square, hardly, times_a_comparison, layer_norm, clamp, clamp_min),
+    F.relu, F.hardswish, softmax,
+    *slow(F.gelu, F.silu, F.leaky_relu, F.relu6, F.hardsigmoid, F.elu, F.softplus, torch.abs, torch.tanh, clamp),
+    *slow(torch.sigmoid, torch.square, hardly, times_a_comparison, rectified_without_mask, layer_norm, clamp_min),
 ]  # fmt: skip
 
 

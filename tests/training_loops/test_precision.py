@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, slow, step
 
 BATCH = 64
-HALVES = [torch.bfloat16, torch.float16]
+HALVES = [torch.bfloat16, *slow(torch.float16)]
 
 
 @pytest.mark.filterwarnings("ignore:bf16 and fp16 are mixed")  # Inductor, of codes' scales beside float16
@@ -27,7 +27,7 @@ def test_autocast_around_the_model(dtype: torch.dtype, lowering: str) -> None:
     assert report.saved_bytes < report.baseline_bytes / (2 if lowering == "eager" else 1.5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, *slow(torch.float16)])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_autocast_inside_the_model(dtype: torch.dtype) -> None:
     narrow = nn.Linear(64, 64)
 
@@ -62,7 +62,7 @@ def test_grad_scaler_over_steps() -> None:
     check(loop)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, *slow(torch.float16)])
 def test_a_model_in_another_dtype(dtype: torch.dtype) -> None:
     def loop(compile: Compile) -> Seen:
         model = mlp().to(dtype)

@@ -26,6 +26,7 @@ def test_dynamic_after_the_second_shape(lowering: str) -> None:
     assert len(reports) == 2
 
 
+@pytest.mark.slow
 def test_dynamic_from_the_beginning() -> None:
     assert len(check(steps_at((64, 80, 3), dynamic=True))) == 1
 
@@ -35,11 +36,12 @@ def test_never_dynamic() -> None:
     assert len(check(steps_at((64, 80, 81), dynamic=False))) == 3
 
 
-@pytest.mark.parametrize("sizes", [(2, 1, 3), (64, 0, 32), *slow((1,), (0,))])
+@pytest.mark.parametrize("sizes", [(2, 1, 0), *slow((1,), (0,), (64, 0, 32), (2, 1, 3))])
 def test_batches_of_one_and_none(sizes: tuple[int, ...]) -> None:
     check(steps_at(sizes))
 
 
+@pytest.mark.slow
 def test_images_of_other_sizes() -> None:
     def loop(compile: Compile) -> Seen:
         model = conv_net()[:6].append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(16, 4))
@@ -69,7 +71,7 @@ def test_sentences_of_other_lengths(one_thread: None) -> None:
     def loop(compile: Compile) -> Seen:
         model = Sentences()
         run = compile(model)
-        seen = [step(model, run, torch.randint(40, (4, length))) for length in (32, 48, 17)]
+        seen = [step(model, run, torch.randint(40, (4, length))) for length in (32, 48)]
         return Seen([e for s in seen for e in s.exact], [c for s in seen for c in s.close])
 
     check(loop)
