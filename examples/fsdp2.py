@@ -64,14 +64,14 @@ def main() -> None:
     for block in model.blocks:
         block.compile(backend="fxapprox", options={"bits": given.bits, "lowering": given.lowering})
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    sharded = fully_shard(model, mesh=mesh)  # the model itself
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(dist.get_rank())  # the processes see different data
 
     losses = []
     for step in range(given.steps * ACCUMULATE):
         last = (step + 1) % ACCUMULATE == 0
-        model.set_requires_gradient_sync(last)  # gradients are reduced over processes once for each optimizer step
+        sharded.set_requires_gradient_sync(last)  # gradients are reduced over processes once for each optimizer step
         x, y = batch(generator, 128, given.width, device)
         loss = nn.functional.mse_loss(model(x), y)
         (loss / ACCUMULATE).backward()

@@ -6,6 +6,7 @@ Run it: python examples/lightning_module.py --bits 4
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import lightning
 import torch
@@ -39,7 +40,9 @@ class Losses(lightning.Callback):
     def __init__(self) -> None:
         self.found: list[float] = []
 
-    def on_train_batch_end(self, trainer: object, module: object, outputs: dict[str, Tensor], *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.found.append(outputs["loss"].item())
 
 
