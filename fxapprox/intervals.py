@@ -44,6 +44,9 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
         return (max(low, second[0]), max(high, second[1]))
     if name == "aten.clamp_max" and second is not None:
         return (min(low, second[0]), min(high, second[1]))
+    if name == "aten.where":
+        sides = [side or EVERYTHING for side in args[1:]]
+        return (min(low for low, _ in sides), max(high for _, high in sides))
     if name == "aten.neg":
         return (-high, -low)
     if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):

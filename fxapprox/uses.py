@@ -97,7 +97,8 @@ def _multiplies_activations(node: fx.Node, operand: fx.Node, facts: Facts) -> bo
 
 def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
     if high <= 0:
-        return Use.SOFTMAX if op_name(operand) == "aten.sub" else Use.SMOOTH
+        # a score less its maximum; of scaled scores, chosen by the sign of the scale
+        return Use.SOFTMAX if op_name(operand) in ("aten.sub", "aten.where") else Use.SMOOTH
     # exp(x) that only ever meets the world as 1 + exp(x) below a fraction bar, or in log1p: a sigmoid or softplus.
     for user in node.users:
         if op_name(user) == "aten.log1p":
