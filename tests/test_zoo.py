@@ -23,22 +23,11 @@ from tools.zoo.subject import cases_of
 from tools.zoo.table import markdown
 from tools.zoo.verdict import summary, wrong
 
-QUICK = (
-    "resnet",
-    "efficientnet",
-    "inception",
-    "swin",
-    "transformer",
-    "experts",
-    "vae",
-    "gan",
-    "siren",
-    "graph_network",
-)
+QUICK = ("resnet", "efficientnet", "swin", "wavenet", "experts", "vae", "gan", "siren", "graph_network", "pointnet")
 VARIED = (
     Setting("graph_attention", "eager", "fp32", "dynamic", "8"),
     Setting("mlp_mixer", "eager", "bf16", "static", "4"),
-    Setting("gru_cells", "eager", "bf16", "dynamic", "exact"),
+    Setting("recommender", "eager", "bf16", "dynamic", "exact"),
 )
 SHOWN = Row(Setting("unet", "eager", "fp32", "static", "8"), same_loss=True, same_buffers=True, gradient_error=0.01)
 
@@ -196,14 +185,14 @@ def test_a_model_that_raises_is_a_row_and_nothing_is_run_twice(tmp_path: Path) -
     arguments += ["--precision", "fp32", "--batch", "dynamic", "--rounds", "0", "--table", str(table)]
     app = command.typer.Typer()
     app.command()(command.main)
-    for bits, count in (("8", 2), ("8,4", 4)):
-        ran = CliRunner().invoke(app, [*arguments, "--bits", bits])
+    for _ in range(2):
+        ran = CliRunner().invoke(app, [*arguments, "--bits", "8"])
         assert ran.exit_code == 0, ran.output
-        assert len(out.read_text().splitlines()) == count
+        assert len(out.read_text().splitlines()) == 2
     rows = load(out)
-    failed = rows[Setting("tests.models.broken:raises", "eager", "fp32", "dynamic", "4")]
+    failed = rows[Setting("tests.models.broken:raises", "eager", "fp32", "dynamic", "8")]
     assert (failed.blame, "no such weights" in failed.failed) == ("model", True)
-    assert not wrong(rows[Setting("siren", "eager", "fp32", "dynamic", "4")])
+    assert not wrong(rows[Setting("siren", "eager", "fp32", "dynamic", "8")])
     assert "no such weights" in table.read_text()
 
 
