@@ -46,19 +46,9 @@ def batch(generator: torch.Generator, size: int, width: int, device: torch.devic
     return x.to(device), x.cumsum(-1).sin().to(device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--lowering", default="inductor", choices=("inductor", "eager"))
-    given = parser.parse_args()
-
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    dist.init_process_group("nccl" if cuda else "gloo")
+def train(given: argparse.Namespace, device: torch.device) -> None:
+    """All that needs the processes' group ends here, before the group does."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-
     torch.manual_seed(0)
     model = Network(given.width).to(device)
     for block in model.blocks:
@@ -83,6 +73,20 @@ def main() -> None:
     reports = fxapprox.reports(model)
     stored, plain = (sum(getattr(r, name) for r in reports) for name in ("saved_bytes", "baseline_bytes"))
     print(f"rank {dist.get_rank()}: loss {losses[0]:.3f} to {losses[-1]:.3f}, stored {stored:,} of {plain:,} bytes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--lowering", default="inductor", choices=("inductor", "eager"))
+    given = parser.parse_args()
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    dist.init_process_group("nccl" if cuda else "gloo")
+    train(given, device)
     dist.destroy_process_group()
 
 
