@@ -154,8 +154,8 @@ def _encode_one(
     shapes = [part.meta["val"].shape for part in written]
     parts = tuple(_unshaped(part) for part in written)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
-    # (a statistic that backward reads as well) is not saved again
-    fresh = [part for part in dict.fromkeys(parts) if not outputs.saves(part)]
+    # (a statistic that backward reads as well) is not saved again; the value itself may be one (a cast to its own type)
+    fresh = [part for part in dict.fromkeys(parts) if part in read or not outputs.saves(part)]
     made = _new_placeholders(backward, entry, fresh, before=slots[0])
     inputs.update((part.name, node) for part, node in zip(fresh, made, strict=True))
     new_inputs = [inputs[part.name] for part in parts]

@@ -13,3 +13,17 @@ def test_signs_of_a_transposed_matrix() -> None:
         outputs=("v3",),
     )
     check(program, lossless="exact", bits=8)
+
+
+def test_a_cast_to_the_type_that_a_value_has() -> None:
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), dtype="bfloat16"), Input("w1", (8, 4, 3, 3), dtype="bfloat16", grad=True),
+            Input("w2", (8,), dtype="bfloat16", grad=True), Input("w3", (8,), dtype="bfloat16"),
+        ),
+        lines=(
+            "v4 = F.conv2d(x0, w1, padding=1)", "v5 = F.instance_norm(v4, weight=w2, bias=w3)", "v6 = F.hardswish(v5)",
+        ),
+        outputs=("v6",),
+    )  # fmt: skip
+    check(program, bits=2, policy="cast")
