@@ -223,10 +223,14 @@ def _context(entry: Stored, produced: dict[str, fx.Node]) -> _Alone:
 
 @dataclass(frozen=True)
 class _Decision(_Alone):
-    """A predicate, the steps' coefficients, the statistics."""
+    """A predicate, the steps' coefficients, the statistics.
+
+    ``orders`` are those of the predicates in memory: backward's sums depend on them, and its speed.
+    """
 
     affine: Affine
     upper_is_true: tuple[bool, ...]
+    orders: tuple[tuple[int, ...], ...]
     predicate: fx.Node
     coefficients: dict[str, fx.Node]
 
@@ -235,7 +239,9 @@ class _Decision(_Alone):
         names = [c for _, c in _own_steps(affine) if isinstance(c, str)]
         names += [n for n in (affine.mean, affine.rstd) if n]
         sides = tuple(_upper_is_true(produced[name]) for name in entry.predicates)
-        return cls(affine, sides, produced[entry.carried[0]], {name: produced[name] for name in names})
+        masks = (tensor_of(produced[name]) for name in entry.predicates)
+        orders = tuple(memory_order(mask) for mask in masks if mask is not None)
+        return cls(affine, sides, orders, produced[entry.carried[0]], {name: produced[name] for name in names})
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:  # type: ignore[override]
@@ -246,7 +252,7 @@ class _Decision(_Alone):
         """Coefficients by their order, not by their names."""
         order = list(self.coefficients)
         steps = tuple((op, order.index(c) if isinstance(c, str) else (c,)) for op, c in _own_steps(self.affine))
-        return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true
+        return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true, self.orders
 
     def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         assert isinstance(codec, Carrier)
@@ -255,7 +261,11 @@ class _Decision(_Alone):
     def decode(self, codec: Codec, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, ...]:
         assert isinstance(codec, Carrier)
         value, upper = codec.decode_with(parts, like)
-        return value, *(upper if side else ~upper for side in self.upper_is_true)
+        masks = (upper if side else ~upper for side in self.upper_is_true)
+        return value, *(
+            replace(like, dtype=torch.bool, order=order).restride(mask)
+            for mask, order in zip(masks, self.orders, strict=True)
+        )
 
     def read(self, x: Tensor, values: Sequence[Tensor]) -> Predicate:
         """The predicate as the codec wants it."""
