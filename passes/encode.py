@@ -159,8 +159,8 @@ def _encode_one(
     shapes = [part.meta["val"].shape for part in written]
     parts = tuple(_behind_reshapes(part) for part in written)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
-    # (a statistic that backward reads as well) is not saved again
-    fresh = [part for part in dict.fromkeys(parts) if not outputs.saves(part)]
+    # (a statistic that backward reads as well) is not saved again; the value itself may be one (a cast to its own type)
+    fresh = [part for part in dict.fromkeys(parts) if part in read or not outputs.saves(part)]
     name_parts(entry.name, [part for part in fresh if produced.get(part.name) is not part])
     made = _new_placeholders(backward, fresh, before=slots[0])
     inputs.update((part.name, node) for part, node in zip(fresh, made, strict=True))
@@ -237,10 +237,14 @@ def _context(entry: Stored, produced: dict[str, fx.Node]) -> _Alone:
 
 @dataclass(frozen=True)
 class _Decision(_Alone):
-    """A predicate, the steps' coefficients, the statistics."""
+    """A predicate, the steps' coefficients, the statistics.
+
+    ``orders`` are those of the predicates in memory: backward's sums depend on them, and its speed.
+    """
 
     affine: Affine
     upper_is_true: tuple[bool, ...]
+    orders: tuple[tuple[int, ...], ...]
     predicate: fx.Node
     coefficients: dict[str, fx.Node]
 
@@ -249,7 +253,9 @@ class _Decision(_Alone):
         names = [c for _, c in _own_steps(affine) if isinstance(c, str)]
         names += [n for n in (affine.mean, affine.rstd) if n]
         sides = tuple(_upper_is_true(produced[name]) for name in entry.predicates)
-        return cls(affine, sides, produced[entry.carried[0]], {name: produced[name] for name in names})
+        masks = (tensor_of(produced[name]) for name in entry.predicates)
+        orders = tuple(memory_order(mask) for mask in masks if mask is not None)
+        return cls(affine, sides, orders, produced[entry.carried[0]], {name: produced[name] for name in names})
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:  # type: ignore[override]
@@ -260,7 +266,7 @@ class _Decision(_Alone):
         """Coefficients by their order, not by their names."""
         order = list(self.coefficients)
         steps = tuple((op, order.index(c) if isinstance(c, str) else (c,)) for op, c in _own_steps(self.affine))
-        return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true
+        return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true, self.orders
 
     def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         assert isinstance(codec, Carrier)
@@ -269,7 +275,11 @@ class _Decision(_Alone):
     def decode(self, codec: Codec, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, ...]:
         assert isinstance(codec, Carrier)
         value, upper = codec.decode_with(parts, like)
-        return value, *(upper if side else ~upper for side in self.upper_is_true)
+        masks = (upper if side else ~upper for side in self.upper_is_true)
+        return value, *(
+            replace(like, dtype=torch.bool, order=order).restride(mask)
+            for mask, order in zip(masks, self.orders, strict=True)
+        )
 
     def read(self, x: Tensor, values: Sequence[Tensor]) -> Predicate:
         """The predicate as the codec wants it."""

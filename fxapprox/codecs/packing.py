@@ -52,7 +52,9 @@ def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
     placed = (dense.unflatten(axis, (8 // bits, -1)) << _shifts(bits, axis, dense)).to(torch.uint8)
     if bits == 1:
         placed = placed.unflatten(axis, (2, 4)).sum(axis, dtype=torch.uint8)
-    return placed.sum(axis, dtype=torch.uint8).permute([order.index(d) for d in range(len(order))])
+    packed = placed.sum(axis, dtype=torch.uint8)
+    inverse = [order.index(d) for d in range(len(order))]
+    return packed if inverse == sorted(inverse) else packed.permute(inverse)
 
 
 def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:

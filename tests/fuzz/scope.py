@@ -65,6 +65,7 @@ class Scope:
 
     def emit(self, text: str) -> str | None:
         """Adds the line ``name = text``; None if it fails on these values, or is not worth having."""
+        torch.manual_seed(0)  # what comes next depends on the values: random ones must be the same again
         try:
             value = eval(text, {"torch": torch, "F": F, "n": BATCH}, self.values)
         except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):

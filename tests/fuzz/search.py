@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.choices import options, programs
-from tests.fuzz.program import Program
+from tests.fuzz.program import NAME, Program, pruned
 from tests.fuzz.properties import check
 
 CHUNK = 250  # examples after which hypothesis starts anew; a failure ends a chunk
@@ -47,36 +48,56 @@ def search(examples: int, start: int, progress: Callable[[Found], object] = lamb
 
 
 def _chunk(found: Found, examples: int, start: int, progress: Callable[[Found], object]) -> None:
-    failing: list[tuple[str, str]] = []  # the last is the smallest: hypothesis shrinks, and runs it once more
-
     @seed(start)
-    @settings(max_examples=min(CHUNK, examples - found.examples), database=None, deadline=None,
-              report_multiple_bugs=False, suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(max_examples=min(CHUNK, examples - found.examples), phases=[Phase.generate], database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(
         program=programs(), lossy=options(), lossless=st.sampled_from(("identity", "exact")), tenth=st.integers(0, 9)
     )
     def run(program: Program, lossy: dict[str, Any], lossless: str, tenth: int) -> None:
-        if not failing:
-            found.examples += 1
-            progress(found)
+        found.examples += 1
+        progress(found)
         arguments = {"lossless": lossless, "report": tenth == 9, **lossy}
         try:
-            notes = check(program, **arguments)
-        except Exception as error:
-            failing.append((f"{type(error).__name__}: {error}", call_of(program, arguments)))
-            raise
-        if not failing:
-            found.notes.update(notes)
+            found.notes.update(check(program, **arguments))
+        except Exception:
+            found.failures.append(shrunk(program, arguments))
 
-    try:
-        run()
-    except Exception:
-        if not failing:
-            raise
-        found.failures.append(failing[-1])
+    run()
 
 
-def call_of(program: Program, arguments: dict[str, Any]) -> str:
-    """A call of ``check``, as Python."""
+def shrunk(program: Program, arguments: dict[str, Any]) -> tuple[str, str]:
+    """What goes wrong, and the smallest call that we find to show it; hypothesis would take minutes."""
+    smaller = True
+    while smaller:
+        smaller = False
+        for candidate in _smaller(program, arguments):
+            if _failure(*candidate):
+                (program, arguments), smaller = candidate, True
+                break
     rest = "".join(f", {name}={value!r}" for name, value in arguments.items())
-    return f"check({program!r}{rest})"
+    return _failure(program, arguments), f"check({program!r}{rest})"
+
+
+def _smaller(program: Program, arguments: dict[str, Any]) -> Iterator[tuple[Program, dict[str, Any]]]:
+    """The call with less: another output alone, a line less, an option less."""
+    for name in dict.fromkeys((*program.outputs, *(line.partition(" = ")[0] for line in program.lines))):
+        if (less := pruned(replace(program, outputs=(name,)))) != program and less.lines:
+            yield less, arguments
+    for line in program.lines:
+        name, _, text = line.partition(" = ")
+        for operand in NAME.findall(text):
+            rest = [re.sub(rf"\b{name}\b", operand, other) for other in program.lines if other != line]
+            outputs = tuple(operand if output == name else output for output in program.outputs)
+            yield pruned(replace(program, lines=tuple(rest), outputs=outputs)), arguments
+    for name in arguments:
+        yield program, {key: value for key, value in arguments.items() if key != name}
+
+
+def _failure(program: Program, arguments: dict[str, Any]) -> str:
+    """What goes wrong; "" if nothing does."""
+    try:
+        check(program, **arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:500]}"
+    return ""

@@ -13,3 +13,33 @@ def test_signs_of_a_transposed_matrix() -> None:
         outputs=("v3",),
     )
     check(program, lossless="exact", bits=8)
+
+
+def test_a_cast_to_the_type_that_a_value_has() -> None:
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), dtype="bfloat16"), Input("w1", (8, 4, 3, 3), dtype="bfloat16", grad=True),
+            Input("w2", (8,), dtype="bfloat16", grad=True), Input("w3", (8,), dtype="bfloat16"),
+        ),
+        lines=(
+            "v4 = F.conv2d(x0, w1, padding=1)", "v5 = F.instance_norm(v4, weight=w2, bias=w3)", "v6 = F.hardswish(v5)",
+        ),
+        outputs=("v6",),
+    )  # fmt: skip
+    check(program, bits=2, policy="cast")
+
+
+def test_decisions_in_codes_of_channels_last_images_keep_their_layout() -> None:
+    """Sums in backward came out in another order."""
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), turned=True), Input("b1", (8,)), Input("b2", (8,), fill="positive"),
+            Input("w3", (8, 4, 3, 3), grad=True), Input("w4", (8,), grad=True), Input("w5", (8,), grad=True),
+        ),
+        lines=(
+            "v6 = F.conv2d(x0, w3, padding=1)", "v7 = F.batch_norm(v6, b1, b2, w4, w5, training=True)",
+            "v8 = torch.relu(v7)",
+        ),
+        outputs=("v8",),
+    )  # fmt: skip
+    check(program, bits=4)
