@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import fxapprox
 from tests.models import Case, broken
 from tests.models.generative import discriminator, generator, realness
-from tests.models.zoo import ZOO
+from tests.models.zoo import OWN, ZOO
 from tools.zoo import __main__ as command
 from tools.zoo import names, processes
 from tools.zoo.measure import finite, rows_of, same_bits
@@ -54,14 +54,14 @@ def test_so_it_does_in_other_settings(setting: Setting) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("model", ZOO)
+@pytest.mark.parametrize("model", OWN)
 def test_every_model_keeps_its_loss_and_its_gradients(model: str) -> None:
     for row in rows_of(ZOO[model], settings([model], lowerings=["eager"]), rounds=0):
         assert not row.failed or row.blame == "torch.compile", row
         assert wrong(row) == [], row
 
 
-@pytest.mark.parametrize("model", ZOO)
+@pytest.mark.parametrize("model", OWN)
 def test_a_case_is_ready_to_train_and_its_weights_do_not_depend_on_the_batch(model: str) -> None:
     small, large = cases_of(ZOO[model])
     assert small.model.training
