@@ -245,7 +245,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
     hints = hints_of(adapter.dynamic_sizes(gm))
     nodes = {node.name: node for node in gm.graph.nodes}
     values = {a.name: a for a in result.activations}
-    alive = {id(n) for n in result.joint.outputs[0]}
+    alive = _alive(result.joint.outputs[0])
     before = _by_storage((nodes[name] for name in result.baseline if name in nodes), alive)
     baseline = sympy.sympify(sum(before.values()))
     decisions: list[Decision] = []
@@ -466,7 +466,7 @@ def _returned(result: Rewrite) -> dict[str, tuple[str, Size]]:
     (output,) = result.forward.graph.find_nodes(op="output")
     everything: Sequence[Any] = output.args[0]  # type: ignore[assignment]
     own, saved = (everything[: result.joint.num_fwd_outputs], everything[result.joint.num_fwd_outputs :])
-    alive = {id(node) for node in own}
+    alive = _alive(own)
     return {node.name: (base.name, size) for node in saved for base, size in _by_storage([node], alive).items()}
 
 
@@ -495,6 +495,12 @@ def _taken(left: dict[str, tuple[str, Size]], names: Iterable[str]) -> Size:
     for name in [name for name, (base, _) in left.items() if base in bases]:
         del left[name]
     return sum(bases.values())
+
+
+def _alive(outputs: Iterable[Any]) -> set[int]:
+    """What the user holds: outputs, and the memory that they lie in."""
+    nodes = [node for node in outputs if isinstance(node, fx.Node)]
+    return {id(node) for node in (*nodes, *map(storage_of, nodes))}
 
 
 def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, Size]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxapprox import Options
 from fxapprox.activation import Spliced, Stored
@@ -24,54 +25,70 @@ from tests.fuzz.running import Step, Traced, Untraceable, Way, run, run_joint, s
 
 TORCH = Path(torch.__file__).parent
 OTHER_BATCH = 9
+LOSSY = "lossy "  # and a number: names of partitions
 FALLBACK = "fxapprox stores this graph exactly: "
 AVERAGE = "average_bits="  # a warning: fewer than the classes need
 
 
 def check(program: Program, *, lossless: str = "identity", report: bool = False, **options: Any) -> list[str]:
+    """Holds partitions of a program against its joint graph, unsplit; see ``check_all``."""
+    return check_all(program, [options], lossless=lossless, report=report)
+
+
+def check_all(program: Program, choices: Sequence[dict[str, Any]], *, lossless: str, report: bool) -> list[str]:
     """Traces a program once, and holds partitions of it against the joint graph, unsplit.
 
     Args:
+        choices: options that lose something, for a partition each; see ``choices.options``.
         lossless: "identity" (every value goes through a codec that loses nothing), or "exact" (``bits=None``).
-        report: whether the report is rendered as well.
-        **options: that lose something; see ``choices.options``.
+        report: whether a report is rendered as well.
 
     Returns: what was noteworthy: graphs left alone, budgets that nothing fits, codecs.
     """
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            traced = split(program, _ways(program, lossless, options))
+            traced = split(program, _ways(program, lossless, choices))
         except Untraceable as error:
             return [f"not traced: {str(error)[:60]}"]
-        except OptionError as error:
-            if "memory_budget" not in options:
-                raise
-            return [f"refused: {str(error)[:40]}"]
     if traced.joint is None:
         return ["no gradient"]
     for batch in (BATCH, OTHER_BATCH):
         if batch == BATCH or serves(traced.joint, batch):
             _check_steps(program, traced, batch)
+    lossy = [halves for name, halves in traced.halves.items() if name.startswith(LOSSY)]
     if report:
-        _check_text(traced.halves["lossy"])
-    return [*_expected(warned), *(f"{parts.entry.codec.text} stored" for parts in traced.halves["lossy"].parts)]
+        for halves in lossy[:1]:
+            _check_text(halves)
+    refused = ["refused: no budget as small"] * (len(choices) - len(lossy))
+    codecs = (f"{parts.entry.codec.text} stored" for halves in lossy for parts in halves.parts)
+    return [*_expected(warned), *refused, *codecs]
 
 
-def _ways(program: Program, lossless: str, options: dict[str, Any]) -> dict[str, Way]:
+def _ways(program: Program, lossless: str, choices: Sequence[dict[str, Any]]) -> dict[str, Way]:
     """Partitions of a program: without loss, with it, and with values that are off by next to nothing."""
     exactly: dict[str, Any] = {"bits": None} if lossless == "exact" else {"policy": "identity"}
-    if "checkpoint" in options and "checkpoint_bits" not in options:
-        exactly["checkpoint"] = options["checkpoint"]
-    ways = {"lossless": _way(exactly), "lossy": _way(options)}
+    if segments := [o["checkpoint"] for o in choices if "checkpoint" in o and "checkpoint_bits" not in o]:
+        exactly["checkpoint"] = segments[0]
+    ways = {"lossless": _way(exactly), **{f"{LOSSY}{i}": _way(options) for i, options in enumerate(choices)}}
     if any(given.dtype == "float64" for given in program.inputs):
         ways["nudged"] = _way({"policy": "nudged"})
     return ways
 
 
 def _way(options: dict[str, Any]) -> Way:
+    """A partition along these options; none if they are a budget that nothing fits."""
     own = Options(**with_policy({"min_bytes": 0, "lowering": "eager", **options}))
-    return lambda gm, inputs, **rest: rewrite(gm, inputs, options=own, **rest)
+
+    def run(gm: fx.GraphModule, inputs: Sequence[Any], **rest: Any) -> Rewrite | None:
+        try:
+            return rewrite(gm, inputs, options=own, **rest)
+        except OptionError:
+            if "memory_budget" not in options:
+                raise
+            return None
+
+    return run
 
 
 def _expected(warned: list[warnings.WarningMessage]) -> list[str]:
@@ -89,15 +106,18 @@ def _check_steps(program: Program, traced: Traced, batch: int) -> None:
         expected = run_joint(program, traced.joint, batch=batch)
     except RuntimeError:
         return  # torch itself cannot run it
-    found = {name: run(program, each, batch=batch, record=name == "lossy") for name, each in traced.halves.items()}
+    found = {
+        name: run(program, each, batch=batch, record=name.startswith(LOSSY)) for name, each in traced.halves.items()
+    }
     for name, step in found.items():
         same(step.outputs, expected.outputs, f"{name}: output")
         same(step.inputs, expected.inputs, f"{name}: input, after forward,")
         finite_as(step.gradients, expected.gradients, name)
     same(found["lossless"].gradients, expected.gradients, "lossless: gradient")
-    stored_as_planned(traced.halves["lossy"], found["lossy"], batch)
-    if not program.dynamic:  # codecs' groups depend on which sizes are symbolic
-        within_bounds(traced.halves["lossy"], found["lossy"])
+    for name in (name for name in found if name.startswith(LOSSY)):
+        stored_as_planned(traced.halves[name], found[name], batch)
+        if not program.dynamic:  # codecs' groups depend on which sizes are symbolic
+            within_bounds(traced.halves[name], found[name])
     if "nudged" in found:
         undecided(program, found["nudged"], expected, batch)
 

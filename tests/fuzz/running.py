@@ -25,7 +25,7 @@ from fxapprox.passes.pipeline import Rewrite
 from fxapprox.sizes import evaluate, hints_of
 from tests.fuzz.program import BATCH, Program
 
-Way = Callable[..., Rewrite]  # (gm, joint inputs, **what AOTAutograd tells a partition function)
+Way = Callable[..., Rewrite | None]  # (gm, joint inputs, **what AOTAutograd tells a partition function)
 # Examples with fixed sizes share a mode, so that codecs' traces serve all of them: tracing is what costs time.
 _MODE = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
 _TRACES: dict[Hashable, fx.GraphModule] = {}
@@ -45,7 +45,7 @@ class Traced:
 
     Attributes:
         joint: None if nothing in the program needs a gradient.
-        halves: by the name of the way.
+        halves: by the name of the way; those that it refused are left out.
     """
 
     joint: Joint | None
@@ -59,7 +59,9 @@ def split(program: Program, ways: Mapping[str, Way]) -> Traced:
 
     def partition(gm: fx.GraphModule, inputs: Sequence[Any], **rest: Any) -> adapter.Partition:
         joint.append(Joint(gm, rest["num_fwd_outputs"]))
-        halves.update({name: way(gm, inputs, **rest) for name, way in ways.items()})
+        made = ((name, way(gm, inputs, **rest)) for name, way in ways.items())
+        halves.update({name: each for name, each in made if each is not None})
+        gm.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))  # as partitions do
         raise _Split
 
     if len(_TRACES) > 2000:

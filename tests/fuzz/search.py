@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from tests.fuzz.choices import options, programs
 from tests.fuzz.program import NAME, Program, pruned
-from tests.fuzz.properties import check
+from tests.fuzz.properties import check, check_all
 
-CHUNK = 250  # examples after which hypothesis starts anew; a failure ends a chunk
+CHUNK = 100  # programs after which hypothesis starts anew
+CHOICES = 3  # of options, for each program: tracing takes as long as two partitions
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Found:
     """What a search found.
 
     Attributes:
-        examples: how many were run; those of shrinking are not counted.
+        examples: how many pairs of a program and options were run; those of shrinking are not counted.
         failures: (what went wrong, a call of ``check`` that shows it), shrunk.
         notes: how often something noteworthy happened: a graph left alone, a budget that nothing fits.
     """
@@ -48,20 +49,24 @@ def search(examples: int, start: int, progress: Callable[[Found], object] = lamb
 
 
 def _chunk(found: Found, examples: int, start: int, progress: Callable[[Found], object]) -> None:
+    count = min(CHUNK, -(-(examples - found.examples) // CHOICES))
+
     @seed(start)
-    @settings(max_examples=min(CHUNK, examples - found.examples), phases=[Phase.generate], database=None, deadline=None,
+    @settings(max_examples=count, phases=[Phase.generate], database=None, deadline=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(
-        program=programs(), lossy=options(), lossless=st.sampled_from(("identity", "exact")), tenth=st.integers(0, 9)
-    )
-    def run(program: Program, lossy: dict[str, Any], lossless: str, tenth: int) -> None:
-        found.examples += 1
+        program=programs(), choices=st.lists(options(), min_size=CHOICES, max_size=CHOICES),
+        lossless=st.sampled_from(("identity", "exact")), fourth=st.integers(0, 3),
+    )  # fmt: skip
+    def run(program: Program, choices: list[dict[str, Any]], lossless: str, fourth: int) -> None:
+        found.examples += CHOICES
         progress(found)
-        arguments = {"lossless": lossless, "report": tenth == 9, **lossy}
+        report = fourth == 3
         try:
-            found.notes.update(check(program, **arguments))
+            found.notes.update(check_all(program, choices, lossless=lossless, report=report))
         except Exception:
-            found.failures.append(shrunk(program, arguments))
+            alone = [{"lossless": lossless, "report": report, **options} for options in choices]
+            found.failures.append(shrunk(program, next((a for a in alone if _failure(program, a)), alone[0])))
 
     run()
 
@@ -72,7 +77,7 @@ def shrunk(program: Program, arguments: dict[str, Any]) -> tuple[str, str]:
     while smaller:
         smaller = False
         for candidate in _smaller(program, arguments):
-            if _failure(*candidate):
+            if _size(*candidate) < _size(program, arguments) and _failure(*candidate):
                 (program, arguments), smaller = candidate, True
                 break
     rest = "".join(f", {name}={value!r}" for name, value in arguments.items())
@@ -92,6 +97,11 @@ def _smaller(program: Program, arguments: dict[str, Any]) -> Iterator[tuple[Prog
             yield pruned(replace(program, lines=tuple(rest), outputs=outputs)), arguments
     for name in arguments:
         yield program, {key: value for key, value in arguments.items() if key != name}
+
+
+def _size(program: Program, arguments: dict[str, Any]) -> tuple[int, int, int]:
+    """What shrinking makes less of: lines, outputs, options."""
+    return len(program.lines), len(program.outputs), len(arguments)
 
 
 def _failure(program: Program, arguments: dict[str, Any]) -> str:

@@ -43,3 +43,12 @@ def test_decisions_in_codes_of_channels_last_images_keep_their_layout() -> None:
         outputs=("v8",),
     )  # fmt: skip
     check(program, bits=4)
+
+
+def test_what_lies_in_the_memory_of_an_output_is_not_counted() -> None:
+    program = Program(
+        inputs=(Input("x0", ("n", 4, 4, 4), grad=True),),
+        lines=("v1 = torch.logsumexp(x0.flatten(), 0)", "v2 = v1.expand(2)"),
+        outputs=("v2",),
+    )
+    check(program)
