@@ -200,14 +200,15 @@ def split(
     takes symbolic sizes, then the saved tensors, then the tangents (AOTAutograd's convention).
     """
     info = partitioners.classify_nodes(gm, list(static_inputs or ()), num_fwd_outputs)
-    scalars = [n for n in saved if is_symbolic_scalar(n) and not partitioners._is_assert_only_symbool(n)]
+    scalars = [n for n in saved if is_symbolic_scalar(n) and not _is_only_asserted(n)]
     opaque = [n for n in saved if is_opaque(n)]
     tensors = [n for n in saved if not is_symbolic_scalar(n) and not is_opaque(n)]
+    opaque_nodes: dict[str, Any] = {"saved_opaque_nodes": opaque} if opaque else {}  # since torch 2.12
     forward, backward = partitioners._extract_fwd_bwd_modules(
         gm,
         tensors,
         saved_sym_nodes=scalars,
-        saved_opaque_nodes=opaque,
+        **opaque_nodes,
         num_fwd_outputs=num_fwd_outputs,
         static_lifetime_input_nodes=info.static_lifetime_input_nodes,
     )
@@ -219,6 +220,12 @@ def split(
         left = [node for node in saved if node.name not in unread]
         return split(gm, left, num_fwd_outputs=num_fwd_outputs, static_inputs=static_inputs)
     return forward, backward
+
+
+def _is_only_asserted(node: fx.Node) -> bool:
+    """Whether a condition is read by assertions alone; torch before 2.13 saves those like others."""
+    check = getattr(partitioners, "_is_assert_only_symbool", None)
+    return bool(check and check(node))
 
 
 def _has_effect(node: fx.Node) -> bool:
