@@ -173,7 +173,8 @@ def real_peak(model: nn.Module, x: Tensor, bits: int | None) -> int:
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("bits", [pytest.param(None, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [None, 4])
 def test_a_real_step_with_what_was_found_stays_within_the_memory(bits: int | None) -> None:
     model, limit = Perceptron(), 16 * MIB
     found = fxapprox.max_batch(model, rows, limit, bits=bits)
