@@ -146,7 +146,8 @@ def _peak_on_cuda(step: Callable[[], T], device: torch.device) -> Peak[T]:
 def _peak_on_cpu(step: Callable[[], T]) -> Peak[T]:
     # Read when the profiler is first used; without it, every use writes two lines to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # acc_events: torch 2.11 warns without it
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         result = step()
     return Peak(result, *_replay(_cpu_memory_events(profiler)))
 

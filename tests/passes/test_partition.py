@@ -55,7 +55,8 @@ def test_what_forward_asserts_is_not_asserted_again() -> None:
 
     joint = joint_of(routed, torch.randn(32, 16))
     forward, backward = partition(joint, plan(classify(joint, min_bytes=0), Options(bits=8, min_bytes=0)))
-    assert "aten._assert_async" in {op_name(n) for n in forward.graph.nodes}
+    asserted = {op_name(n) for n in joint.gm.graph.nodes} & {"aten._assert_async"}  # since torch 2.12
+    assert asserted <= {op_name(n) for n in forward.graph.nodes}
     assert not {"aten._assert_async", "aten.argmax"} & {op_name(n) for n in backward.graph.nodes}
 
 
