@@ -576,11 +576,6 @@ def graph_breaks() -> Iterator[list[tuple[str, list[traceback.FrameSummary]]]]:
     found += [(each.reason, list(each.user_stack)) for each in graph_break_reasons[before:] if each.graph_break]
 
 
-def compiled_graphs() -> int:
-    """How many graphs Dynamo has given to backends so far."""
-    return counters["stats"]["unique_graphs"]
-
-
 def user_error(error: BaseException) -> tuple[BaseException, list[traceback.FrameSummary]]:
     """The error that the user's code raised, out of Dynamo's own if it is in one, and the frames to it."""
     if isinstance(error, TorchRuntimeError):

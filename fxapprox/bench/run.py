@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fxapprox.bench.records import Bench, Record
 from fxapprox.bench.systems import BASELINE, SYSTEMS
 from fxapprox.errors import FxApproxError, OptionError, TargetError
-
-FIELDS = {field.name for field in fields(Record)}
 
 
 class WorkerFailed(FxApproxError):
@@ -68,10 +67,11 @@ class Worker:
     def _last_words(self) -> str:
         """Why the process ended."""
         code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return "the process was killed, perhaps for memory"
         self._log.seek(0)
         lines = [line.strip() for line in self._log if line.strip()]
-        reason = "killed, perhaps for memory" if code == -9 else f"ended with {code}"
-        return f"the process was {reason}" if code == -9 else f"the process {reason}: {lines[-1] if lines else '?'}"
+        return f"the process ended with {code}: {lines[-1] if lines else 'no message'}"
 
     def close(self) -> None:
         """Ends the process."""
@@ -81,7 +81,7 @@ class Worker:
 
 def _search_path() -> str:
     """This process's, so that a worker finds what a target was found by."""
-    return os.pathsep.join(path for path in ("", *sys.path) if path or not sys.path[0])
+    return os.pathsep.join(filter(None, sys.path))  # python -m looks into the working directory anyway
 
 
 def bench(

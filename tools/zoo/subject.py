@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.measure import peak_bytes, stored_bytes
 from fxapprox.user_code import GraphBreak, graph_breaks
 from tests.models import Case
+from tools.plain import plain
 from tools.zoo.rows import Setting
 
 Builder = Callable[..., Case]
@@ -76,12 +77,12 @@ class Subject:
         """Compiles, and runs the step that is measured: with dynamic batches the first at the second one."""
         with warnings.catch_warnings(record=True) as caught, adapter.graph_breaks() as raw:
             warnings.simplefilter("always")
-            before = adapter.compiled_graphs()
+            before = adapter.graphs_compiled()
             outcome = self._step(self._cases[0])
-            graphs = adapter.compiled_graphs() - before
+            graphs = adapter.graphs_compiled() - before
             if len(self._cases) > 1:
                 outcome = self._step(self._cases[1])
-            recompiled = adapter.compiled_graphs() - before - graphs
+            recompiled = adapter.graphs_compiled() - before - graphs
         said = dict.fromkeys(" ".join(str(w.message).split()) for w in caught)
         return outcome, Compilation(graphs, graph_breaks(raw), recompiled, tuple(said))
 
@@ -139,17 +140,7 @@ def batched(case: Case) -> Sequence[int | None]:
 
 def baseline(setting: Setting) -> Callable[[torch.nn.Module], Any]:
     """Plain torch.compile, as far as the lowering goes."""
-    backend = "inductor" if setting.lowering == "inductor" else plain_eager
-    return lambda model: torch.compile(model, backend=backend, dynamic=dynamic(setting))
-
-
-def plain_eager(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The graphs that plain torch.compile would give to Inductor, run operator by operator.
-
-    The backend "aot_eager_decomp_partition" leaves out what Inductor does to joint graphs, and so draws other random
-    numbers.
-    """
-    return adapter.compile_eager(gm, inputs, adapter.JointPartitioner(adapter.exact_partition, None), {})
+    return lambda model: plain(model, setting.lowering, dynamic(setting))
 
 
 def rewritten(setting: Setting) -> Callable[[torch.nn.Module], Any]:
