@@ -185,11 +185,16 @@ def _asked(record: Record, worker: Worker, do: str, **request: Any) -> Record:
 
 
 def _round(turn: int, workers: dict[str, Worker], records: dict[str, Record]) -> None:
-    """One step of each; who begins changes from round to round. Mutates ``records``."""
+    """One step of each; who begins changes from round to round. Mutates both: who fails takes no further part."""
     names = list(workers)
     first = turn % max(1, len(names))
     for system in names[first:] + names[:first]:
-        seconds = workers[system].ask("timed")["seconds"]
+        try:
+            seconds = workers[system].ask("timed")["seconds"]
+        except WorkerFailed as error:
+            records[system] = replace(records[system], failed=str(error))
+            del workers[system]
+            continue
         records[system] = replace(records[system], step_seconds=(*records[system].step_seconds, seconds))
 
 

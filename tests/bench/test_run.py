@@ -75,6 +75,24 @@ def test_a_target_that_fails_everywhere(target: str) -> None:
         run.bench(f"{target}:broken", ("eager",), rounds=1, console=quiet())
 
 
+def test_a_step_that_fails_in_a_round_costs_its_own_row_only() -> None:
+    class Broken(run.Worker):
+        def __init__(self) -> None:
+            pass
+
+        def ask(self, do: str, **request: object) -> dict[str, object]:
+            raise run.WorkerFailed("out of memory")
+
+    class Fine(Broken):
+        def ask(self, do: str, **request: object) -> dict[str, object]:
+            return {"seconds": 0.5}
+
+    found, workers = {"eager": Record("eager"), "fp8": Record("fp8")}, {"eager": Fine(), "fp8": Broken()}
+    for turn in range(2):
+        run._round(turn, workers, found)
+    assert found == {"eager": Record("eager", step_seconds=(0.5, 0.5)), "fp8": Record("fp8", failed="out of memory")}
+
+
 def test_wrong_options(target: str) -> None:
     with pytest.raises(OptionError, match="no system 'tf'; there are: eager"):
         run.bench(f"{target}:plain", ("tf",))
