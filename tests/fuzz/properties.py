@@ -181,14 +181,21 @@ def within_bounds(halves: Rewrite, step: Step) -> None:
             continue
         context = _context(entry, left)
         if all(node.name in step.forward for node in context.nodes):
-            _check_value(entry, context, spliced, step)
+            _check_value(entry, context, _results(spliced, halves), step)
             for name in entry.predicates:
                 _check_decision(name, spliced, step)
 
 
-def _check_value(entry: Stored, context: _Alone, spliced: Spliced, step: Step) -> None:
+def _results(spliced: Spliced, halves: Rewrite) -> list[str]:
+    """What the rest of backward reads of a decoder: of one that is asked for its mask alone, no value."""
+    own = set(spliced.decode)
+    nodes = halves.backward.graph.nodes
+    return [node.name for node in nodes if node.name in own and any(user.name not in own for user in node.users)]
+
+
+def _check_value(entry: Stored, context: _Alone, results: list[str], step: Step) -> None:
     x = step.forward[entry.name]
-    found = _decoded(spliced, step, x)
+    found = _decoded(results, step, x)
     if found is None:
         return
     code = context.encode(entry.codec, x, [step.forward[node.name] for node in context.nodes])
@@ -210,11 +217,11 @@ def _check_decision(name: str, spliced: Spliced, step: Step) -> None:
     assert not masks or any(torch.equal(mask, taken) for mask in masks), f"{name}: decided otherwise"
 
 
-def _decoded(spliced: Spliced, step: Step, x: Tensor) -> Tensor | None:
+def _decoded(results: list[str], step: Step, x: Tensor) -> Tensor | None:
     """What backward makes of a code: the last value of the original's shape and type."""
-    names = set(spliced.decode)
-    made = [value for name, value in step.backward.items() if name in names and isinstance(value, Tensor)]
-    return next((value for value in reversed(made) if (value.shape, value.dtype) == (x.shape, x.dtype)), None)
+    made = [step.backward.get(name) for name in results]
+    alike = [value for value in made if isinstance(value, Tensor) and (value.shape, value.dtype) == (x.shape, x.dtype)]
+    return alike[-1] if alike else None
 
 
 def stored_as_planned(halves: Rewrite, step: Step, batch: int) -> None:

@@ -52,3 +52,19 @@ def test_what_lies_in_the_memory_of_an_output_is_not_counted() -> None:
         outputs=("v2",),
     )
     check(program)
+
+
+def test_a_decoder_that_is_asked_for_its_mask_alone() -> None:
+    """The codes themselves were taken for the decoded value: backward reads the sign of a frozen normalization only."""
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), fill="zeros", grad=True, turned=True), Input("w1", (8, 2, 3, 3), grad=True),
+            Input("w2", (8,), grad=True), Input("b3", (8,)), Input("b4", (8,), fill="positive"),
+        ),
+        lines=(
+            "v5 = F.conv2d(x0, w1, None, stride=2, padding=1, groups=2)", "v6 = F.batch_norm(v5, b3, b4, None, w2)",
+            "v7 = F.leaky_relu(v6)",
+        ),
+        outputs=("v7",),
+    )  # fmt: skip
+    check(program, bits=4, min_bytes=200)
