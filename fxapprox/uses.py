@@ -129,8 +129,8 @@ def _is_zero(value: object, facts: Facts) -> bool:
     return facts.bounds.get(value) == (0, 0) if isinstance(value, fx.Node) else value == 0
 
 
-def _is_softmax_output(node: fx.Node, facts: Facts) -> bool:
-    """Whether the node is a softmax, or exp(x - max) on the way to one."""
+def is_softmax_output(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node is a softmax, exp(log_softmax), or exp(x - max) on the way to one."""
     if is_weights(node, facts):
         return True
     name = facts.ops[node]
@@ -185,7 +185,7 @@ def asked_by_backward(
                 every, why = use, inherited or _in_words(use, user)
         if every is None and strict is not None:
             every, why = strict
-        if every is not None and every < Use.SOFTMAX and _is_softmax_output(node, facts):
+        if every is not None and every < Use.SOFTMAX and is_softmax_output(node, facts):
             every, why = Use.SOFTMAX, "output of a softmax"
         found[node] = Asked(demand, every, why)
     return found

@@ -21,7 +21,7 @@ from fxapprox.graph import Joint, element_of, is_dense, module_path, source_line
 from fxapprox.intervals import span_of
 from fxapprox.normalization import moments_of
 from fxapprox.operators import is_random, is_view, rule_of
-from fxapprox.uses import Asked, asked_by_backward, is_weights, reaches, reads_of
+from fxapprox.uses import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -99,7 +99,7 @@ def _describe(
         kept=_kept(value, size, min_bytes, uneven=node in facts.uneven) if value is not None else "",
         span=span_of(node),
         nonnegative=facts.bounds[node][0] >= 0,
-        weights=is_weights(node, facts),
+        weights=is_softmax_output(node, facts),
         embedded=embedded,
         clamp=clamp,
         moments=moments_of(node) if approximable else None,

@@ -95,6 +95,17 @@ def test_skewed_levels_suit_attention_weights(bits: int, limit: float) -> None:
     assert skewed < min(limit, uniform)
 
 
+def test_a_softmax_keeps_its_small_elements_and_its_sum() -> None:
+    """With equidistant levels the improbable became 0: a cross-entropy no longer pushed it down, and training failed."""
+    weights = torch.softmax(4 * torch.randn(64, 256), -1)
+    codec = Group(8, skewed=True)
+    found = codec.decode(codec.encode(weights), Like.of(weights))
+    assert float((found / weights - 1)[weights > weights.amax(-1, keepdim=True) / 1000].abs().max()) < 0.05
+    assert bool((found >= 0).all())
+    assert float((found.sum(-1) - 1).abs().max()) < 0.01
+    assert float(found.sum(-1).mean() - 1) < 0.001
+
+
 @pytest.mark.parametrize(("bits", "limit"), [(8, 0.12), (4, 0.7)])
 def test_heavy_tails_are_not_clipped(bits: int, limit: float) -> None:
     """One value owns its channel (of it, a grid to 4 deviations would lose 94%); the other keeps its fine grid."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import bend_low, compress, expand, finite, roundings, unbend_low, work_dtype
+from fxapprox.codecs.grid import compress, expand, finite, root, roundings, unroot, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
@@ -26,6 +26,7 @@ from fxapprox.torch_adapter import materialize
 
 SMALLEST, LARGEST = 64, 256
 NAN, MINUS_INF, PLUS_INF, SPECIALS = 0, 1, 2, 3
+ROOT = {8: 4, 4: 2, 3: 2, 2: 2}  # that skewed codes take: nothing small may become 0 at 8 bits
 # (k of the compander, how far the range ends beyond the outermost level, in steps): the least error over bell-shaped,
 # heavy-tailed, one-sided and partly zero values (tools/codec_error.py --scan).
 CURVE = {8: (0.8, 0.25), 4: (0.8, 0.125), 3: (0.8, 0.25), 2: (0.4, 0.4)}
@@ -33,14 +34,17 @@ CURVE = {8: (0.8, 0.25), 4: (0.8, 0.125), 3: (0.8, 0.25), 2: (0.4, 0.4)}
 
 @dataclass(frozen=True, slots=True)
 class Group(Codec):
-    """``bits`` per element, and a centre (float32) and a radius (bfloat16) per group.
+    """``bits`` per element, and an anchor (float32) and a radius (bfloat16) per group.
+
+    The anchor is the range's centre. Skewed codes have theirs at the low end, and a radius in float32: both ends are
+    exact, so that a softmax still adds up to one.
 
     Attributes:
         bits: 8, 4, 3 or 2.
         rounding: "nearest", or "stochastic": unbiased over a uniform grid. The random numbers are a hash of the
             value and its place, so no generator moves.
         uniform: equidistant levels, for values that are not bell-shaped (logits, and all that are never negative).
-        skewed: levels close together at the low end, for attention weights: most are small, and few hold the sum.
+        skewed: levels close together at the low end, for softmaxes: most elements are small, and few hold the sum.
     """
 
     label: ClassVar[str] = "group"
@@ -71,29 +75,30 @@ class Group(Codec):
         high = torch.where(ok, groups, -math.inf).amax(1, keepdim=True)
         some = low <= high
         special = ~ok.all(1, keepdim=True)
-        centre = materialize(torch.where(some, low / 2 + high / 2, 0.0))
-        radius = materialize(round_up(torch.where(some, high / 2 - low / 2, 0.0)))
+        anchor = materialize(torch.where(some, low if self._low else low / 2 + high / 2, 0.0))
+        radius = materialize(self._rounded(torch.where(some, high / 2 - low / 2, 0.0)))
         gain = materialize(radius.to(groups.dtype).reciprocal())
         top, offset, fine = self._levels(special, groups.dtype)
 
-        v = ((torch.where(ok, groups, centre) - centre) * gain).clamp(-1, 1)
+        v = (torch.where(ok, groups, anchor) - anchor) * gain
+        u = root((v * 0.5).clamp(0, 1), ROOT[self.bits]) * 2 - 1 if self._low else compress(v.clamp(-1, 1), k)
         nudge = 0.5 if self.rounding == "nearest" else dither(groups)
-        place = (bend_low(v) if self._low else compress(v, k)) * fine + (fine - margin + nudge)
+        place = u * fine + (fine - margin + nudge)
         codes = torch.minimum(place.floor().clamp_min(0), top) + offset
         infinity = torch.where(groups > 0, float(PLUS_INF), float(MINUS_INF))
         codes = torch.where(ok, codes, torch.where(groups != groups, float(NAN), infinity))
-        return pack(codes.to(torch.int32), self.bits), centre, torch.where(special, -radius, radius)
+        return pack(codes.to(torch.int32), self.bits), anchor, torch.where(special, -radius, radius)
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
-        packed, centre, radius = parts
-        k, margin = self._curve
-        codes = unpack(packed, self.bits, group_shape(like.shape)).to(centre.dtype)
+        packed, anchor, radius = parts
+        margin = self._curve[1]
+        codes = unpack(packed, self.bits, group_shape(like.shape)).to(anchor.dtype)
         special = radius < 0
-        _, offset, fine = self._levels(special, centre.dtype)
+        _, offset, fine = self._levels(special, anchor.dtype)
         step = materialize(fine.reciprocal())
         start = materialize((margin - offset) / fine - 1)
         place = codes * step + start
-        values = (unbend_low(place) if self._low else expand(place, k)) * radius.abs().to(centre.dtype) + centre
+        values = self._from_anchor(place) * radius.abs().to(anchor.dtype) + anchor
         infinity = torch.where(codes == PLUS_INF, math.inf, -math.inf)
         odd = torch.where(codes == NAN, math.nan, infinity)
         values = torch.where(special & (codes < SPECIALS), odd, values)
@@ -101,16 +106,24 @@ class Group(Codec):
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         """Half a level to either side, a whole one with stochastic rounding, as wide as the grid is there."""
-        packed, centre, radius = parts
-        k, margin = self._curve
-        codes = unpack(packed, self.bits, group_shape(like.shape)).to(centre.dtype)
-        _, offset, fine = self._levels(radius < 0, centre.dtype)
+        packed, anchor, radius = parts
+        margin = self._curve[1]
+        codes = unpack(packed, self.bits, group_shape(like.shape)).to(anchor.dtype)
+        _, offset, fine = self._levels(radius < 0, anchor.dtype)
         reach = 0.5 if self.rounding == "nearest" else 1.0
         places = ((codes - offset + margin + step) / fine - 1 for step in (-reach, 0.0, reach))
-        low, at, high = (unbend_low(p) if self._low else expand(p, k) for p in (p.clamp(-1, 1) for p in places))
-        wide = torch.maximum(high - at, at - low) * radius.abs().to(centre.dtype)
-        slack = roundings(centre.dtype, like.dtype) * (centre.abs() + radius.abs().to(centre.dtype))
+        low, at, high = (self._from_anchor(place.clamp(-1, 1)) for place in places)
+        wide = torch.maximum(high - at, at - low) * radius.abs().to(anchor.dtype)
+        slack = roundings(anchor.dtype, like.dtype) * (anchor.abs() + radius.abs().to(anchor.dtype))
         return (wide + slack).reshape(like.shape)
+
+    def _rounded(self, radius: Tensor) -> Tensor:
+        """The radius as it is stored: never smaller, and never zero."""
+        return radius.clamp_min(torch.finfo(torch.float32).tiny) if self._low else round_up(radius)
+
+    def _from_anchor(self, u: Tensor) -> Tensor:
+        """Where a place on the grid (-1 to 1) lies from the anchor, in radii."""
+        return unroot((u + 1) * 0.5, ROOT[self.bits]) * 2 if self._low else expand(u, self._curve[0])
 
     def _levels(self, special: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Per group: the largest finite level, the code of level 0, and levels per unit of the grid."""
@@ -124,7 +137,7 @@ class Group(Codec):
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)
         width = 8 if dtype == torch.float64 else 4
-        return packed_bytes((rows, size), self.bits) + rows * (width + 2)
+        return packed_bytes((rows, size), self.bits) + rows * (2 * width if self._low else width + 2)
 
 
 def group_shape(shape: Sequence[Any]) -> tuple[Any, int]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.activation import Class
 from fxapprox.codecs import Exact, Group, Mask, Standard, Threshold, Zero
 from fxapprox.options import Options
 from fxapprox.passes.plan import plan
@@ -101,6 +102,11 @@ def test_attention_weights_get_most_levels_near_zero(scale: float) -> None:
     assert any(isinstance(e.codec, Group) and e.codec.skewed for e in planned(attend, X, bits=8).stored)
     unbiased = [e.codec for e in planned(attend, X, bits=8, rounding="stochastic").stored]
     assert not any(isinstance(codec, Group) and codec.skewed for codec in unbiased)
+
+
+def test_the_improbable_counts_in_a_cross_entropy() -> None:
+    plan = planned(lambda x: F.cross_entropy(x @ W, torch.arange(len(x)) % W.shape[1]), X, bits=4)
+    assert [entry.codec for entry in large(plan) if entry.kind is Class.SOFTMAX] == [Group(8, skewed=True)]
 
 
 def test_dropout_masks_are_stored_as_bits_never_drawn_again() -> None:
