@@ -6,22 +6,18 @@ its operands. How backward reads the values comes afterwards, against that order
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Use
 from fxapprox.graph import Joint, numel, tensor_of
 from fxapprox.intervals import Interval, interval
 from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, op_name
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
-HUGE = 1e4  # times larger than what stands beside it
-EXPONENTIALS = frozenset("aten.exp aten.exp2 aten.expm1 aten.sinh aten.cosh".split())
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,6 @@ class Facts:
         roots: which values, not cheap to compute, it is made of.
         free: it is alive during backward anyway.
         statistics: it is small next to the activations it came from.
-        uneven: its elements may be of very different size: a code for them would drown the small ones.
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
         again: backward may run its operator again.
@@ -52,7 +47,6 @@ class Facts:
     roots: dict[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
     free: set[fx.Node] = field(default_factory=set)
     statistics: set[fx.Node] = field(default_factory=set)
-    uneven: set[fx.Node] = field(default_factory=set)
     decisions: set[fx.Node] = field(default_factory=set)
     checkpointed: set[fx.Node] = field(default_factory=set)
     again: set[fx.Node] = field(default_factory=set)
@@ -91,8 +85,6 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
         facts.statistics.add(node)
     if _is_decision(node, rule, facts, sources):
         facts.decisions.add(node)
-    if _is_uneven(node, rule, facts):
-        facts.uneven.add(node)
     # a cheap operator, a wide projection, or what the user checkpoints
     if (rule is not None and rule.cheap) or _is_wide_projection(node, facts) or node in facts.checkpointed:
         facts.again.add(node)
@@ -151,30 +143,3 @@ def _is_decision(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterab
     if node in facts.floats:
         return is_label(node)
     return any(source in facts.depends and source in facts.floats for source in sources)
-
-
-def _is_uneven(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:
-    """Whether the node is an exponential without a bound, filled in where a mask hides something (a score of -1e9), or
-    a linear function of such."""
-    low, high = facts.bounds[node]
-    if node not in facts.floats or max(-low, high) < HUGE or rule is None or not rule.cheap:
-        return False
-    name, parts = facts.ops[node], node.all_input_nodes
-    if name in EXPONENTIALS:
-        return bool(facts.roots[node])  # those of parameters scale whole channels
-    if name == "aten.where":
-        if any(_is_huge(side, facts) for side in node.args[1:]):
-            return True
-        if node.args[0] in facts.decisions:
-            return False  # the pieces of a function, each where it belongs
-    elif name == "aten.mul" and node not in facts.depends and any(_is_huge(factor, facts) for factor in node.args):
-        return True  # a mask, times what it fills in
-    elif name == "aten.div":
-        parts = [node.args[0]]
-    return rule.uses[0] in (Use.LINEAR, Use.DECISION) and any(part in facts.uneven for part in parts)
-
-
-def _is_huge(value: object, facts: Facts) -> bool:
-    """Whether it is a finite constant of this size."""
-    low, high = facts.bounds[value] if isinstance(value, fx.Node) else (value, value)
-    return low == high and isinstance(low, (int, float)) and HUGE <= abs(low) < math.inf

@@ -58,6 +58,8 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
             return (-INF, 0.0)
         lows, highs = (second[0], second[1]) if name == "aten.add" else (-second[1], -second[0])
         return (low + lows, high + highs)
+    if name == "aten.sum" and _is_over_exponentials(node):
+        return (1.0, INF)
     if name in ("aten.mean", "aten.amax", "aten.amin") or is_view(node) or name in (
         "aten.clone", "prims.convert_element_type", "aten._to_copy"
     ):  # fmt: skip
@@ -92,6 +94,27 @@ def _is_shift_by_maximum(node: fx.Node) -> bool:
         inner = total.args[0] if isinstance(total, fx.Node) and op_name(total) == "aten.sum" else None
         return isinstance(inner, fx.Node) and op_name(inner) == "aten.exp" and inner.args[0] is source
     return False
+
+
+def _is_over_exponentials(node: fx.Node) -> bool:
+    """sum(exp(x - amax(x))): of every row at least one term is 1."""
+    exponential = node.args[0]
+    shifted = exponential.args[0] if isinstance(exponential, fx.Node) and op_name(exponential) == "aten.exp" else None
+    if not isinstance(shifted, fx.Node) or op_name(shifted) != "aten.sub" or not _is_shift_by_maximum(shifted):
+        return False
+    maximum = shifted.args[1]
+    while isinstance(maximum, fx.Node) and is_view(maximum):
+        maximum = maximum.args[0]
+    return isinstance(maximum, fx.Node) and op_name(maximum) == "aten.amax" and _dims(maximum) == _dims(node)
+
+
+def _dims(reduction: fx.Node) -> list[int]:
+    """The dimensions that a reduction reduces, counted from the first."""
+    source, dims = reduction.args[0], reduction.args[1] if len(reduction.args) > 1 else []
+    value = tensor_of(source) if isinstance(source, fx.Node) else None
+    rank = value.dim() if value is not None else 0
+    given = [d for d in dims if isinstance(d, int)] if isinstance(dims, (list, tuple)) else []
+    return sorted(d % rank for d in given) if rank and given else list(range(rank))
 
 
 def span_of(node: fx.Node) -> tuple[int, int] | None:

@@ -97,7 +97,7 @@ RULES: dict[str, Rule] = {
     # turns leave no room for its error.
     **_rules(
         "sin cos exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow square tan asin acos sinh cosh atanh"
-        " lgamma digamma atan2 addcdiv prims._low_memory_max_pool_offsets_to_indices",
+        " lgamma digamma atan2 hypot addcdiv prims._low_memory_max_pool_offsets_to_indices",
         E, cheap=True,
     ),
     # Constants.

@@ -21,6 +21,7 @@ from fxapprox.graph import Joint, element_of, is_dense, module_path, source_line
 from fxapprox.intervals import span_of
 from fxapprox.normalization import moments_of
 from fxapprox.operators import is_random, is_view, rule_of
+from fxapprox.unevenness import uneven_of
 from fxapprox.uses import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -42,11 +43,12 @@ def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
     asked = asked_by_backward(joint, facts, reads, carried)
     reach = reaches(joint, facts)
     predicates = predicates_by_operand(joint, facts)
+    uneven = uneven_of(joint, facts)
     return tuple(
         _describe(
             node, facts, asked[node], reads.get(node, ()),
             reach=reach.get(node), predicates=predicates.get(node, ()), embedded=affines.get(node),
-            clamp=clamps.get(node), min_bytes=min_bytes,
+            clamp=clamps.get(node), uneven=uneven.get(node, ""), min_bytes=min_bytes,
         )
         for node in facts.ops
     )  # fmt: skip
@@ -62,6 +64,7 @@ def _describe(
     predicates: Sequence[str],
     embedded: Affine | None,
     clamp: Clamp | None,
+    uneven: str,
     min_bytes: int,
 ) -> Activation:
     value = tensor_of(node)
@@ -96,7 +99,7 @@ def _describe(
         partial=base is not node and value is not None and is_view(node),
         free=node in facts.free,
         approximable=approximable,
-        kept=_kept(value, size, min_bytes, uneven=node in facts.uneven) if value is not None else "",
+        kept=_kept(value, size, min_bytes, uneven=uneven) if value is not None else "",
         span=span_of(node),
         nonnegative=facts.bounds[node][0] >= 0,
         weights=is_softmax_output(node, facts),
@@ -181,12 +184,10 @@ def _left_to_backward(node: fx.Node, facts: Facts) -> bool:
     return node in facts.checkpointed and not any(is_random(n) for n in (node, *node.all_input_nodes))
 
 
-def _kept(value: torch.Tensor, size: int, min_bytes: int, *, uneven: bool) -> str:
+def _kept(value: torch.Tensor, size: int, min_bytes: int, *, uneven: str) -> str:
     """Why a tensor is stored as it is, if it is stored; "" if it can be encoded."""
     if size < max(min_bytes, 1):
         return f"smaller than min_bytes={min_bytes}"
     if type(value) is not adapter.FakeTensor or not is_dense(value):
         return "its elements do not fill their memory"
-    if uneven:
-        return "an exponential or a mask's filling makes its elements too different in size for one code"
-    return ""
+    return uneven

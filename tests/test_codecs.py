@@ -96,7 +96,7 @@ def test_skewed_levels_suit_attention_weights(bits: int, limit: float) -> None:
 
 
 def test_a_softmax_keeps_its_small_elements_and_its_sum() -> None:
-    """With equidistant levels the improbable became 0: a cross-entropy no longer pushed it down, and training failed."""
+    """With equidistant levels the improbable became 0, and a cross-entropy no longer pushed it down."""
     weights = torch.softmax(4 * torch.randn(64, 256), -1)
     codec = Group(8, skewed=True)
     found = codec.decode(codec.encode(weights), Like.of(weights))

@@ -48,7 +48,7 @@ def unbend(u: Tensor) -> Tensor:
 
 
 def root(s: Tensor, degree: int) -> Tensor:
-    """The square root (degree 2) or the fourth root of [0, 1]: levels at equal distances there are close together at 0."""
+    """The square root (degree 2) or the fourth root of s in [0, 1]: equal distances there are small ones near 0."""
     s = torch.sqrt(s)
     return torch.sqrt(s) if degree == 4 else s
 

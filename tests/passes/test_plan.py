@@ -12,7 +12,7 @@ from fxapprox.activation import Class
 from fxapprox.codecs import Exact, Group, Mask, Standard, Threshold, Zero
 from fxapprox.options import Options
 from fxapprox.passes.plan import plan
-from tests.passes.graphs import classified
+from tests.passes.graphs import classified, of_op
 
 W = torch.randn(64, 64, requires_grad=True)
 X = torch.randn(128, 64)
@@ -105,8 +105,8 @@ def test_attention_weights_get_most_levels_near_zero(scale: float) -> None:
 
 
 def test_the_improbable_counts_in_a_cross_entropy() -> None:
-    plan = planned(lambda x: F.cross_entropy(x @ W, torch.arange(len(x)) % W.shape[1]), X, bits=4)
-    assert [entry.codec for entry in large(plan) if entry.kind is Class.SOFTMAX] == [Group(8, skewed=True)]
+    values = classified(lambda x: F.cross_entropy(x @ W, torch.arange(len(x)) % W.shape[1]), X)
+    assert any(value.weights and value.kind is Class.SOFTMAX for value in of_op(values, "aten.exp"))
 
 
 def test_dropout_masks_are_stored_as_bits_never_drawn_again() -> None:
