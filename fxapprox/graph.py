@@ -205,7 +205,8 @@ def _plain_path(path: str) -> str:
 class Inliner:
     """Traces functions and splices them into one graph; a function traced before for equal inputs is not traced again.
 
-    Equal layers make equal codecs, and tracing is what costs time.
+    Equal layers make equal codecs, and tracing is what costs time. Several graphs of one shape environment may share
+    their traces.
     """
 
     def __init__(self, gm: fx.GraphModule, traces: dict[Hashable, fx.GraphModule]) -> None:
@@ -223,7 +224,7 @@ class Inliner:
 
         Args:
             fn: from tensors to a tuple of tensors.
-            key: says what ``fn`` does, apart from the shapes of its inputs.
+            key: says what ``fn`` does, apart from the shapes of its inputs; other symbolic sizes as expressions.
 
         Returns: the nodes that hold what ``fn`` returns.
         """
@@ -245,18 +246,20 @@ class Inliner:
         if self._mode is None:
             raise UnsupportedGraph("inline", "the graph has no tensor")
         values = [n.meta["val"] for n in inputs]
-        full_key = None if self._symbols else (key, tuple(_signature(v) for v in values))
-        traced = self._traces.get(full_key) if full_key is not None else None
-        if traced is None:
+        full_key = key, tuple(map(_signature, values))
+        if full_key not in self._traces:
             traced = adapter.trace(lambda *given: fn(*given[:count]), values, self._mode)
             erase_unused(traced.graph)
-            if full_key is not None:
-                self._traces[full_key] = traced
-        return traced
+            self._traces[full_key] = traced
+        return self._traces[full_key]
 
 
-def _signature(value: torch.Tensor) -> Hashable:
-    return tuple(value.shape), tuple(value.stride()), value.dtype, value.device
+def _signature(value: Any) -> Hashable:
+    """Equal for values of which a trace is the same: tensors, and symbolic sizes by their expressions."""
+    if not isinstance(value, torch.Tensor):
+        return adapter.expression(value)
+    strides = tuple(map(adapter.expression, value.stride()))
+    return symbolic_shape(value), strides, value.dtype, value.device
 
 
 def verify(backward: fx.GraphModule, approximate: set[fx.Node]) -> None:

@@ -221,7 +221,7 @@ class _Again:
         name = original(node).name
         saved = [self.crossing.take(part) for part in parts]
         (decoded,) = self.writers[1].inline(
-            lambda *parts: (codec.decode(parts, like),), saved, before=before, key=("decode", codec, like)
+            lambda *parts: (codec.decode(parts, like),), saved, before=before, key=("decode", codec, like.key)
         )
         self.spliced.append(Spliced(name, codec, decode=_names(nodes_between(saved, [decoded]))))
         return decoded

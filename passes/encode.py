@@ -20,6 +20,7 @@ from fxapprox.graph import (
     nodes_between,
     source_line,
     storage_of,
+    symbolic_shape,
     tensor_of,
     verify,
 )
@@ -151,12 +152,13 @@ def _encode_one(
     predicates = [produced[name] for name in entry.predicates]
     context = _context(entry, produced)
     args = [value, *context.nodes]
-    key = (entry.codec, like, len(context.nodes), context.signature)
+    key = (entry.codec, like.key, len(context.nodes), context.signature)
     written = writers[0].inline(_encoder(entry, context), args, before=after(args), key=("encode", key))
 
     read = [n for n in (value, *predicates) if n.name in inputs]
     slots = [inputs[n.name] for n in read]
     shapes = [part.meta["val"].shape for part in written]
+    signature = tuple(symbolic_shape(part.meta["val"]) for part in written)
     parts = tuple(_behind_reshapes(part) for part in written)  # statistics: the tensor itself, not a view of it
     # the parts take the place of the first saved value, and the others' places go; a part that is saved already
     # (a statistic that backward reads as well) is not saved again; the value itself may be one (a cast to its own type)
@@ -170,7 +172,7 @@ def _encode_one(
         outputs.replace(node, ())
     first_use = min(user for slot in slots for user in slot.users)
     decoder = _decoder(entry, like, context, shapes)
-    decoded = writers[1].inline(decoder, new_inputs, before=first_use, key=("decode", key, tuple(map(tuple, shapes))))
+    decoded = writers[1].inline(decoder, new_inputs, before=first_use, key=("decode", key, signature))
     results = dict(zip([entry.name, *entry.predicates], decoded, strict=True))
     approximate = set()
     for node, slot in zip(read, slots, strict=True):

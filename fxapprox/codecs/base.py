@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
+from fxapprox.torch_adapter import expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Like:
     @classmethod
     def of(cls, x: Tensor, order: Sequence[int] | None = None) -> Like:
         return cls(tuple(x.shape), x.dtype, tuple(order if order is not None else range(x.dim())))
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal values; symbolic sizes themselves have no hash."""
+        return tuple(map(expression, self.shape)), self.dtype, self.order
 
     def restride(self, x: Tensor) -> Tensor:
         """``x`` (of this shape) as a dense tensor with the strides of the value and its dtype."""

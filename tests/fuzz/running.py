@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -70,7 +70,7 @@ def split(program: Program, ways: Mapping[str, Way]) -> Traced:
         with (
             collector_paused(),
             _use_lazy_graph_module(True),  # as under Inductor: nobody calls most of the modules that passes make
-            contextlib.nullcontext() if program.dynamic else patch.object(encode, "Inliner", _inliner),
+            patch.object(encode, "Inliner", partial(_inliner, {} if program.dynamic else _TRACES)),
         ):
             adapter.compile_eager(_graph_of(program), _fakes(program), adapter.JointPartitioner(partition, None), {})
     except _Split:
@@ -91,8 +91,9 @@ def serves(joint: Joint, batch: int) -> bool:
     return all(bool(condition.subs(size, batch)) for condition in adapter.size_conditions(joint.gm))
 
 
-def _inliner(gm: fx.GraphModule, _: object) -> Inliner:
-    return Inliner(gm, _TRACES)
+def _inliner(traces: dict[Hashable, fx.GraphModule], gm: fx.GraphModule, _: object) -> Inliner:
+    """Shares traces between graphs: all that are static, and those of one shape environment."""
+    return Inliner(gm, traces)
 
 
 def _graph_of(program: Program) -> fx.GraphModule:
