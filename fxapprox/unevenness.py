@@ -148,8 +148,8 @@ def _sums_few(node: fx.Node, facts: Facts) -> bool:
     source = node.args[0] if node.args else None
     if facts.ops[node] not in REDUCTIONS or not isinstance(source, fx.Node) or source not in facts.sizes:
         return False
-    results = [facts.sizes[n] for n in (node, *node.users) if n in facts.sizes]
-    return bool(results) and facts.sizes[source] < FEW * max(results)
+    results = [node] if node in facts.sizes else [part for part in node.users if part in facts.sizes]
+    return bool(results) and facts.sizes[source] < FEW * facts.sizes[results[0]]
 
 
 def _has_grown(node: fx.Node, facts: Facts, relative: set[fx.Node], found: dict[fx.Node, str]) -> bool:

@@ -79,7 +79,7 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
         power = 2 if name == "aten.square" else node.args[1]
         return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
     if name == "aten.exp":
-        return _exp_use(node, operand, high)
+        return _exp_use(node, operand, high, facts)
     return use
 
 
@@ -95,10 +95,15 @@ def _multiplies_activations(node: fx.Node, operand: fx.Node, facts: Facts) -> bo
     )
 
 
-def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
+def _exp_use(node: fx.Node, operand: fx.Node, high: float, facts: Facts) -> Use:
     if high <= 0:
         # a score less its maximum; of scaled scores, chosen by the sign of the scale
-        return Use.SOFTMAX if op_name(operand) in ("aten.sub", "aten.where") else Use.SMOOTH
+        if op_name(operand) not in ("aten.sub", "aten.where"):
+            return Use.SMOOTH
+        # an error in it is multiplied by the exponential, which a code holds better; over a large vocabulary that would
+        # be many codes, and logits computed again from a coded hidden state err by little
+        roots = facts.roots[operand]
+        return Use.SOFTMAX if roots and all(root in facts.again for root in roots) else Use.SENSITIVE
     # exp(x) that only ever meets the world as 1 + exp(x) below a fraction bar, or in log1p: a sigmoid or softplus.
     for user in node.users:
         if op_name(user) == "aten.log1p":

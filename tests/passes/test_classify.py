@@ -48,7 +48,14 @@ def test_softmax_and_its_logits() -> None:
     assert of_op(values, "aten.div")[0].kind is Class.SOFTMAX
     target = torch.zeros(32, dtype=torch.long)
     values = classified(lambda x: F.cross_entropy(x @ W, target), X)
-    assert of_op(values, "aten.mm")[0].kind is Class.SOFTMAX
+    assert of_op(values, "aten.exp")[-1].kind is Class.SOFTMAX
+    assert of_op(values, "aten.mm")[0].kind is Class.LINEAR  # no exponential is taken of a coded score
+
+
+def test_logits_that_are_computed_again_are_as_delicate_as_a_softmax() -> None:
+    head = torch.randn(8, 16 * 8, requires_grad=True)
+    values = classified(lambda x: F.cross_entropy((x @ W)[:, :8].tanh() @ head, torch.zeros(32, dtype=torch.long)), X)
+    assert of_op(values, "aten.tanh")[0].kind is Class.SOFTMAX
 
 
 def test_attention_weights_under_a_mask_are_a_softmax() -> None:
