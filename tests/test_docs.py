@@ -9,12 +9,15 @@ Where nothing is shown, nothing is compared.
 from __future__ import annotations
 
 import doctest
+import inspect
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import types
 from collections.abc import Iterator
 from itertools import pairwise
@@ -122,3 +125,10 @@ def _compare(found: str | None, shown: list[str], page: Path, line: int) -> None
     clean = "\n".join(text.rstrip() for text in found.splitlines()).strip("\n")
     same = doctest.OutputChecker().check_output(wanted + "\n", clean + "\n", doctest.ELLIPSIS)
     assert same, f"{page.name}, line {line} prints:\n{clean}"
+
+
+def test_from_scratch(capsys: pytest.CaptureFixture[str]) -> None:
+    """It raises where a gradient is wrong, and prints what it says."""
+    found = runpy.run_path(str(ROOT / "docs" / "fxapprox_from_scratch.py"))
+    shown = inspect.cleandoc(found["__doc__"]).partition("It prints\n\n")[2]
+    assert textwrap.dedent(shown).strip() == capsys.readouterr().out.strip()
