@@ -5,6 +5,7 @@ A program that fails is shrunk, and printed as Python that a fixed test can hold
 Examples:
 
     python -m tools.fuzz --examples 20000 --seed 1
+    python -m tools.fuzz --examples 20000 --seed 1 --done 6900
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tests.fuzz.search import Found, search
+from tests.fuzz.search import CHOICES, CHUNK, Found, search
+
+PART = CHUNK * CHOICES  # examples from one seed of hypothesis's
 
 
 def main(
     examples: Annotated[int, typer.Option(min=1, help="How many programs.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same programs.")] = 0,
+    done: Annotated[int, typer.Option(min=0, help="Of these, run before: goes on where a run ended.")] = 0,
 ) -> None:
     """Runs the examples; exit status 1 if one fails."""
+    if done % PART:
+        raise typer.BadParameter(f"a run ends after a multiple of {PART} examples", param_hint="--done")
     torch.set_num_threads(1)  # sums come out in one order
     warnings.simplefilter("ignore")  # of torch's, about the programs; ours are looked at in each example
     started = time.monotonic()
@@ -39,7 +45,7 @@ def main(
                 bar.console.print(f"# {what}\n{call}", markup=False, highlight=False, soft_wrap=True)
             told = len(found.failures)
 
-        found = search(examples, seed, progress)
+        found = search(examples, seed, progress, done=done)
         progress(found)
     for note, count in found.notes.most_common():
         typer.echo(f"{count} times: {note}")

@@ -35,13 +35,16 @@ class Found:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def search(examples: int, start: int, progress: Callable[[Found], object] = lambda found: None) -> Found:
+def search(
+    examples: int, start: int, progress: Callable[[Found], object] = lambda found: None, *, done: int = 0
+) -> Found:
     """Runs so many examples; a seed gives the same ones again.
 
     Args:
         progress: told what was found so far, before every example.
+        done: how many of them an earlier run has done, a multiple of 300: they count, and are not run again.
     """
-    found = Found()
+    found = Found(done)
     with suppress(KeyboardInterrupt):
         while found.examples < examples:
             _chunk(found, examples, start * 10**6 + found.examples, progress)
