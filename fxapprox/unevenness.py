@@ -7,6 +7,8 @@ so in three cases, and then a value is stored as it is, or computed again from w
 - below a fraction bar, in a root or in a logarithm it is the relative error that counts. A value that grew there by a
   square or an exponential (1 + x**2, 1 + exp(-x)) has far larger elements than those near 1, where the quotient lives;
 - quotients by what may come near 0, and linear functions of these: few elements hold nearly all of them;
+- derivatives that only backward reads (s - t of a cross-entropy of sigmoids s): what is rare is small in all but few
+  places, and would become 0 there, or not, in all of them alike; errors of what forward computed average out;
 - what a quotient's divisor is made of, if that can come near 0 (x / |x|, log(x**2 + y**2)): the small elements have
   the large derivatives. A divisor that many elements were summed into is not near 0 by chance.
 """
@@ -22,6 +24,7 @@ from fxapprox.facts import Facts
 from fxapprox.graph import Joint, operands
 from fxapprox.intervals import EVERYTHING
 from fxapprox.operators import REDUCTIONS, op_name, rule_of, table_use
+from fxapprox.uses import is_softmax_output
 
 HUGE = 1e4  # times larger than what stands beside it
 SPREAD = 8  # a divisor's largest over its smallest, up to which an error of one element is one of all
@@ -41,6 +44,7 @@ QUOTIENTS = {"aten.div": 1, "aten.reciprocal": 0, "aten.rsqrt": 0, "aten.pow": 0
 EXPONENTIAL = "an exponential or a mask's filling makes its elements too different in size for one code"
 RELATIVE = "it stands below a fraction bar, in a root or a logarithm, and grew: its small elements count"
 QUOTIENT = "it is a quotient by what may come near 0: its elements are too different in size for one code"
+DERIVATIVE = "it is a derivative, taken of what forward computes: small ones would all become 0"
 NEAR_ZERO = "its small elements have large derivatives: a quotient, root or logarithm is made of it"
 
 
@@ -49,6 +53,7 @@ def uneven_of(joint: Joint, facts: Facts) -> dict[fx.Node, str]:
     found: dict[fx.Node, str] = {}
     sums = _sums_of_many(joint, facts)
     relative, near_zero = _read_relatively(joint, facts), _made_into_quotients(joint, facts, sums)
+    derivatives = _derivatives(joint, facts)
     for node in joint.forward_values:
         if node not in facts.floats:
             continue
@@ -60,6 +65,8 @@ def uneven_of(joint: Joint, facts: Facts) -> dict[fx.Node, str]:
             found[node] = RELATIVE
         elif node in near_zero or _is_multiple(node, facts, found):
             found[node] = NEAR_ZERO
+        elif node in derivatives:
+            found[node] = DERIVATIVE
     return found
 
 
@@ -90,6 +97,19 @@ def _is_huge(value: object, facts: Facts) -> bool:
     """Whether it is a finite constant of this size."""
     low, high = facts.bounds[value] if isinstance(value, fx.Node) else (value, value)
     return low == high and isinstance(low, (int, float)) and HUGE <= abs(low) < math.inf
+
+
+def _derivatives(joint: Joint, facts: Facts) -> set[fx.Node]:
+    """What no output of forward is made of, and backward can take of what one is made of; but softmaxes."""
+    used = {node for node in joint.outputs[0] if isinstance(node, fx.Node)}
+    found: set[fx.Node] = set()
+    for node in reversed(list(joint.forward_values)):
+        rule = rule_of(node)
+        if node in used:
+            used.update(node.all_input_nodes)
+        elif rule is not None and rule.cheap and not rule.view and not is_softmax_output(node, facts):
+            found.add(node)
+    return found
 
 
 # --- what is read relatively -----------------------------------------------------------------------

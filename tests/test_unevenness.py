@@ -60,6 +60,35 @@ def test_gradients_are_near(name: str, bits: int, limit: float) -> None:
     assert float((found - exact).norm() / exact.norm()) < limit
 
 
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rare labels": lambda z: F.binary_cross_entropy_with_logits(4 * z - 7, RARE),
+    "focal": lambda z: focal(F.binary_cross_entropy_with_logits(4 * z - 7, RARE, reduction="none")),
+    "variance": lambda z: F.gaussian_nll_loss(z, RARE, F.softplus(4 * z) + 1e-3),
+    "classes": lambda z: F.cross_entropy(8 * z, torch.arange(96), label_smoothing=0.1),
+}  # fmt: skip
+RARE = (torch.arange(96 * 256).view(96, 256) % 101 == 0).float()
+
+
+def focal(loss: Tensor) -> Tensor:
+    return ((1 - torch.exp(-loss)) ** 2 * loss).mean()
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.01), (4, 0.1)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_what_is_rare_are_not_biased(name: str, bits: int, limit: float) -> None:
+    """A bias's gradient is a sum over the batch: errors average out there, if they are no bias themselves."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 256)), torch.randn(96, 32)
+    LOSSES[name](model(x)).backward()
+    bias = model[-1].bias
+    assert isinstance(bias, Tensor)
+    exact, bias.grad = bias.grad, None
+    fxapprox.compile(lambda x: LOSSES[name](model(x)), bits=bits, lowering="eager")(x).backward()
+    assert exact is not None
+    assert bias.grad is not None
+    assert float((bias.grad - exact).norm() / exact.norm()) < limit
+
+
 def reasons(function: Callable[[Tensor], Tensor]) -> dict[str, str]:
     """{operator: why its result is not coded}, behind a tanh."""
     joint: Joint = joint_of(lambda x: function(torch.tanh(x @ W)).square().sum(), X)
