@@ -205,8 +205,9 @@ def plot(runs: dict[str, list[Record]], path: Path) -> None:
 
 def curve(axes: Axes, mode: str, records: list[Record], values: list[float]) -> None:
     """One mode's line; plain torch.compile's is wide, for others to lie on it."""
-    style = {"lw": 5, "alpha": 0.5} if mode == "plain" else {"lw": 1.5}
-    axes.plot([r.step for r in records][: len(values)], values, color=COLOURS[mode], label=LABELS[mode], **style)
+    width, alpha = (5, 0.5) if mode == "plain" else (1.5, 1)
+    steps = [record.step for record in records][: len(values)]
+    axes.plot(steps, values, color=COLOURS[mode], label=LABELS[mode], lw=width, alpha=alpha)
     axes.grid(alpha=0.25, linewidth=0.6)
 
 

@@ -68,3 +68,16 @@ def test_a_decoder_that_is_asked_for_its_mask_alone() -> None:
         outputs=("v7",),
     )  # fmt: skip
     check(program, bits=4, min_bytes=200)
+
+
+def test_a_part_of_a_tensor_is_copied_out_and_products_of_it_round_otherwise() -> None:
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 16, 4), grad=True), Input("i1", (3,), fill=6, dtype="int64"),
+            Input("w2", (16, 1), grad=True),
+        ),
+        lines=("v3 = torch.index_copy(x0, 0, i1, x0[i1])", "v4 = v3.split(1, -1)[0]", "v5 = F.linear(v4, w2)"),
+        outputs=("v5",),
+        dynamic=True,
+    )  # fmt: skip
+    check(program)
