@@ -124,6 +124,8 @@ def _may_be_approximate(
     sizes = [numel(inner) for _, source in touched if (inner := tensor_of(source)) is not None]
     if any(numel(value) * SMALL <= size for size in sizes):
         return False  # a statistic
+    if op_name(node) == "aten.exp" and activation.weights:
+        return (bits or 8) >= 8  # of scores; its maximum and its sum are forward's
     uses = {operand.name: operand.use for operand in activation.operands}
     least = Use.SOFTMAX if (bits or 8) >= 8 else Use.SMOOTH
     return all(

@@ -24,7 +24,7 @@ from fxapprox.facts import Facts
 from fxapprox.graph import Joint, operands
 from fxapprox.intervals import EVERYTHING
 from fxapprox.operators import REDUCTIONS, op_name, rule_of, table_use
-from fxapprox.uses import is_softmax_output
+from fxapprox.uses import Reads, is_softmax_output
 
 HUGE = 1e4  # times larger than what stands beside it
 SPREAD = 8  # a divisor's largest over its smallest, up to which an error of one element is one of all
@@ -48,12 +48,12 @@ DERIVATIVE = "it is a derivative, taken of what forward computes: small ones wou
 NEAR_ZERO = "its small elements have large derivatives: a quotient, root or logarithm is made of it"
 
 
-def uneven_of(joint: Joint, facts: Facts) -> dict[fx.Node, str]:
+def uneven_of(joint: Joint, facts: Facts, reads: Reads) -> dict[fx.Node, str]:
     """The forward values that no code is to hold, each with the reason."""
     found: dict[fx.Node, str] = {}
     sums = _sums_of_many(joint, facts)
     relative, near_zero = _read_relatively(joint, facts), _made_into_quotients(joint, facts, sums)
-    derivatives = _derivatives(joint, facts)
+    derivatives = _derivatives(joint, facts, reads)
     for node in joint.forward_values:
         if node not in facts.floats:
             continue
@@ -99,17 +99,24 @@ def _is_huge(value: object, facts: Facts) -> bool:
     return low == high and isinstance(low, (int, float)) and HUGE <= abs(low) < math.inf
 
 
-def _derivatives(joint: Joint, facts: Facts) -> set[fx.Node]:
-    """What no output of forward is made of, and backward can take of what one is made of; but softmaxes."""
+def _derivatives(joint: Joint, facts: Facts, reads: Reads) -> set[fx.Node]:
+    """What no output of forward is made of, and backward can take of codes of what one is made of; but softmaxes."""
     used = {node for node in joint.outputs[0] if isinstance(node, fx.Node)}
     found: set[fx.Node] = set()
     for node in reversed(list(joint.forward_values)):
         rule = rule_of(node)
         if node in used:
             used.update(node.all_input_nodes)
-        elif rule is not None and rule.cheap and not rule.view and not is_softmax_output(node, facts):
+        elif rule is None or not rule.cheap or rule.view or is_softmax_output(node, facts) or _is_centred(node, facts):
+            continue
+        elif facts.ops[node] in EXPONENTIALS or all(use < Use.SENSITIVE for _, use in reads.get(node, ())):
             found.add(node)
     return found
+
+
+def _is_centred(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node is an activation, less or times a statistic of it."""
+    return any(part in facts.statistics for part in node.all_input_nodes)
 
 
 # --- what is read relatively -----------------------------------------------------------------------

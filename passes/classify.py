@@ -43,7 +43,7 @@ def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
     asked = asked_by_backward(joint, facts, reads, carried)
     reach = reaches(joint, facts)
     predicates = predicates_by_operand(joint, facts)
-    uneven = uneven_of(joint, facts)
+    uneven = uneven_of(joint, facts, reads)
     return tuple(
         _describe(
             node, facts, asked[node], reads.get(node, ()),

@@ -143,7 +143,7 @@ def test_bits_chosen_by_themselves(
 ) -> None:
     arguments = ("dump", f"{target}:make", "--bits", "auto", "--format", "json", "--average-bits")
     sizes = []
-    for average in ("2", "8"):
+    for average in ("3", "8"):
         assert run(monkeypatch, *arguments, average) == 0
         sizes.append(json.loads(capsys.readouterr().out)["saved_bytes"])
     assert sizes[0] < sizes[1]

@@ -13,6 +13,7 @@ import fxapprox
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint
 from fxapprox.unevenness import EXPONENTIAL, NEAR_ZERO, QUOTIENT, RELATIVE, uneven_of
+from fxapprox.uses import reads_of
 from tests.passes.graphs import joint_of
 
 X, W = torch.randn(96, 64), torch.randn(64, 64, requires_grad=True)
@@ -93,7 +94,7 @@ def reasons(function: Callable[[Tensor], Tensor]) -> dict[str, str]:
     """{operator: why its result is not coded}, behind a tanh."""
     joint: Joint = joint_of(lambda x: function(torch.tanh(x @ W)).square().sum(), X)
     facts = Facts.of(joint)
-    return {facts.ops[node]: reason for node, reason in uneven_of(joint, facts).items()}
+    return {facts.ops[node]: reason for node, reason in uneven_of(joint, facts, reads_of(joint, facts)).items()}
 
 
 def test_why_a_value_is_kept() -> None:
