@@ -1,7 +1,7 @@
 """Values whose elements differ so much in size that a code would drown the small ones that count.
 
 A code's error is a share of the largest element in its group. Mostly the large elements make the gradient as well; not
-so in three cases, and then a value is stored as it is, or computed again from what it came from:
+so in five cases, and then a value is stored as it is, or computed again from what it came from:
 
 - exponentials without a bound, and what a mask fills in (a score of -1e9), with linear functions of these;
 - below a fraction bar, in a root or in a logarithm it is the relative error that counts. A value that grew there by a
@@ -70,6 +70,29 @@ def uneven_of(joint: Joint, facts: Facts, reads: Reads) -> dict[fx.Node, str]:
     return found
 
 
+# --- derivatives -------------------------------------------------------------------------------------
+
+
+def _derivatives(joint: Joint, facts: Facts, reads: Reads) -> set[fx.Node]:
+    """What no output of forward is made of, and backward can take of codes of what one is made of; but softmaxes."""
+    used = {node for node in joint.outputs[0] if isinstance(node, fx.Node)}
+    found: set[fx.Node] = set()
+    for node in reversed(list(joint.forward_values)):
+        rule = rule_of(node)
+        if node in used:
+            used.update(node.all_input_nodes)
+        elif rule is None or not rule.cheap or rule.view or is_softmax_output(node, facts) or _is_centred(node, facts):
+            continue
+        elif facts.ops[node] in EXPONENTIALS or all(use < Use.SENSITIVE for _, use in reads.get(node, ())):
+            found.add(node)
+    return found
+
+
+def _is_centred(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node is an activation, less or times a statistic of it."""
+    return any(part in facts.statistics for part in node.all_input_nodes)
+
+
 # --- exponentials and what masks fill in -----------------------------------------------------------
 
 
@@ -97,26 +120,6 @@ def _is_huge(value: object, facts: Facts) -> bool:
     """Whether it is a finite constant of this size."""
     low, high = facts.bounds[value] if isinstance(value, fx.Node) else (value, value)
     return low == high and isinstance(low, (int, float)) and HUGE <= abs(low) < math.inf
-
-
-def _derivatives(joint: Joint, facts: Facts, reads: Reads) -> set[fx.Node]:
-    """What no output of forward is made of, and backward can take of codes of what one is made of; but softmaxes."""
-    used = {node for node in joint.outputs[0] if isinstance(node, fx.Node)}
-    found: set[fx.Node] = set()
-    for node in reversed(list(joint.forward_values)):
-        rule = rule_of(node)
-        if node in used:
-            used.update(node.all_input_nodes)
-        elif rule is None or not rule.cheap or rule.view or is_softmax_output(node, facts) or _is_centred(node, facts):
-            continue
-        elif facts.ops[node] in EXPONENTIALS or all(use < Use.SENSITIVE for _, use in reads.get(node, ())):
-            found.add(node)
-    return found
-
-
-def _is_centred(node: fx.Node, facts: Facts) -> bool:
-    """Whether the node is an activation, less or times a statistic of it."""
-    return any(part in facts.statistics for part in node.all_input_nodes)
 
 
 # --- what is read relatively -----------------------------------------------------------------------
