@@ -154,6 +154,12 @@ def is_dense(value: torch.Tensor) -> bool:
     return True
 
 
+def has_gaps(value: torch.Tensor) -> bool:
+    """Whether the value lies in more memory than its elements take."""
+    steps = ((adapter.hint(n) - 1) * adapter.hint(s) for n, s in zip(value.shape, value.stride(), strict=True))
+    return 0 < numel(value) < 1 + sum(steps)
+
+
 def memory_order(value: torch.Tensor) -> tuple[int, ...]:
     """Dimensions from the one with the largest stride to the one with the smallest."""
     strides = [adapter.hint(stride) for stride in value.stride()]

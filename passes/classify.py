@@ -17,7 +17,9 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
 from fxapprox.decisions import clamps_of, embeddings, predicates_by_operand, rectified
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint, element_of, is_dense, module_path, source_line, storage_of, symbolic_shape, tensor_of
+from fxapprox.graph import (
+    Joint, element_of, has_gaps, is_dense, module_path, source_line, storage_of, symbolic_shape, tensor_of,
+)  # fmt: skip
 from fxapprox.intervals import span_of
 from fxapprox.normalization import moments_of
 from fxapprox.operators import is_random, is_view, rule_of
@@ -96,7 +98,7 @@ def _describe(
         recomputable=not pinned,
         pinned=pinned,
         storable=_is_storable(node, base, facts),
-        partial=base is not node and value is not None and is_view(node),
+        partial=value is not None and (has_gaps(value) if base is node else is_view(node)),
         free=node in facts.free,
         approximable=approximable,
         kept=_kept(value, size, min_bytes, uneven=uneven) if value is not None else "",

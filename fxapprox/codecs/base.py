@@ -137,7 +137,7 @@ class Exact(Codec):
 
 @dataclass(frozen=True, slots=True)
 class Copy(Exact):
-    """A part of a larger value, copied out: a view would keep all of it alive."""
+    """What lies in a larger piece of memory, copied out: it would keep all of it alive."""
 
     label: ClassVar[str] = "exact copy"
 

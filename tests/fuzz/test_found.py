@@ -81,3 +81,15 @@ def test_a_part_of_a_tensor_is_copied_out_and_products_of_it_round_otherwise() -
         dynamic=True,
     )  # fmt: skip
     check(program)
+
+
+def test_a_value_with_gaps_between_its_elements_is_stored_without_them() -> None:
+    program = Program(
+        inputs=(Input("x0", ("n", 16, 4), fill="steps", grad=True), Input("w1", (2,))),
+        lines=(
+            "v2 = x0[..., ::2]", "v3 = torch.select_scatter(v2, v2[0], 0, 1)", "v4 = F.mish(v3)",
+            "v5 = F.layer_norm(v4, (2,), w1)",
+        ),
+        outputs=("v5",),
+    )  # fmt: skip
+    check(program)
