@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import assume
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fxapprox.activation import Activation
 from fxapprox.codecs import Cast, Codec, Group, Identity, Standard, Threshold, Zero
@@ -39,10 +40,18 @@ def programs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Program:
 
 def _outputs(scope: Scope) -> tuple[str, ...]:
     """The last value that needs a gradient, and any others: inputs, views, masks, one of them twice."""
-    needing = [name for name, value in scope.values.items() if value.grad_fn is not None]
+    needing = [name for name, value in scope.values.items() if _is_computed(value)]
     assume(needing)
     others = [scope.choose(list(reversed(scope.values))) for _ in range(scope.choose((0, 1, 1, 2)))]
     return (needing[-1], *others)
+
+
+def _is_computed(value: Tensor) -> bool:
+    """Whether a gradient flows through it to something else."""
+    try:
+        return value.grad_fn is not None
+    except RuntimeError:  # one of several views of what was then changed in place: torch refuses to differentiate it
+        return False
 
 
 def _mixed(value: Activation) -> Codec | None:
