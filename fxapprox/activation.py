@@ -152,8 +152,8 @@ class Activation:
         operands: what recomputing it would read.
         recomputable: whether backward may recompute it; ``pinned`` says why not.
         storable: False for values that cannot be saved (tuples), and for views that show all of another value.
-        partial: it takes less than the memory it lies in, as a view of a part of another value does, or a value with gaps
-            between its elements: it is stored as a copy, not to keep the whole alive.
+        partial: it takes less than the memory it lies in: a view of a part of another value, or a value with gaps
+            between its elements; it is stored as a copy, not to keep the whole alive.
         free: alive during backward anyway.
         approximable: whether an approximate copy is of any use and safe; else it is exact or recomputed.
         kept: why it is stored as it is if it is stored at all ("too small" or not dense); "" if it can be encoded.

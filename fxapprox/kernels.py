@@ -132,15 +132,16 @@ class Lowered:
     outputs: list[Value | None]
 
 
-def lower(gm: fx.GraphModule, *, lowering: str, channels_last: bool) -> Lowered:
+def lower(gm: fx.GraphModule, *, lowering: str, channels_last: bool, plain: bool = False) -> Lowered:
     """The kernels that a graph becomes.
 
     Args:
         lowering: "inductor", or "eager": every node is a kernel.
         channels_last: whether Inductor lays out forward's images so: what convolutions make, and what is saved.
+        plain: whether plain torch.compile makes the graph, which ours gives longer expressions.
     """
     eager = lowering == "eager"
-    lowered = _Lowering(adapter.realize_limits(gm), eager, channels_last)
+    lowered = _Lowering(adapter.realize_limits(gm, plain=plain), eager, channels_last)
     for node in gm.graph.nodes:
         lowered.run(node)
     operations = lowered.operations

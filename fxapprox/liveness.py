@@ -184,7 +184,12 @@ def _moved(life: Life, forward: int, first: int, second: int) -> Life:
 
 
 def timeline(
-    forward: fx.GraphModule, backward: fx.GraphModule, *, num_fwd_outputs: int, lowering: str = "inductor"
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    *,
+    num_fwd_outputs: int,
+    lowering: str = "inductor",
+    plain: bool = False,
 ) -> Timeline:
     """What is alive when, from the two graphs as they go to Inductor.
 
@@ -192,10 +197,13 @@ def timeline(
         num_fwd_outputs: how many of forward's outputs are the user's; the others are saved for backward.
         lowering: "inductor", or "eager": every result is memory until its last use, and what is saved lives on to the
             end of backward.
+        plain: whether plain torch.compile compiles them.
     """
     # backward takes over forward's layout
     channels_last = lowering == "inductor" and adapter.prefers_channels_last(forward)
-    first, second = (lower(gm, lowering=lowering, channels_last=channels_last) for gm in (forward, backward))
+    first, second = (
+        lower(gm, lowering=lowering, channels_last=channels_last, plain=plain) for gm in (forward, backward)
+    )
     inputs = set(first.inputs.values())
     returned = {v for v in first.outputs[:num_fwd_outputs] if v is not None and v not in inputs}
     kept = [v for v in first.outputs[num_fwd_outputs:] if v is not None]

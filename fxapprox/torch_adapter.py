@@ -176,8 +176,14 @@ class RealizeLimits(NamedTuple):
     ops: int
 
 
-def realize_limits(gm: fx.GraphModule) -> RealizeLimits:
-    """Inductor's limits for the device of this graph."""
+# Of graphs of ours. A code and what is stored for its group or channel are up to six loads, in place of one: decoding
+# it again takes less than to write the value, and less memory. The others are Inductor's own on CPUs; under those of
+# GPUs, 8 and 30, and of CPUs before torch 2.13, a threshold code is written to memory unpacked, to be packed later.
+OUR_LIMITS = RealizeLimits(reads=8, all_reads=12, ops=50)
+
+
+def realize_limits(gm: fx.GraphModule, *, plain: bool) -> RealizeLimits:
+    """Inductor's limits for the device of this graph: as they are set; for graphs of ours, no less than OUR_LIMITS."""
     values = (node.meta.get("val") for node in gm.graph.nodes)
     on_cpu = next((value.device.type == "cpu" for value in values if isinstance(value, torch.Tensor)), True)
     config: Any = inductor_config
@@ -185,11 +191,12 @@ def realize_limits(gm: fx.GraphModule) -> RealizeLimits:
         "_realize_acc_reads_threshold_default", "_realize_opcount_threshold_default"
     )  # fmt: skip
     reads, ops = (getattr(config, name, default) for name, default in zip(names, (8, 30), strict=True))
-    return RealizeLimits(
+    found = RealizeLimits(
         config.realize_reads_threshold,
         getattr(config, "realize_acc_reads_threshold", None) or reads,
         getattr(config, "realize_opcount_threshold", None) or ops,
     )
+    return found if plain else RealizeLimits(*map(max, zip(found, OUR_LIMITS, strict=True)))
 
 
 def split(
@@ -523,7 +530,7 @@ def compile_inductor(
 
 
 def _compile_half(*args: Any, **kwargs: Any) -> Any:
-    """Inductor, for forward or backward.
+    """Inductor, for forward or backward, with our limits for expressions.
 
     Its table of dtype rules is one object, which fills itself in anew for every operator of every kernel: a tenth of
     the time that Inductor spends on our kernels before the C++ compiler has them.
@@ -531,8 +538,13 @@ def _compile_half(*args: Any, **kwargs: Any) -> Any:
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 
+    limits = realize_limits(args[0], plain=False)
+    patches = {
+        "realize_reads_threshold": limits.reads, "realize_acc_reads_threshold": limits.all_reads,
+        "realize_opcount_threshold": limits.ops,
+    }  # fmt: skip
     DtypePropagationOpsHandler()
-    with patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None):
+    with patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None), inductor_config.patch(patches):
         return compile_fx_inner(*args, **kwargs)
 
 

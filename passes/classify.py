@@ -18,8 +18,16 @@ from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Clamp, Class, 
 from fxapprox.decisions import clamps_of, embeddings, predicates_by_operand, rectified
 from fxapprox.facts import Facts
 from fxapprox.graph import (
-    Joint, element_of, has_gaps, is_dense, module_path, source_line, storage_of, symbolic_shape, tensor_of,
-)  # fmt: skip
+    Joint,
+    element_of,
+    has_gaps,
+    is_dense,
+    module_path,
+    source_line,
+    storage_of,
+    symbolic_shape,
+    tensor_of,
+)
 from fxapprox.intervals import span_of
 from fxapprox.normalization import moments_of
 from fxapprox.operators import is_random, is_view, rule_of

@@ -259,7 +259,7 @@ def baseline_timeline(joint: Joint, saved: Sequence[str], lowering: str) -> Time
         num_fwd_outputs=joint.num_fwd_outputs, static_inputs=joint.static_inputs,
     )  # fmt: skip
     forward, backward = adapter.finish_split(*halves)
-    return timeline(forward, backward, num_fwd_outputs=joint.num_fwd_outputs, lowering=lowering)
+    return timeline(forward, backward, num_fwd_outputs=joint.num_fwd_outputs, lowering=lowering, plain=True)
 
 
 def _chosen(activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:
