@@ -40,7 +40,9 @@ class Threshold(Carrier):
     """``bits`` per element; per channel the threshold's place (float32), its level (uint8), the grid's stretch
     (bfloat16), and mean and rstd.
 
-    A channel with a NaN or an infinity decodes to NaN throughout; its decisions stay exact.
+    Where mean and rstd are a normalization's own, a channel with a NaN or an infinity decodes to NaN throughout, because
+    they are NaN. Otherwise only its outermost levels do, which then hold what is not finite; and the one level of a side
+    that has no other. Decisions stay exact.
 
     Attributes:
         bits: 8, 4, 3 or 2.
@@ -53,7 +55,8 @@ class Threshold(Carrier):
         x = x.to(work_dtype(x))
         channel = _channel_shape(x, predicate)
         mean, rstd, clean = _statistics(x, predicate, channel)
-        stretch = stretch_of(x, mean, rstd, channel, self.bits)
+        ok = None if clean is None else finite(x)
+        stretch = stretch_of(x if ok is None else torch.where(ok, x, mean), mean, rstd, channel, self.bits)
         edge, flip = self._edge(predicate, mean, rstd, stretch)
         half = 2 ** (self.bits - 1)
         cut = materialize((edge * half + half).round().to(torch.int32).clamp(1, 2 * half - 1))  # of a NaN: any level
@@ -66,13 +69,15 @@ class Threshold(Carrier):
         upper = predicate.upper
         level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
-        codes = codes.maximum(torch.where(upper, cut, 0)).minimum(torch.where(upper, 2 * half - 1, cut - 1))
+        bottom, top = (0, 2 * half - 1) if clean is None else _inner(cut, 2 * half - 1, clean)
+        codes = codes.maximum(torch.where(upper, cut, bottom)).minimum(torch.where(upper, top, cut - 1))
+        codes = codes if ok is None else torch.where(ok, codes, torch.where(upper, 2 * half - 1, 0))
         signed = (edge * 0.5 + 0.5).clamp_min(1e-6) * flip
-        signed = signed if clean is None else torch.where(clean, signed, math.nan)
-        return pack(codes, self.bits), cut.to(torch.uint8), signed, stretch, mean, rstd
+        flag = () if clean is None else (clean.to(torch.uint8),)
+        return pack(codes, self.bits), cut.to(torch.uint8), signed, stretch, mean, rstd, *flag
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
-        packed, split, signed, stretch, mean, rstd = parts
+        packed, split, signed, stretch, mean, rstd, *clean = parts
         edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
         above, below = (1 - edge) * 2 / (2**self.bits - cut) * grain, edge * 2 / cut * grain
         start = (edge * 2 - 1) * grain + (0.5 - cut) * above
@@ -81,17 +86,24 @@ class Threshold(Carrier):
         codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
         upper = codes >= cut
         place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
-        return like.restride(unbend(place) * gain + mean), upper
+        values = unbend(place) * gain + mean
+        return like.restride(torch.where(self._special(codes, clean[0]), math.nan, values) if clean else values), upper
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         """Half a level to either side, as wide as the grid is there; a level at the grid's end holds what is beyond."""
-        packed, split, signed, stretch, mean, rstd = parts
+        packed, split, signed, stretch, mean, rstd, *clean = parts
         edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
         codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
         above, below = (1 - edge) * 2 / (2**self.bits - cut) * grain, edge * 2 / cut * grain
         low = torch.where(codes >= cut, (edge * 2 - 1) * grain + (codes - cut) * above, codes * below - grain)
         wide = torch.where(codes >= cut, above, below)
-        return cell_bound(low, low + wide, stretch, mean, rstd, self.bits, like.dtype)
+        far = cell_bound(low, low + wide, stretch, mean, rstd, self.bits, like.dtype)
+        # next to the level for what is not finite: also what would lie in that one
+        return torch.where(self._special(codes, clean[0], width=2), math.inf, far) if clean else far
+
+    def _special(self, codes: Tensor, clean: Tensor, width: int = 1) -> Tensor:
+        """Whether these are the outermost levels of a channel that is not clean."""
+        return (clean == 0) & ((codes < width) | (codes >= 2**self.bits - width))
 
     def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
         """The threshold's place on the grid (-1 to 1) turned so that "true" is above, and which way it is turned."""
@@ -163,7 +175,10 @@ def _channel_shape(x: Tensor, predicate: Predicate) -> list[int]:
 
 
 def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """mean, rstd, and whether the channel is free of NaN and infinity; None: mean and rstd are NaN where it is not."""
+    """mean, rstd, and whether the channel is free of NaN and infinity; None: mean and rstd are NaN where it is not.
+
+    Where it is not, mean and rstd are those of the channel with zeros in place of these.
+    """
     if predicate.mean is not None and predicate.rstd is not None:
         # the normalization's own: one bad element has already made them bad
         return predicate.mean, predicate.rstd, None
@@ -173,6 +188,12 @@ def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Te
     mean = values.mean(dims, keepdim=True)
     var = (values - mean).square().mean(dims, keepdim=True)
     return mean, torch.rsqrt(var + 1e-12 * (1 + mean * mean)), _all(ok, dims)
+
+
+def _inner(cut: Tensor, last: int, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last level for finite values: next to those for others, where a side has more than one."""
+    keep = clean.to(torch.int32) * (last + 1)
+    return 1 - (keep + (cut <= 1)).clamp(0, 1), last - 1 + (keep + (cut >= last)).clamp(0, 1)
 
 
 def _all(ok: Tensor, dims: list[int]) -> Tensor:

@@ -93,3 +93,17 @@ def test_a_value_with_gaps_between_its_elements_is_stored_without_them() -> None
         outputs=("v5",),
     )  # fmt: skip
     check(program)
+
+
+def test_what_is_not_finite_and_is_clamped_leaves_its_channel_as_it_is() -> None:
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), fill="special"), Input("w1", (4, 2, 2, 2), grad=True),
+            Input("w2", (4,), grad=True),
+        ),
+        lines=(
+            "v3 = F.conv2d(x0, w1, w2, stride=1, padding=1, groups=2)", "v4 = v3.clamp(-1, 1)", "v5 = torch.asinh(v4)",
+        ),
+        outputs=("v5",),
+    )  # fmt: skip
+    check(program, bits=4)
