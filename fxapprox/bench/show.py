@@ -89,7 +89,8 @@ def plot(bench: Bench, path: Path) -> None:
     axes.set(xlabel="real peak of a training step, MiB", ylabel="step time / torch.compile's", title=bench.target)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8)
+    if families:
+        axes.legend(frameon=False, fontsize=8)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

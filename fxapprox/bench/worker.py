@@ -116,6 +116,11 @@ class Trial:
             tensor.grad = None
         return {"stored_bytes": stored, "alive_bytes": alive, "peak_bytes": peak_bytes(self.step, self.device).peak}
 
+    def resident(self) -> dict[str, Any]:
+        """Bytes of parameters, buffers, inputs and the loss's own tensors."""
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive_anyway(self.target)}
+        return {"bytes": sum(sizes.values())}
+
     def timed(self) -> dict[str, Any]:
         """The time of one step."""
         for tensor in self.trained:
@@ -137,9 +142,6 @@ class Trial:
     def _finish(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-REQUESTS = ("first", "random", "memory", "timed")
 
 
 def moved(target: Target, device: torch.device, dtype: torch.dtype | None) -> Target:

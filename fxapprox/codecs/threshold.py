@@ -40,9 +40,9 @@ class Threshold(Carrier):
     """``bits`` per element; per channel the threshold's place (float32), its level (uint8), the grid's stretch
     (bfloat16), and mean and rstd.
 
-    Where mean and rstd are a normalization's own, a channel with a NaN or an infinity decodes to NaN throughout, because
-    they are NaN. Otherwise only its outermost levels do, which then hold what is not finite; and the one level of a side
-    that has no other. Decisions stay exact.
+    Where mean and rstd are a normalization's own, a channel with a NaN or an infinity decodes to NaN throughout, as
+    they are NaN. Otherwise only its outermost levels do, which then hold what is not finite (and, on a side that has
+    one level, all). Decisions stay exact.
 
     Attributes:
         bits: 8, 4, 3 or 2.
