@@ -132,16 +132,16 @@ class Lowered:
     outputs: list[Value | None]
 
 
-def lower(gm: fx.GraphModule, *, lowering: str, channels_last: bool, plain: bool = False) -> Lowered:
+def lower(gm: fx.GraphModule, *, lowering: str, channels_last: bool, half: adapter.Half | None) -> Lowered:
     """The kernels that a graph becomes.
 
     Args:
         lowering: "inductor", or "eager": every node is a kernel.
         channels_last: whether Inductor lays out forward's images so: what convolutions make, and what is saved.
-        plain: whether plain torch.compile makes the graph, which ours gives longer expressions.
+        half: which one of ours the graph is: expressions may be longer there; None: it is plain torch.compile's.
     """
     eager = lowering == "eager"
-    lowered = _Lowering(adapter.realize_limits(gm, plain=plain), eager, channels_last)
+    lowered = _Lowering(adapter.realize_limits(gm, half), eager, channels_last)
     for node in gm.graph.nodes:
         lowered.run(node)
     operations = lowered.operations

@@ -201,8 +201,9 @@ def timeline(
     """
     # backward takes over forward's layout
     channels_last = lowering == "inductor" and adapter.prefers_channels_last(forward)
+    halves: tuple[tuple[fx.GraphModule, adapter.Half], ...] = ((forward, "forward"), (backward, "backward"))
     first, second = (
-        lower(gm, lowering=lowering, channels_last=channels_last, plain=plain) for gm in (forward, backward)
+        lower(gm, lowering=lowering, channels_last=channels_last, half=None if plain else half) for gm, half in halves
     )
     inputs = set(first.inputs.values())
     returned = {v for v in first.outputs[:num_fwd_outputs] if v is not None and v not in inputs}

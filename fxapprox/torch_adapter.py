@@ -53,6 +53,7 @@ from torch.utils._sympy.numbers import int_oo
 
 from fxapprox.sizes import Size, SizeSymbol
 
+Half = Literal["forward", "backward"]
 Partition = tuple[fx.GraphModule, fx.GraphModule]
 Partitioner = Callable[..., Partition]
 
@@ -88,7 +89,7 @@ def must_be_in_backward(node: fx.Node) -> bool:
     return partitioners._must_be_in_backward(node)
 
 
-def traced_half(node: fx.Node) -> Literal["forward", "backward"] | None:
+def traced_half(node: fx.Node) -> Half | None:
     """The half of the joint graph that the node was traced in, copies included; None: a pass has made it."""
     tag = node.meta.get("partitioner_tag")
     return "forward" if tag == "is_forward" else "backward" if tag else None
@@ -176,14 +177,17 @@ class RealizeLimits(NamedTuple):
     ops: int
 
 
-# Of graphs of ours. A code and what is stored for its group or channel are up to six loads, in place of one: decoding
-# it again takes less than to write the value, and less memory. The others are Inductor's own on CPUs; under those of
-# GPUs, 8 and 30, and of CPUs before torch 2.13, a threshold code is written to memory unpacked, to be packed later.
-OUR_LIMITS = RealizeLimits(reads=8, all_reads=12, ops=50)
+# At least these, for graphs of ours. A code and what is stored for its group or channel are up to six loads in place of
+# one: decoding it again takes less time than to write the value, and less memory. The others are Inductor's own on CPUs;
+# under those of GPUs (8, 30), and of CPUs before torch 2.13, a threshold code is written to memory before it is packed.
+OUR_LIMITS: dict[Half, RealizeLimits] = {
+    "forward": RealizeLimits(reads=0, all_reads=12, ops=50),
+    "backward": RealizeLimits(reads=8, all_reads=12, ops=50),
+}
 
 
-def realize_limits(gm: fx.GraphModule, *, plain: bool) -> RealizeLimits:
-    """Inductor's limits for the device of this graph: as they are set; for graphs of ours, no less than OUR_LIMITS."""
+def realize_limits(gm: fx.GraphModule, half: Half | None) -> RealizeLimits:
+    """Inductor's limits for the device of this graph, as they are set, and for this half of one of ours."""
     values = (node.meta.get("val") for node in gm.graph.nodes)
     on_cpu = next((value.device.type == "cpu" for value in values if isinstance(value, torch.Tensor)), True)
     config: Any = inductor_config
@@ -196,7 +200,7 @@ def realize_limits(gm: fx.GraphModule, *, plain: bool) -> RealizeLimits:
         getattr(config, "realize_acc_reads_threshold", None) or reads,
         getattr(config, "realize_opcount_threshold", None) or ops,
     )
-    return found if plain else RealizeLimits(*map(max, zip(found, OUR_LIMITS, strict=True)))
+    return found if half is None else RealizeLimits(*map(max, zip(found, OUR_LIMITS[half], strict=True)))
 
 
 def split(
@@ -530,7 +534,7 @@ def compile_inductor(
 
 
 def _compile_half(*args: Any, **kwargs: Any) -> Any:
-    """Inductor, for forward or backward, with our limits for expressions.
+    """Inductor, for forward, backward or inference; the former two with our limits for expressions.
 
     Its table of dtype rules is one object, which fills itself in anew for every operator of every kernel: a tenth of
     the time that Inductor spends on our kernels before the C++ compiler has them.
@@ -538,7 +542,8 @@ def _compile_half(*args: Any, **kwargs: Any) -> Any:
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 
-    limits = realize_limits(args[0], plain=False)
+    half: Half = "backward" if kwargs.get("is_backward") else "forward"
+    limits = realize_limits(args[0], None if kwargs.get("is_inference") else half)
     patches = {
         "realize_reads_threshold": limits.reads, "realize_acc_reads_threshold": limits.all_reads,
         "realize_opcount_threshold": limits.ops,
@@ -770,6 +775,7 @@ __all__ = [
     "NEEDS_VALUES",
     "FakeTensor",
     "FakeTensorMode",
+    "Half",
     "JointPartitioner",
     "Partition",
     "RealizeLimits",
