@@ -178,7 +178,7 @@ class RealizeLimits(NamedTuple):
 
 
 # At least these, for graphs of ours. A code and what is stored for its group or channel are up to six loads in place of
-# one: decoding it again takes less time than to write the value, and less memory. The others are Inductor's own on CPUs;
+# one: decoding it again takes less time than writing the value, and less memory. The others are Inductor's own on CPUs;
 # under those of GPUs (8, 30), and of CPUs before torch 2.13, a threshold code is written to memory before it is packed.
 OUR_LIMITS: dict[Half, RealizeLimits] = {
     "forward": RealizeLimits(reads=0, all_reads=12, ops=50),

@@ -91,10 +91,12 @@ def largest(trials: Trials, memory: int, first: int) -> tuple[int, int]:
         memory: bytes.
         first: the batch to begin with.
     """
-    while first and (low := trials.needs(first)) is None:
+    low = trials.needs(first)
+    while low is None:
         first //= 2
-    if not first:
-        return 0, 0
+        if not first:
+            return 0, 0
+        low = trials.needs(first)
     found, needed = first, low
     if (high := trials.needs(2 * first)) is None:
         batch = int(2 * first * LESS)
