@@ -195,6 +195,8 @@ class _Lowering:
             made = self._pointwise(node, name, results)
             if name == "aten.cat" and results.device.type == "cpu":
                 self._concatenate(made, _flat(operands))
+            elif name == "prims.inductor_force_stride_order":
+                self._realize(made)
             return made
         tensors = results if isinstance(results, (tuple, list)) else (results,)
         makes = tuple(_in_memory(node.name, r) if isinstance(r, torch.Tensor) else None for r in tensors)

@@ -70,8 +70,9 @@ def budget_bytes(budget: float | str, baseline: int) -> int:
 
 
 def choose(rungs: Sequence[Rung], budget: int, attempt: Callable[[Setting], Point], *, baseline: int) -> Point | None:
-    """The cheapest setting that fits; None: plain torch.compile fits, and nothing better does. Rungs
-    that do not lower the peak of an earlier one by more than the prediction may be wrong are passed over.
+    """The cheapest setting that fits; None: plain torch.compile fits, and nothing else that loses nothing does.
+
+    Rungs that do not lower the peak of an earlier one by more than the prediction may be wrong are passed over.
 
     Args:
         budget: bytes.
@@ -83,6 +84,8 @@ def choose(rungs: Sequence[Rung], budget: int, attempt: Callable[[Setting], Poin
     """
     least: Point | None = None
     for rung in rungs:
+        if budget >= baseline and rung.setting.options.bits is not None:
+            return None
         point = attempt(rung.setting)
         if least is None or is_lower(point.peak_bytes, least.peak_bytes):
             if point.peak_bytes <= budget:

@@ -22,7 +22,7 @@ def net() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     again = [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    return nn.Sequential(*layers, *again)
+    return nn.Sequential(*layers, *again, nn.Conv2d(8, 8, 3, padding=1, bias=False))
 
 
 def block(device: str = "cpu", **options: object) -> list[Code]:
@@ -39,17 +39,17 @@ def own(code: Code, what: str) -> int:
 def test_a_decoded_value_is_not_written_to_memory(bits: int) -> None:
     plain, ours = block(plain=True), block(bits=bits)
     _, backward = ours
-    # what convolutions read (an activation, two gradients) and the gradient that backward begins with
-    assert own(backward, "written") < 4.1 * ACTIVATION
+    # what convolutions read: two activations and three gradients
+    assert own(backward, "written") < 5.1 * ACTIVATION
     assert own(backward, "read") < own(plain[1], "read")
 
 
 @pytest.mark.inductor
 def test_a_code_costs_its_own_bytes_and_two_more_reads_at_most() -> None:
     plain, ours = block(plain=True), block(bits=4)
-    codes = 2 * ACTIVATION // 8
-    assert own(ours[0], "written") - own(plain[0], "written") < 1.1 * codes
-    assert own(ours[0], "read") - own(plain[0], "read") < 3.1 * ACTIVATION
+    codes = 3  # both normalizations' inputs, and the output, which the loss squares
+    assert own(ours[0], "written") - own(plain[0], "written") < 1.1 * codes * ACTIVATION / 8
+    assert own(ours[0], "read") - own(plain[0], "read") < (2 * codes + 0.1) * ACTIVATION
 
 
 @needs_triton
@@ -62,8 +62,8 @@ def test_triton_makes_machine_code_of_every_kernel(bits: int) -> None:
 @needs_triton
 def test_on_gpus_codes_are_packed_where_they_are_made() -> None:
     forward, backward = block("cuda", bits=4)
-    assert own(forward, "written") < 2.3 * ACTIVATION
-    assert own(backward, "written") < 4.1 * ACTIVATION
+    assert own(forward, "written") < 2.6 * ACTIVATION  # two activations, three codes
+    assert own(backward, "written") < 5.1 * ACTIVATION
 
 
 def test_wrong_options(tmp_path: Path) -> None:
