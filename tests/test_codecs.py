@@ -173,10 +173,7 @@ def test_threshold_codec_never_hides_a_nan(bits: int) -> None:
     parts = codec.encode_with(x, Predicate(upper, torch.ones(3, 1, 1), torch.zeros(3, 1, 1)))
     found, decided = codec.decode_with(parts, Like.of(x))
     assert torch.equal(decided, upper)
-    assert torch.equal(found[:, 0].isfinite(), x[:, 0].isfinite())
-    assert not (found.isfinite() & ~x.isfinite()).any()
-    if bits > 2:  # a side with one level has no other for finite values
-        assert torch.equal(found.isfinite(), x.isfinite())
+    assert torch.equal(found.isfinite(), x.isfinite())
 
 
 @pytest.mark.parametrize("bits", BITS)

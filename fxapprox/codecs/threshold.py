@@ -41,8 +41,7 @@ class Threshold(Carrier):
     (bfloat16), and mean and rstd.
 
     Where mean and rstd are a normalization's own, a channel with a NaN or an infinity decodes to NaN throughout, as
-    they are NaN. Otherwise only its outermost levels do, which then hold what is not finite (and, on a side that has
-    one level, all). Decisions stay exact.
+    they are NaN. Otherwise only its outermost levels do, which then hold what is not finite. Decisions stay exact.
 
     Attributes:
         bits: 8, 4, 3 or 2.
@@ -59,7 +58,10 @@ class Threshold(Carrier):
         stretch = stretch_of(x if ok is None else torch.where(ok, x, mean), mean, rstd, channel, self.bits)
         edge, flip = self._edge(predicate, mean, rstd, stretch)
         half = 2 ** (self.bits - 1)
-        cut = materialize((edge * half + half).round().to(torch.int32).clamp(1, 2 * half - 1))  # of a NaN: any level
+        # levels for what is not finite: the outermost of each side, which then has at least two
+        spare = 0 if clean is None else 1 - clean.to(torch.int32)
+        cut = (edge * half + half).round().to(torch.int32)  # of a NaN: any level
+        cut = materialize(cut.clamp(1, 2 * half - 1) if clean is None else cut.clamp(1 + spare, 2 * half - 1 - spare))
         split = cut.to(edge.dtype)
         # per channel: from places on the grid (-1 to 1) to levels, on either side of the threshold
         fine_above = materialize((2 * half - split) / (1 - edge).clamp_min(2e-6))
@@ -69,8 +71,7 @@ class Threshold(Carrier):
         upper = predicate.upper
         level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
-        bottom, top = (0, 2 * half - 1) if clean is None else _inner(cut, 2 * half - 1, clean)
-        codes = codes.maximum(torch.where(upper, cut, bottom)).minimum(torch.where(upper, top, cut - 1))
+        codes = codes.maximum(torch.where(upper, cut, spare)).minimum(torch.where(upper, 2 * half - 1 - spare, cut - 1))
         codes = codes if ok is None else torch.where(ok, codes, torch.where(upper, 2 * half - 1, 0))
         signed = (edge * 0.5 + 0.5).clamp_min(1e-6) * flip
         flag = () if clean is None else (clean.to(torch.uint8),)
@@ -188,12 +189,6 @@ def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Te
     mean = values.mean(dims, keepdim=True)
     var = (values - mean).square().mean(dims, keepdim=True)
     return mean, torch.rsqrt(var + 1e-12 * (1 + mean * mean)), _all(ok, dims)
-
-
-def _inner(cut: Tensor, last: int, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and the last level for finite values: next to those for others, where a side has more than one."""
-    keep = clean.to(torch.int32) * (last + 1)
-    return 1 - (keep + (cut <= 1)).clamp(0, 1), last - 1 + (keep + (cut >= last)).clamp(0, 1)
 
 
 def _all(ok: Tensor, dims: list[int]) -> Tensor:

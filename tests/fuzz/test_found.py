@@ -107,3 +107,19 @@ def test_what_is_not_finite_and_is_clamped_leaves_its_channel_as_it_is() -> None
         outputs=("v5",),
     )  # fmt: skip
     check(program, bits=4)
+
+
+def test_what_is_not_finite_has_a_level_of_its_own_beside_a_threshold_at_the_end_of_the_grid() -> None:
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), fill="special"), Input("w1", (4, 2, 2, 2), grad=True),
+            Input("w2", (4,), grad=True), Input("w3", (4,), grad=True), Input("w4", (4,), grad=True),
+            Input("b5", (4,)), Input("b6", (4,), fill="positive"),
+        ),
+        lines=(
+            "v7 = F.conv2d(x0, w1, w2, stride=1, padding=1, groups=2)", "v8 = F.batch_norm(v7, b5, b6, w3, w4)",
+            "v9 = v8.clamp(-1, 1)", "v10 = torch.asinh(v9)",
+        ),
+        outputs=("v10",),
+    )  # fmt: skip
+    check(program, policy="mixed")
