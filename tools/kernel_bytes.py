@@ -36,7 +36,6 @@ MIB = 2**20
 SYSTEMS = ("plain", "exact", "8", "4", "2")
 HALVES = ("forward", "backward")
 HEAD = "block|system|stored|forward reads|writes|backward reads|writes|in libraries|kernels"
-Step = Callable[[Tensor], Tensor]
 
 
 class Device(str, Enum):
