@@ -15,6 +15,7 @@ from fxapprox.graph import nbytes, tensor_of
 from fxapprox.operators import op_name, rule_of
 
 LARGE = 2**16  # bytes: below that, not worth a node
+SHARE = 4  # a source smaller than this part of a result, a scale for each row say, is read for little
 FAR = 16  # nodes between a product and its sum
 
 
@@ -31,7 +32,7 @@ def materialize(forward: fx.GraphModule) -> tuple[str, ...]:
     reads: dict[fx.Node, frozenset[fx.Node]] = {}  # the large values in memory that each result is computed from
     for node in list(forward.graph.nodes):
         reads[node] = _reads(node, reads)
-        if len(reads[node]) < 2 or len(node.users) < 2:
+        if len(node.users) < 2 or sum(SHARE * _nbytes(source) >= _nbytes(node) for source in reads[node]) < 2:
             continue
         if any(user.op == "output" for user in node.users):  # in memory anyway
             reads[node] = frozenset({node})
@@ -48,13 +49,17 @@ def materialize(forward: fx.GraphModule) -> tuple[str, ...]:
 
 
 def _reads(node: fx.Node, reads: dict[fx.Node, frozenset[fx.Node]]) -> frozenset[fx.Node]:
-    value = tensor_of(node)
-    if value is None or nbytes(value) < LARGE:
+    if _nbytes(node) < LARGE:
         return frozenset()
     rule = rule_of(node)
     if node.op != "call_function" or rule is None or not rule.cheap:
         return frozenset({node})
     return frozenset().union(*(reads[source] for source in node.all_input_nodes))
+
+
+def _nbytes(node: fx.Node) -> int:
+    value = tensor_of(node)
+    return 0 if value is None else nbytes(value)
 
 
 def settle_products(backward: fx.GraphModule) -> tuple[str, ...]:

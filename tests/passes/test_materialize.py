@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -32,9 +35,16 @@ class Residual(nn.Module):
         return x.mean((0, 2, 3))
 
 
-def forward_of(model: nn.Module, *args: Tensor) -> fx.GraphModule:
+def forward_of(model: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
     joint = joint_of(model, *args)
     return partition(joint, plan(classify(joint, min_bytes=0), Options(bits=None)))[0]
+
+
+def unsaved(forward: fx.GraphModule) -> fx.GraphModule:
+    """As if what backward needs were encoded."""
+    (output,) = forward.graph.find_nodes(op="output")
+    output.args = (output.args[0][:1],)
+    return forward
 
 
 def kept_in(forward: fx.GraphModule) -> list[fx.Node]:
@@ -42,10 +52,7 @@ def kept_in(forward: fx.GraphModule) -> list[fx.Node]:
 
 
 def test_sums_with_several_readers_are_read_from_memory() -> None:
-    forward = forward_of(Residual(8, 3), torch.randn(8, 8, 16, 16))
-    for node in forward.graph.nodes:  # as if the sums were encoded
-        if node.op == "output":
-            node.args = (node.args[0][:1],)
+    forward = unsaved(forward_of(Residual(8, 3), torch.randn(8, 8, 16, 16)))
     names = materialize(forward)
     assert len(names) == 2  # the last sum has one reader
     for node in kept_in(forward):
@@ -56,6 +63,15 @@ def test_sums_with_several_readers_are_read_from_memory() -> None:
 def test_what_is_small_or_saved_anyway_is_left_alone() -> None:
     assert materialize(forward_of(Residual(8, 3), torch.randn(1, 8, 8, 8))) == ()
     assert materialize(forward_of(Residual(8, 3), torch.randn(8, 8, 16, 16))) == ()  # saved exactly
+
+
+def test_a_scale_for_each_row_is_no_addend() -> None:
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        y = x * x.amax(1, keepdim=True)
+        return (y * (y * w).sigmoid()).sum()
+
+    x, w = torch.randn(2**15, 64), torch.ones((), requires_grad=True)  # the scales have 128 KiB
+    assert materialize(unsaved(forward_of(f, x, w))) == ()
 
 
 @pytest.mark.inductor
