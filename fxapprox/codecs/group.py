@@ -25,7 +25,7 @@ from fxapprox.sizes import Size
 from fxapprox.torch_adapter import materialize
 
 SMALLEST, LARGEST = 64, 256
-NAN, MINUS_INF, PLUS_INF, SPECIALS = 0, 1, 2, 3
+SPECIALS = 3  # codes for -inf, NaN and inf, in this order
 ROOT = {8: 4, 4: 2, 3: 2, 2: 2}  # that skewed codes take: nothing small may become 0 at 8 bits
 # (k of the compander, how far the range ends beyond the outermost level, in steps): the least error over bell-shaped,
 # heavy-tailed, one-sided and partly zero values (tools/codec_error.py --scan).
@@ -85,30 +85,27 @@ class Group(Codec):
         nudge = 0.5 if self.rounding == "nearest" else dither(groups)
         place = u * fine + (fine - margin + nudge)
         codes = torch.minimum(place.floor().clamp_min(0), top) + offset
-        infinity = torch.where(groups > 0, float(PLUS_INF), float(MINUS_INF))
-        codes = torch.where(ok, codes, torch.where(groups != groups, float(NAN), infinity))
-        return pack(codes.to(torch.int32), self.bits), anchor, torch.where(special, -radius, radius)
+        odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
+        codes = torch.where(ok, codes, odd)
+        return pack(codes.to(torch.int32), self.bits, within=True), anchor, torch.where(special, -radius, radius)
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         packed, anchor, radius = parts
         margin = self._curve[1]
-        codes = unpack(packed, self.bits, group_shape(like.shape)).to(anchor.dtype)
-        special = radius < 0
-        _, offset, fine = self._levels(special, anchor.dtype)
+        codes = unpack(packed, self.bits, group_shape(like.shape), within=True).to(anchor.dtype)
+        _, offset, fine = self._levels(radius < 0, anchor.dtype)
         step = materialize(fine.reciprocal())
         start = materialize((margin - offset) / fine - 1)
         place = codes * step + start
         values = self._from_anchor(place) * radius.abs().to(anchor.dtype) + anchor
-        infinity = torch.where(codes == PLUS_INF, math.inf, -math.inf)
-        odd = torch.where(codes == NAN, math.nan, infinity)
-        values = torch.where(special & (codes < SPECIALS), odd, values)
+        values = torch.where(codes < offset, (codes - 1) * math.inf, values)  # of 0: NaN
         return like.restride(values.reshape(like.shape))
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         """Half a level to either side, a whole one with stochastic rounding, as wide as the grid is there."""
         packed, anchor, radius = parts
         margin = self._curve[1]
-        codes = unpack(packed, self.bits, group_shape(like.shape)).to(anchor.dtype)
+        codes = unpack(packed, self.bits, group_shape(like.shape), within=True).to(anchor.dtype)
         _, offset, fine = self._levels(radius < 0, anchor.dtype)
         reach = 0.5 if self.rounding == "nearest" else 1.0
         places = ((codes - offset + margin + step) / fine - 1 for step in (-reach, 0.0, reach))

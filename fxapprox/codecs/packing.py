@@ -2,7 +2,8 @@
 
 The codes of one byte lie far apart in the tensor: element i of the first half shares a byte with element i of the
 second half (halves, quarters or eighths of one dimension). Whole rows are then combined with whole rows; neighbours
-would have to be shuffled.
+would have to be shuffled. Codes of rows that are long enough for vectors, and have a scale each, are packed within the
+row: Inductor then makes them in the loop over rows that finds the scales, while the row is in cache.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from fxapprox.sizes import Size
 ROWS = {1: 8, 2: 4, 3: 8, 4: 2, 8: 1}  # elements that share bytes
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int, *, within: bool = False) -> Tensor:
     """Packs ``8 // bits`` codes into each byte; of 3 bits, the two lower ones first, then all upper ones.
 
     Args:
         codes: int32, any shape, every element in [0, ``2**bits``).
         bits: 1, 2, 3, 4 or 8.
+        within: elements of the same row share a byte, where its length allows it.
 
     Returns: uint8.
     """
     if bits == 8:
         return codes.to(torch.uint8)
-    dim = split_dim(codes.shape, ROWS[bits])
+    dim = split_dim(codes.shape, ROWS[bits], within=within)
     if dim is None:
         flat = codes.reshape(-1)
         codes, dim = F.pad(flat, (0, -flat.shape[0] % ROWS[bits])), 0
@@ -57,12 +59,12 @@ def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
     return packed if inverse == sorted(inverse) else packed.permute(inverse)
 
 
-def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+def unpack(packed: Tensor, bits: int, shape: Sequence[int], *, within: bool = False) -> Tensor:
     """The codes back, int32 of ``shape`` (shifts of int32 are vectorized, those of uint8 are not)."""
     wide = packed.to(torch.int32)
     if bits == 8:
         return wide.reshape(shape)
-    dim = split_dim(shape, ROWS[bits])
+    dim = split_dim(shape, ROWS[bits], within=within)
     axis = 0 if dim is None else dim
     if bits == 3:
         upper = packed.shape[axis] // 3
@@ -88,12 +90,13 @@ def _shifts(bits: int, axis: int, like: Tensor) -> Tensor:
     return torch.arange(0, 8, bits, dtype=torch.int32, device=like.device).view(places)
 
 
-def split_dim(shape: Sequence[int], rows: int) -> int | None:
-    """The dimension that is cut in parts: the first whose size is known and divisible; None: flatten and pad."""
-    for dim, size in enumerate(shape):
-        if isinstance(size, int) and size > 0 and size % rows == 0:
-            return dim
-    return None
+def split_dim(shape: Sequence[int], rows: int, *, within: bool = False) -> int | None:
+    """The dimension that is cut in parts; None: flatten and pad.
+
+    Of those whose size is known and divisible the first, or, within rows, the last.
+    """
+    found = [dim for dim, size in enumerate(shape) if isinstance(size, int) and size > 0 and size % rows == 0]
+    return (found[-1] if within else found[0]) if found else None
 
 
 def packed_bytes(shape: Sequence[Size], bits: int) -> Size:

@@ -51,17 +51,16 @@ class Zero(Carrier):
         codes = torch.minimum((u * top).floor().clamp_min(0) + 1, top)
         codes = torch.where(ok, codes, torch.where(groups != groups, top + 1, top + 2))
         codes = torch.where(upper | (groups != groups), codes, 0.0)
-        return pack(codes.to(torch.int32), self.bits), torch.where(special, -radius, radius)
+        return pack(codes.to(torch.int32), self.bits, within=True), torch.where(special, -radius, radius)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, radius = parts
-        codes = unpack(packed, self.bits, group_shape(like.shape))
+        codes = unpack(packed, self.bits, group_shape(like.shape), within=True)
         place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
-        special = radius < 0
-        top = self._top(special, place.dtype)
+        top = self._top(radius < 0, place.dtype)
         step = materialize(top.reciprocal())
         values = expand((place - 0.5) * step, CURVE[self.bits]) * radius.abs().to(place.dtype)
-        values = torch.where(special & (place > top), torch.where(place > top + 1, math.inf, math.nan), values)
+        values = torch.where(place > top, (place - (top + 1)) * math.inf, values)  # of 0: NaN
         upper = codes > 0
         values = torch.where(upper, values, 0.0)
         return like.restride(values.reshape(like.shape)), upper.reshape(like.shape)
@@ -69,7 +68,7 @@ class Zero(Carrier):
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         """Half a level to either side, as wide as the grid is there; nothing where the decision is false."""
         packed, radius = parts
-        codes = unpack(packed, self.bits, group_shape(like.shape))
+        codes = unpack(packed, self.bits, group_shape(like.shape), within=True)
         place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
         top = self._top(radius < 0, place.dtype)
         low, at, high = (expand(((place - end) / top).clamp(0, 1), CURVE[self.bits]) for end in (1.0, 0.5, 0.0))
