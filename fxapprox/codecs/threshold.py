@@ -33,6 +33,7 @@ from fxapprox.torch_adapter import materialize
 # values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
 GRID = {8: (1.1, 3.0, 2.0), 4: (0.65, 3.2, 3.0), 3: (0.4, 2.8, 3.5), 2: (0.05, 2.2, 5.0)}
 TINY = 1e-30  # next to scale and shift: nothing
+LOWEST = 2e-6 - 1  # place of a threshold on the grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class Threshold(Carrier):
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         x = x.to(work_dtype(x))
         channel = _channel_shape(x, predicate)
-        mean, rstd, clean = _statistics(x, predicate, channel)
-        ok = None if clean is None else finite(x)
+        mean, rstd, ok = _statistics(x, predicate, channel)
+        clean = None if ok is None else _all(ok, channel)
         stretch = stretch_of(x if ok is None else torch.where(ok, x, mean), mean, rstd, channel, self.bits)
         edge, flip = self._edge(predicate, mean, rstd, stretch)
         half = 2 ** (self.bits - 1)
@@ -73,7 +74,7 @@ class Threshold(Carrier):
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
         codes = codes.maximum(torch.where(upper, cut, spare)).minimum(torch.where(upper, 2 * half - 1 - spare, cut - 1))
         codes = codes if ok is None else torch.where(ok, codes, torch.where(upper, 2 * half - 1, 0))
-        signed = (edge * 0.5 + 0.5).clamp_min(1e-6) * flip
+        signed = (edge * 0.5 + 0.5) * flip
         flag = () if clean is None else (clean.to(torch.uint8),)
         return pack(codes, self.bits), cut.to(torch.uint8), signed, stretch, mean, rstd, *flag
 
@@ -118,7 +119,8 @@ class Threshold(Carrier):
         # bend(-shift / |scale| / knee) without its division by zero: where scale is 0, all are true or all are false
         bent = (TINY - shift) / (scale.abs() * GRID[self.bits][2] + (shift.abs() + TINY))
         flip = torch.where(scale < 0, -1.0, 1.0).to(mean.dtype)
-        return materialize((bent * stretch.to(mean.dtype)).clamp(-1, 1)), flip
+        # never the lowest place itself: its half would be 0, which cannot say which way it is turned
+        return materialize((bent * stretch.to(mean.dtype)).clamp(LOWEST, 1)), flip
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
@@ -131,7 +133,7 @@ def stretch_of(x: Tensor, mean: Tensor | None, rstd: Tensor, channel: Sequence[i
     The reach follows the channel's largest value, which tells heavy tails from light ones. Inductor takes it in the
     loop that takes mean and variance.
     """
-    dims = [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]
+    dims = _within(channel)
     high, low = (x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)) if x.numel() else (rstd, rstd)
     most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
     most = torch.where(most < math.inf, most, 0.0)  # neither NaN: such a channel is NaN by its statistics
@@ -176,20 +178,25 @@ def _channel_shape(x: Tensor, predicate: Predicate) -> list[int]:
 
 
 def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """mean, rstd, and whether the channel is free of NaN and infinity; None: mean and rstd are NaN where it is not.
+    """mean, rstd, and which elements are neither NaN nor infinite; None: mean and rstd are NaN where one is.
 
-    Where it is not, mean and rstd are those of the channel with zeros in place of these.
+    Where not all are, mean and rstd are those of the channel with zeros in place of these.
     """
     if predicate.mean is not None and predicate.rstd is not None:
         # the normalization's own: one bad element has already made them bad
         return predicate.mean, predicate.rstd, None
-    dims = [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]
+    dims = _within(channel)
     ok = finite(x)
     values = torch.where(ok, x, 0.0)
     mean = values.mean(dims, keepdim=True)
     var = (values - mean).square().mean(dims, keepdim=True)
-    return mean, torch.rsqrt(var + 1e-12 * (1 + mean * mean)), _all(ok, dims)
+    return mean, torch.rsqrt(var + 1e-12 * (1 + mean * mean)), ok
 
 
-def _all(ok: Tensor, dims: list[int]) -> Tensor:
-    return ok.to(torch.uint8).amin(dims, keepdim=True) > 0
+def _all(ok: Tensor, channel: Sequence[int]) -> Tensor:
+    return ok.to(torch.uint8).amin(_within(channel), keepdim=True) > 0
+
+
+def _within(channel: Sequence[int]) -> list[int]:
+    """The dimensions that a channel's elements are spread over."""
+    return [d for d, size in enumerate(channel) if isinstance(size, int) and size == 1]

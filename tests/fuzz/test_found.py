@@ -123,3 +123,20 @@ def test_what_is_not_finite_has_a_level_of_its_own_beside_a_threshold_at_the_end
         outputs=("v10",),
     )  # fmt: skip
     check(program, policy="mixed")
+
+
+def test_a_threshold_below_the_grid_has_the_same_place_in_encoder_and_decoder() -> None:
+    """Apart by a millionth, which only float64 tells from rounding."""
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), dtype="float64", grad=True), Input("w1", (4,), dtype="float64"),
+            Input("w2", (8, 2, 1, 1), dtype="float64", grad=True), Input("w3", (8,), dtype="float64"),
+            Input("b4", (8,), dtype="float64"), Input("b5", (8,), fill="positive", dtype="float64"),
+        ),
+        lines=(
+            "v6 = F.layer_norm(x0, (4,), w1, None)", "v7 = F.conv2d(v6, w2, None, stride=1, padding=0, groups=2)",
+            "v8 = F.batch_norm(v7, b4, b5, None, w3)", "v9 = F.hardswish(v8)",
+        ),
+        outputs=("v9",),
+    )  # fmt: skip
+    check(program)
