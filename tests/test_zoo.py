@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import fxapprox
@@ -17,9 +17,9 @@ from tests.models.generative import discriminator, generator, realness
 from tests.models.zoo import OWN, ZOO
 from tools.zoo import __main__ as command
 from tools.zoo import names, processes
-from tools.zoo.measure import finite, rows_of, same_bits
+from tools.zoo.measure import beside_eager, finite, rows_of, same_bits
 from tools.zoo.rows import BITS, Row, Setting, append, load, parse, settings
-from tools.zoo.subject import cases_of
+from tools.zoo.subject import SEED, cases_of
 from tools.zoo.table import markdown
 from tools.zoo.verdict import summary, wrong
 
@@ -120,6 +120,21 @@ def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
 def test_a_line_that_is_no_row_is_refused(line: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         parse(line)
+
+
+def test_losses_that_differ_are_set_beside_eager_pytorchs() -> None:
+    setting, loss = Setting("siren", "eager", "fp32", "static", "8"), eager_loss("siren")
+    assert beside_eager(ZOO["siren"], setting, loss, loss) == ""
+    assert beside_eager(ZOO["siren"], setting, loss, loss * 1.0001) == (
+        "from eager PyTorch's loss torch.compile's is 1e-04 off, ours 0e+00"
+    )
+    assert beside_eager(ZOO["siren"], setting, loss * 2, loss * 3) == ""
+
+
+def eager_loss(name: str) -> Tensor:
+    case = ZOO[name]()
+    torch.manual_seed(SEED)
+    return case.loss(case.model(*case.args)).detach()
 
 
 def test_bits_of_losses_are_compared() -> None:

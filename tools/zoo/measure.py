@@ -21,6 +21,7 @@ from fxapprox.user_code import described
 from tools.zoo.rows import Row, Setting
 from tools.zoo.subject import Builder, Compilation, Outcome, Subject, baseline, rewritten
 
+SAME_NUMBERS = 1e-3  # a loss farther off had other random numbers
 ROUNDS = 3  # steps of each, in turns, for the median time
 
 
@@ -77,7 +78,7 @@ def _row(
         baseline_recompiled=compiled.recompiled,
         planned=report.saved_bytes if report else 0,
         baseline_planned=report.baseline_bytes if report else 0,
-        note=_note(own, compilation, report),
+        note=_note(own, compilation, report) or beside_eager(build, setting, outcome.loss, expected.loss),
     )
 
 
@@ -101,6 +102,20 @@ def compared(setting: Setting, found: Outcome, expected: Outcome) -> Row:
         stored=found.stored,
         baseline_stored=expected.stored,
     )
+
+
+def beside_eager(build: Builder, setting: Setting, own: Tensor, expected: Tensor) -> str:
+    """Where losses differ, how far each is from eager PyTorch's, which rounds after every operator.
+
+    Returns: "" where they are the same, or where both are far off: other random numbers were drawn.
+    """
+    if same_bits(own, expected):
+        return ""
+    eager = Subject(build, setting, lambda model: model).first()[0].loss.item()
+    ours, theirs = (_change(loss.item(), eager) for loss in (own, expected))
+    if ours is None or theirs is None or min(ours, theirs) > SAME_NUMBERS:
+        return ""
+    return f"from eager PyTorch's loss torch.compile's is {theirs:.0e} off, ours {ours:.0e}"
 
 
 def finite(gradient: Tensor | None) -> bool | None:

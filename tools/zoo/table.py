@@ -80,7 +80,7 @@ def _notes(row: Row, same: Collection[Setting]) -> list[str]:
     """What is odd about a row: what is wrong, why nothing was compressed, why a loss differs."""
     found = [*wrong(row), *([row.note] if row.note else [])]
     eager = replace(row.setting, lowering="eager")
-    if not row.same_loss and row.setting.lowering == "inductor" and eager in same:
+    if not (row.same_loss or row.note) and row.setting.lowering == "inductor" and eager in same:
         found.append("the same loss when run operator by operator: Inductor fuses, and rounds, otherwise")
     if row.recompiled:
         found.append(
