@@ -143,6 +143,8 @@ def main(
         raise typer.BadParameter("machine code is made of Triton's kernels: add --device cuda")
     if device is Device.cuda and not absent_gpu.has_triton():
         raise typer.BadParameter('--device cuda needs the triton package: run "pip install triton"')
+    if code is not None:
+        code.mkdir(parents=True, exist_ok=True)
     todo = [(block, system) for block in select(BLOCKS, blocks) for system in select(SYSTEMS, systems)]
     rows, more, compiled = [], [], 0
     for block, system in track(todo, "compiling", transient=True):
