@@ -129,6 +129,9 @@ REDUCTIONS = frozenset(
     " prims.prepare_softmax_online".split()
 )
 
+EXPONENTIALS = frozenset("aten.exp aten.exp2 aten.expm1 aten.sinh aten.cosh".split())
+LOGARITHMS = frozenset("aten.log aten.log2 aten.log10 aten.log1p".split())
+
 # Integers whose range is known from the operator: "size of the dim reduced" or a fixed one.
 INDEX_MAKERS = frozenset(
     "aten.argmax aten.argmin aten.max aten.min aten.topk aten.sort aten.max_pool2d_with_indices"

@@ -23,13 +23,12 @@ from fxapprox.activation import Use
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint, operands
 from fxapprox.intervals import EVERYTHING
-from fxapprox.operators import REDUCTIONS, op_name, rule_of, table_use
+from fxapprox.operators import EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
 from fxapprox.uses import Reads, is_softmax_output
 
 HUGE = 1e4  # times larger than what stands beside it
 SPREAD = 8  # a divisor's largest over its smallest, up to which an error of one element is one of all
 FEW = 8  # elements: a sum over fewer may come near 0 by chance
-EXPONENTIALS = frozenset("aten.exp aten.exp2 aten.expm1 aten.sinh aten.cosh".split())
 GROWING = EXPONENTIALS | {"aten.pow", "aten.square"}
 # their derivative has no bound near 0 (or near the ends of the range), by the positions of such operands
 SINGULAR = {

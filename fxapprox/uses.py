@@ -17,7 +17,7 @@ from fxapprox.activation import Reach, Use
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint, element_of, operands
 from fxapprox.intervals import EVERYTHING
-from fxapprox.operators import op_name, table_use
+from fxapprox.operators import EXPONENTIALS, LOGARITHMS, op_name, table_use
 
 Reads = Mapping[fx.Node, tuple[tuple[fx.Node, Use], ...]]
 
@@ -41,10 +41,28 @@ class Asked(NamedTuple):
 
 def reads_of(joint: Joint, facts: Facts) -> Reads:
     """The forward values that each operator reads, forward's and backward's, and how, in the order of its operands."""
-    return {node: tuple(_operand_uses(node, facts)) for node in joint.gm.graph.nodes if node.op == "call_function"}
+    exponents = _exponents(joint)
+    return {
+        node: tuple(_operand_uses(node, facts, node in exponents))
+        for node in joint.gm.graph.nodes if node.op == "call_function"
+    }  # fmt: skip
 
 
-def _operand_uses(node: fx.Node, facts: Facts) -> Iterator[tuple[fx.Node, Use]]:
+def _exponents(joint: Joint) -> set[fx.Node]:
+    """Backward's operators whose result ends in an exponential, as in the gradient of logcumsumexp.
+
+    That gradient is ``exp(log|g| - result + ...)``: an error in a forward value beside ``log|g|`` multiplies it.
+    """
+    found: set[fx.Node] = set()
+    for user in reversed(joint.gm.graph.nodes):
+        if user not in joint.backward or user.op != "call_function":
+            continue
+        if op_name(user) in EXPONENTIALS or (user in found and op_name(user) not in LOGARITHMS):
+            found.update(part for part in user.all_input_nodes if part in joint.backward)
+    return found
+
+
+def _operand_uses(node: fx.Node, facts: Facts, is_exponent: bool) -> Iterator[tuple[fx.Node, Use]]:
     checkpointed = adapter.must_recompute(node)
     for position, operand in operands(node):
         if operand not in facts.ops:
@@ -52,6 +70,8 @@ def _operand_uses(node: fx.Node, facts: Facts) -> Iterator[tuple[fx.Node, Use]]:
         value = element_of(operand)
         if value is None or not value.dtype.is_floating_point:
             yield operand, Use.DECISION if value is not None else Use.SENSITIVE
+        elif is_exponent:
+            yield operand, max(Use.SENSITIVE, _operand_use(node, position, operand, facts))
         elif checkpointed:
             yield operand, Use.SENSITIVE  # a checkpointed region is computed again exactly, decisions included
         else:

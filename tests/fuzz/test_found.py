@@ -140,3 +140,19 @@ def test_a_threshold_below_the_grid_has_the_same_place_in_encoder_and_decoder() 
         outputs=("v9",),
     )  # fmt: skip
     check(program)
+
+
+def test_exponents_of_backward_are_exact() -> None:
+    """The gradient of logcumsumexp is exp(log|g| - result + ...), of statistics of a channel without variance here."""
+    program = Program(
+        inputs=(
+            Input("x0", ("n", 4, 4, 4), fill="zeros", grad=True), Input("w1", (8, 2, 3, 3), grad=True),
+            Input("w2", (8,), grad=True), Input("w4", (8,), grad=True),
+        ),
+        lines=(
+            "v3 = F.conv2d(x0, w1, w2, stride=1, padding=1, groups=2)",
+            "v5 = F.instance_norm(v3, weight=w4, bias=None)", "v8 = torch.logcumsumexp(v5, 0)",
+        ),
+        outputs=("v8",),
+    )  # fmt: skip
+    check(program, bits=2)
