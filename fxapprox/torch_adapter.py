@@ -526,14 +526,14 @@ def compile_inductor(
 
     _lower_hints()
     with functorch_config.patch(enable_autograd_cache=False):
-        compiled: Any = compile_fx(gm, list(inputs), inner_compile=_compile_half, config_patches={
+        compiled: Any = compile_fx(gm, list(inputs), inner_compile=compile_half, config_patches={
             # Inductor would hold what it has read for the last time until something of its size is made
             "allow_buffer_reuse": False, **patches, "custom_partitioner_fn": partitioner,
         })  # fmt: skip
     return compiled
 
 
-def _compile_half(*args: Any, **kwargs: Any) -> Any:
+def compile_half(*args: Any, **kwargs: Any) -> Any:
     """Inductor, for forward, backward or inference; the former two with our limits for expressions.
 
     Its table of dtype rules is one object, which fills itself in anew for every operator of every kernel: a tenth of
