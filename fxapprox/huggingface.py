@@ -18,6 +18,7 @@ def register_backend() -> None:
     """
     member = str.__new__(DynamoBackend, NAME)
     member._name_ = member._value_ = NAME
+    setattr(DynamoBackend, NAME, member)  # by its name Python 3.11.2, for one, copies and pickles a member
     inherited = DynamoBackend._missing_
 
     def missing(value: object) -> object:

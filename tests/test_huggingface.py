@@ -13,6 +13,7 @@ from fxapprox.huggingface import register_backend
 @pytest.fixture(autouse=True)
 def _put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DynamoBackend, "_missing_", DynamoBackend._missing_)
+    monkeypatch.setattr(DynamoBackend, "FXAPPROX", None, raising=False)
 
 
 def test_accelerate_knows_no_backend_that_is_not_its_own() -> None:
