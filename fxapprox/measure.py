@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -146,8 +148,11 @@ def _peak_on_cuda(step: Callable[[], T], device: torch.device) -> Peak[T]:
 def _peak_on_cpu(step: Callable[[], T]) -> Peak[T]:
     # Read when the profiler is first used; without it, every use writes two lines to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    # acc_events: torch 2.11 warns without it
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            # torch 2.11 recommends acc_events, with which the profiler spends seconds on statistics that nobody reads
+            warnings.filterwarnings("ignore", ".*acc_events")
+            profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
         result = step()
     return Peak(result, *_replay(_cpu_memory_events(profiler)))
 

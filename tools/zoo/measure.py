@@ -45,30 +45,37 @@ def _group(build: Builder, shared: Setting, group: Sequence[Setting], rounds: in
         try:
             plain = Subject(build, shared, baseline(shared))
             expected, compiled = plain.first()
+            peak = plain.peak()
         except Exception as error:
             yield from (Row(setting, described(error), "torch.compile") for setting in group)
             return
         for setting in group:
             try:
-                yield _row(build, setting, plain, expected, compiled, rounds)
+                yield _row(build, setting, plain, expected, compiled, peak, rounds)
             except Exception as error:
                 yield Row(setting, described(error), "fxapprox")
 
 
 def _row(
-    build: Builder, setting: Setting, plain: Subject, expected: Outcome, compiled: Compilation, rounds: int
+    build: Builder,
+    setting: Setting,
+    plain: Subject,
+    expected: Outcome,
+    compiled: Compilation,
+    baseline_peak: int,
+    rounds: int,
 ) -> Row:
     own = Subject(build, setting, rewritten(setting))
     outcome, compilation = own.first()
     report = merge(found) if (found := fxapprox.reports(own.run)) else None
     row = compared(setting, outcome, expected)
-    peaks = own.peak(), plain.peak()
+    peak = own.peak()
     times = [(own.seconds(), plain.seconds()) for _ in range(rounds)]
     ours, theirs = (statistics.median(each) for each in zip(*times, strict=True)) if times else (0.0, 0.0)
     return replace(
         row,
-        peak=peaks[0],
-        baseline_peak=peaks[1],
+        peak=peak,
+        baseline_peak=baseline_peak,
         seconds=ours,
         baseline_seconds=theirs,
         warnings=tuple(text for text in compilation.warnings if text not in compiled.warnings),
