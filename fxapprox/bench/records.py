@@ -30,6 +30,7 @@ class Record:
         gradient_error: ||g - g0|| / ||g0||, all parameters together; None where it cannot be told.
         loss: of the first step, as a hexadecimal number, which has every bit.
         failed: why there are no numbers; "".
+        compile_cpu_seconds: of the process in the first step, without those of the C++ compiler.
     """
 
     system: str
@@ -41,6 +42,7 @@ class Record:
     gradient_error: float | None = None
     loss: str = ""
     failed: str = ""
+    compile_cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
