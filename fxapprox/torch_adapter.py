@@ -534,13 +534,8 @@ def compile_inductor(
 
 
 def compile_half(*args: Any, **kwargs: Any) -> Any:
-    """Inductor, for forward, backward or inference; the former two with our limits for expressions.
-
-    Its table of dtype rules is one object, which fills itself in anew for every operator of every kernel: a tenth of
-    the time that Inductor spends on our kernels before the C++ compiler has them.
-    """
+    """Inductor, for forward, backward or inference; the former two with our limits for expressions."""
     from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 
     half: Half = "backward" if kwargs.get("is_backward") else "forward"
     limits = realize_limits(args[0], None if kwargs.get("is_inference") else half)
@@ -548,9 +543,85 @@ def compile_half(*args: Any, **kwargs: Any) -> Any:
         "realize_reads_threshold": limits.reads, "realize_acc_reads_threshold": limits.all_reads,
         "realize_opcount_threshold": limits.ops,
     }  # fmt: skip
-    DtypePropagationOpsHandler()
-    with patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None), inductor_config.patch(patches):
+    with _quick_inductor(half), inductor_config.patch(patches):
         return compile_fx_inner(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _quick_inductor(half: Half) -> Iterator[None]:
+    """Spares Inductor work whose results it throws away.
+
+    - Its table of dtype rules is one object, which fills itself in anew for every operator of every kernel.
+    - A loop over whole vectors gets code for its empty tail, which is then left out.
+    - An expression that is read at two places of another one is traced twice, what it reads four times, and so on; the
+      printer then drops the copies. Not in forward: how Inductor splits a loop depends on how many operators it counts,
+      and forward's own loops are to be those of plain torch.compile.
+    """
+    from torch._inductor.codegen.cpp import CppKernelProxy
+    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+    from torch._inductor.ir import Pointwise
+
+    DtypePropagationOpsHandler()
+    with (
+        patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None),
+        patch.object(CppKernelProxy, "codegen_functions", _without_empty_tails(CppKernelProxy.codegen_functions)),
+        patch.object(Pointwise, "make_loader", _traced_once(Pointwise.make_loader))
+        if half == "backward" else contextlib.nullcontext(),
+    ):  # fmt: skip
+        yield
+
+
+def _traced_once(make_loader: Callable[[Any], Callable[..., Any]]) -> Callable[[Any], Callable[..., Any]]:
+    """A pointwise value's function, which gives what it gave before, as long as the same trace goes on."""
+    from torch._inductor.virtualized import NullKernelHandler
+
+    def made(self: Any) -> Callable[..., Any]:
+        if (known := vars(self).get("_fxapprox_loader")) is not None:
+            return known
+        load, traced, handler = make_loader(self), {}, None
+
+        def loader(index: Sequence[Any]) -> Any:
+            nonlocal traced, handler
+            if not isinstance(V.kernel, NullKernelHandler):
+                return load(index)  # code is being written: a name may be out of scope by now
+            if handler is not V.get_ops_handler():
+                traced, handler = {}, V.get_ops_handler()
+            key = tuple(index)
+            if key not in traced:
+                traced[key] = load(index)
+            return traced[key]
+
+        object.__setattr__(self, "_fxapprox_loader", loader)
+        return loader
+
+    return made
+
+
+def _without_empty_tails(codegen: Callable[..., None]) -> Callable[..., None]:
+    """Writes the code of some loops; that for their tails only if there are any.
+
+    Reductions are left alone: they choose their accumulators by what kind of tail they have.
+    """
+    from torch._inductor.codegen.cpp import LoopNest
+
+    def written(self: Any, functions: Any, sizes: Sequence[tuple[Any, Any]]) -> None:
+        wanted, tile = inductor_config.cpp.enable_loop_tail_vec, LoopNest.tile
+
+        def tiled(self: Any, depth: int, factor: int) -> Any:
+            loop = tile(self, depth, factor)
+            tails = any(each.size != each.tiled_size for each in self.loops if each.steps != 1)
+            inductor_config.cpp.enable_loop_tail_vec = wanted and tails
+            return loop
+
+        if any(reduced for _, reduced in sizes):
+            return codegen(self, functions, sizes)
+        with (
+            inductor_config.patch({"cpp.enable_loop_tail_vec": wanted}),  # and back to that afterwards
+            patch.object(LoopNest, "tile", tiled),
+        ):
+            return codegen(self, functions, sizes)
+
+    return written
 
 
 def compile_eager(
