@@ -8,6 +8,7 @@ a torch release that moves something breaks one file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import operator
@@ -344,6 +345,47 @@ _LIBRARY.define("fence(Tensor(a) x) -> Tensor(a)")
 _LIBRARY.impl("fence", lambda x: x, "CompositeExplicitAutograd")
 # The operand; Inductor fuses nothing across it.
 FENCE = torch.ops.fxapprox.fence.default
+
+
+Rows = Sequence[torch.Tensor]
+Arithmetic = Callable[..., tuple[Rows, Rows]]
+
+
+def small(arguments: str, kept: int) -> Callable[[Arithmetic], Arithmetic]:
+    """Makes an operator of arithmetic on a few numbers, such as a channel's statistics, for graphs on the CPU.
+
+    Inductor calls it instead of writing C++ for each of its operators, which takes it longer than the elements' own
+    code; a call takes some ten microseconds. On other devices each operator would be a launch: there the function is
+    traced as it stands, and its rows are put into memory.
+
+    Args:
+        arguments: the schema's, "Tensor mean, int bits".
+        kept: how many tensors it returns behind its rows.
+    """
+
+    def decorate(compute: Arithmetic) -> Arithmetic:
+        name = compute.__name__.strip("_")
+
+        def stacked(*args: Any) -> Any:
+            rows, rest = compute(*args)
+            together = torch.stack(torch.broadcast_tensors(*rows))
+            return (together, *rest) if kept else together
+
+        _LIBRARY.define(f"{name}({arguments}) -> ({', '.join(['Tensor'] * (1 + kept))})")
+        _LIBRARY.impl(name, stacked, "CompositeExplicitAutograd")
+
+        @functools.wraps(compute)
+        def called(*args: Any) -> tuple[Rows, Rows]:
+            if any(arg.device.type != "cpu" for arg in args if isinstance(arg, torch.Tensor)):
+                rows, rest = compute(*args)
+                return [materialize(row) for row in rows], rest
+            found = getattr(torch.ops.fxapprox, name).default(*args)
+            together, *rest = found if kept else (found,)
+            return [together[row] for row in range(together.shape[0])], rest
+
+        return called
+
+    return decorate
 
 
 def _lower_hints() -> None:
@@ -898,6 +940,7 @@ __all__ = [
     "rename",
     "size_conditions",
     "size_symbols",
+    "small",
     "split",
     "stand_in_outputs",
     "take_place",

@@ -295,7 +295,7 @@ class _Decision(_Alone):
             return Predicate(upper)
         scale, shift = compose(_own_steps(self.affine), named, x)
         return Predicate(
-            upper, scale, shift - self.affine.threshold,
+            upper, scale, shift - self.affine.threshold if self.affine.threshold else shift,
             named.get(self.affine.mean or ""), named.get(self.affine.rstd or ""),
         )  # fmt: skip
 

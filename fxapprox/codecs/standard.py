@@ -18,10 +18,10 @@ from torch import Tensor
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import bend, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
-from fxapprox.codecs.threshold import GRID, cell_bound, kept_dims, stretch_of
+from fxapprox.codecs.threshold import GRID, cell_bound, ends, kept_dims, stretch_of
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
-from fxapprox.torch_adapter import materialize
+from fxapprox.torch_adapter import small
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +52,16 @@ class Standard(Codec):
         """
         x = x.to(work_dtype(x))
         half = 2 ** (self.bits - 1)
-        stretch = stretch_of(x, mean, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape), self.bits)
-        centred = x if mean is None else x - mean
-        place = bend(centred * materialize(rstd / GRID[self.bits][2])) * materialize(stretch.to(x.dtype) * half)
+        high, low = ends(x, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape))
+        (gain, fine), (stretch,) = standard_encoder(mean, rstd, high, low, self.bits)
+        place = bend((x if mean is None else x - mean) * gain) * fine
         codes = (place + half).floor().to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any; its channel is NaN
         return pack(codes, self.bits), stretch, rstd, *(() if mean is None else (mean,))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         packed, stretch, rstd, *mean = parts
-        half = 2 ** (self.bits - 1)
-        step = materialize(1 / (half * stretch.to(rstd.dtype)))
-        place = (unpack(packed, self.bits, like.shape).to(rstd.dtype) + (0.5 - half)) * step
-        values = unbend(place) * materialize(GRID[self.bits][2] / rstd)
+        (step, start, gain), _ = standard_decoder(stretch, rstd, self.bits)
+        values = unbend(unpack(packed, self.bits, like.shape).to(rstd.dtype) * step + start) * gain
         return like.restride(values + mean[0] if mean else values)
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
@@ -77,3 +75,20 @@ class Standard(Codec):
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
         return packed_bytes(shape, self.bits) + channels * 2
+
+
+@small("Tensor? mean, Tensor rstd, Tensor high, Tensor low, int bits", kept=1)
+def standard_encoder(
+    mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bits: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """What encoding needs of a channel, (gain, levels of a bent value's unit), and what is stored, (stretch,)."""
+    stretch = stretch_of(mean, rstd, high, low, bits)
+    return (rstd / GRID[bits][2], stretch.to(rstd.dtype) * 2 ** (bits - 1)), (stretch,)
+
+
+@small("Tensor stretch, Tensor rstd, int bits", kept=0)
+def standard_decoder(stretch: Tensor, rstd: Tensor, bits: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """What decoding needs of a channel: (a level's step, the lowest level's place, gain)."""
+    half = 2 ** (bits - 1)
+    step = 1 / (half * stretch.to(rstd.dtype))
+    return (step, (0.5 - half) * step, GRID[bits][2] / rstd), ()

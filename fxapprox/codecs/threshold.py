@@ -27,7 +27,7 @@ from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import bend, finite, roundings, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
-from fxapprox.torch_adapter import materialize
+from fxapprox.torch_adapter import small
 
 # (reach, as a share of the channel's largest value; the least reach; the knee), in deviations: the least error over
 # values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
@@ -56,35 +56,28 @@ class Threshold(Carrier):
         channel = _channel_shape(x, predicate)
         mean, rstd, ok = _statistics(x, predicate, channel)
         clean = None if ok is None else _all(ok, channel)
-        stretch = stretch_of(x if ok is None else torch.where(ok, x, mean), mean, rstd, channel, self.bits)
-        edge, flip = self._edge(predicate, mean, rstd, stretch)
-        half = 2 ** (self.bits - 1)
-        # levels for what is not finite: the outermost of each side, which then has at least two
-        spare = 0 if clean is None else 1 - clean.to(torch.int32)
-        cut = (edge * half + half).round().to(torch.int32)  # of a NaN: any level
-        cut = materialize(cut.clamp(1, 2 * half - 1) if clean is None else cut.clamp(1 + spare, 2 * half - 1 - spare))
-        split = cut.to(edge.dtype)
-        # per channel: from places on the grid (-1 to 1) to levels, on either side of the threshold
-        fine_above = materialize((2 * half - split) / (1 - edge).clamp_min(2e-6))
-        fine_below = materialize(split / (1 + edge).clamp_min(2e-6))
-        start = materialize(split - edge * fine_above)
-        place = bend((x - mean) * materialize(rstd * flip / GRID[self.bits][2])) * materialize(stretch.to(x.dtype))
-        upper = predicate.upper
-        level = place * torch.where(upper, fine_above, fine_below) + torch.where(upper, start, fine_below)
+        high, low = ends(x if ok is None else torch.where(ok, x, mean), rstd, channel)
+        scale, shift = predicate.scale, predicate.shift
+        if scale is None or shift is None:
+            scale, shift = rstd.reciprocal(), mean  # z is x itself
+        elif predicate.mean is None:
+            scale, shift = scale / rstd, scale * mean + shift
+        rows, kept = threshold_encoder(mean, rstd, scale, shift, high, low, clean, self.bits)
+        gain, above, below, start, bottom = rows
+        cut, signed, stretch = kept
+        upper, last = predicate.upper, 2**self.bits - 1
+        level = bend((x - mean) * gain) * torch.where(upper, above, below) + torch.where(upper, start, bottom)
         codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
-        codes = codes.maximum(torch.where(upper, cut, spare)).minimum(torch.where(upper, 2 * half - 1 - spare, cut - 1))
-        codes = codes if ok is None else torch.where(ok, codes, torch.where(upper, 2 * half - 1, 0))
-        signed = (edge * 0.5 + 0.5) * flip
+        spare = 0 if clean is None else 1 - clean.to(torch.int32)
+        split = cut.to(torch.int32)
+        codes = codes.maximum(torch.where(upper, split, spare)).minimum(torch.where(upper, last - spare, split - 1))
+        codes = codes if ok is None else torch.where(ok, codes, torch.where(upper, last, 0))
         flag = () if clean is None else (clean.to(torch.uint8),)
-        return pack(codes, self.bits), cut.to(torch.uint8), signed, stretch, mean, rstd, *flag
+        return pack(codes, self.bits), cut, signed, stretch, mean, rstd, *flag
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, split, signed, stretch, mean, rstd, *clean = parts
-        edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
-        above, below = (1 - edge) * 2 / (2**self.bits - cut) * grain, edge * 2 / cut * grain
-        start = (edge * 2 - 1) * grain + (0.5 - cut) * above
-        gain = torch.sign(signed) * GRID[self.bits][2] / rstd
-        cut, above, below, start, bottom, gain = map(materialize, (cut, above, below, start, below * 0.5 - grain, gain))
+        (cut, above, below, start, bottom, gain), _ = threshold_decoder(split, signed, stretch, rstd, self.bits)
         codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
         upper = codes >= cut
         place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
@@ -107,38 +100,69 @@ class Threshold(Carrier):
         """Whether these are the outermost levels of a channel that is not clean."""
         return (clean == 0) & ((codes < width) | (codes >= 2**self.bits - width))
 
-    def _edge(self, predicate: Predicate, mean: Tensor, rstd: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
-        """The threshold's place on the grid (-1 to 1) turned so that "true" is above, and which way it is turned."""
-        if predicate.scale is None or predicate.shift is None:
-            scale, shift = rstd.reciprocal(), mean  # z is x itself
-        elif predicate.mean is None:
-            scale, shift = materialize(predicate.scale / rstd), materialize(predicate.scale * mean + predicate.shift)
-        else:
-            scale, shift = predicate.scale, predicate.shift
-        scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
-        # bend(-shift / |scale| / knee) without its division by zero: where scale is 0, all are true or all are false
-        bent = (TINY - shift) / (scale.abs() * GRID[self.bits][2] + (shift.abs() + TINY))
-        flip = torch.where(scale < 0, -1.0, 1.0).to(mean.dtype)
-        # never the lowest place itself: its half would be 0, which cannot say which way it is turned
-        return materialize((bent * stretch.to(mean.dtype)).clamp(LOWEST, 1)), flip
-
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         channels = math.prod(shape[d] for d in kept_dims(len(shape)))
         return packed_bytes(shape, self.bits) + channels * 7
 
 
-def stretch_of(x: Tensor, mean: Tensor | None, rstd: Tensor, channel: Sequence[int], bits: int) -> Tensor:
+@small("Tensor mean, Tensor rstd, Tensor scale, Tensor shift, Tensor high, Tensor low, Tensor? clean, int bits", kept=3)
+def threshold_encoder(
+    mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor, high: Tensor, low: Tensor, clean: Tensor | None, bits: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """What encoding needs of a channel: (gain, above, below, start, bottom), and what is stored (cut, signed, stretch).
+
+    A bent value times ``above``, plus ``start``, is its level on the side where the decision is true; ``below`` and
+    ``bottom`` are those of the other side, and levels from ``cut`` on are true. ``signed`` is the threshold's place on
+    the grid, from 0 to 1, negative where the grid is turned so that "true" is above.
+
+    Args:
+        scale, shift: z - threshold = scale * w + shift.
+        high, low: the channel's ends.
+        clean: bool, whether all elements are finite; the others get the outermost levels of either side.
+    """
+    stretch = stretch_of(mean, rstd, high, low, bits)
+    half, knee, tight = 2 ** (bits - 1), GRID[bits][2], stretch.to(mean.dtype)
+    scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+    # bend(-shift / |scale| / knee) without its division by zero: where scale is 0, all are true or all are false
+    bent = (TINY - shift) / (scale.abs() * knee + (shift.abs() + TINY))
+    flip = torch.where(scale < 0, -1.0, 1.0).to(mean.dtype)
+    # never the lowest place itself: its half would be 0, which cannot say which way it is turned
+    edge = (bent * tight).clamp(LOWEST, 1)
+    spare = 0 if clean is None else 1 - clean.to(torch.int32)  # a side with a level to spare has at least two
+    cut = (edge * half + half).round().to(torch.int32).clamp(1 + spare, 2 * half - 1 - spare)  # of a NaN: any level
+    split = cut.to(mean.dtype)
+    # from places on the grid (-1 to 1) to levels, on either side of the threshold
+    fine_above, fine_below = (2 * half - split) / (1 - edge).clamp_min(2e-6), split / (1 + edge).clamp_min(2e-6)
+    rows = rstd * flip / knee, fine_above * tight, fine_below * tight, split - edge * fine_above, fine_below
+    return rows, (cut.to(torch.uint8), (edge * 0.5 + 0.5) * flip, stretch)
+
+
+@small("Tensor split, Tensor signed, Tensor stretch, Tensor rstd, int bits", kept=0)
+def threshold_decoder(
+    split: Tensor, signed: Tensor, stretch: Tensor, rstd: Tensor, bits: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """What decoding needs of a channel: (cut, above, below, start, bottom, gain); see ``threshold_encoder``."""
+    edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
+    above, below = (1 - edge) * 2 / (2**bits - cut) * grain, edge * 2 / cut * grain
+    start = (edge * 2 - 1) * grain + (0.5 - cut) * above
+    return (cut, above, below, start, below * 0.5 - grain, torch.sign(signed) * GRID[bits][2] / rstd), ()
+
+
+def ends(x: Tensor, rstd: Tensor, channel: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The largest and the smallest element of each channel; Inductor takes them in the loop of mean and variance."""
+    dims = _within(channel)
+    return (x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)) if x.numel() else (rstd, rstd)
+
+
+def stretch_of(mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bits: int) -> Tensor:
     """By how much a bent value is stretched so that the grid ends at the channel's reach: bfloat16, above 1.
 
-    The reach follows the channel's largest value, which tells heavy tails from light ones. Inductor takes it in the
-    loop that takes mean and variance.
+    The reach follows the channel's largest value, which tells heavy tails from light ones.
     """
-    dims = _within(channel)
-    high, low = (x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)) if x.numel() else (rstd, rstd)
     most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
     most = torch.where(most < math.inf, most, 0.0)  # neither NaN: such a channel is NaN by its statistics
     share, least, knee = GRID[bits]
-    return materialize((1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16))
+    return (1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16)
 
 
 def cell_bound(
