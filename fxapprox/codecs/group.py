@@ -78,13 +78,13 @@ class Group(Codec):
         anchor = materialize(torch.where(some, low if self._low else low / 2 + high / 2, 0.0))
         radius = materialize(self._rounded(torch.where(some, high / 2 - low / 2, 0.0)))
         gain = materialize(radius.to(groups.dtype).reciprocal())
-        top, offset, fine = self._levels(special, groups.dtype)
+        first, fine = self._levels(special, groups.dtype)
 
         v = (torch.where(ok, groups, anchor) - anchor) * gain
-        u = root((v * 0.5).clamp(0, 1), ROOT[self.bits]) * 2 - 1 if self._low else compress(v.clamp(-1, 1), k)
+        u = root((v * 0.5).clamp(0, 1), ROOT[self.bits]) * 2 if self._low else compress(v.clamp(-1, 1), k) + 1
         nudge = 0.5 if self.rounding == "nearest" else dither(groups)
-        place = u * fine + (fine - margin + nudge)
-        codes = torch.minimum(place.floor().clamp_min(0), top) + offset
+        # never below the first level: u is at least 0, but for a rounding error, which is less than nudge - margin
+        codes = (u * fine + (first + (nudge - margin))).floor().clamp_max(2**self.bits - 1)
         odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
         codes = torch.where(ok, codes, odd)
         return pack(codes.to(torch.int32), self.bits, within=True), anchor, torch.where(special, -radius, radius)
@@ -93,12 +93,11 @@ class Group(Codec):
         packed, anchor, radius = parts
         margin = self._curve[1]
         codes = unpack(packed, self.bits, group_shape(like.shape), within=True).to(anchor.dtype)
-        _, offset, fine = self._levels(radius < 0, anchor.dtype)
-        step = materialize(fine.reciprocal())
-        start = materialize((margin - offset) / fine - 1)
-        place = codes * step + start
-        values = self._from_anchor(place) * radius.abs().to(anchor.dtype) + anchor
-        values = torch.where(codes < offset, (codes - 1) * math.inf, values)  # of 0: NaN
+        special = radius < 0
+        lines = ((1 / fine, (margin - first) / fine - 1) for first, fine in self._choices)  # from codes to the grid
+        step, start = (_either(special, pair, anchor.dtype) for pair in zip(*lines, strict=True))
+        values = self._from_anchor(codes * step + start) * radius.abs().to(anchor.dtype) + anchor
+        values = torch.where(special & (codes < SPECIALS), (codes - 1) * math.inf, values)  # of 0: NaN
         return like.restride(values.reshape(like.shape))
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
@@ -106,9 +105,9 @@ class Group(Codec):
         packed, anchor, radius = parts
         margin = self._curve[1]
         codes = unpack(packed, self.bits, group_shape(like.shape), within=True).to(anchor.dtype)
-        _, offset, fine = self._levels(radius < 0, anchor.dtype)
+        first, fine = self._levels(radius < 0, anchor.dtype)
         reach = 0.5 if self.rounding == "nearest" else 1.0
-        places = ((codes - offset + margin + step) / fine - 1 for step in (-reach, 0.0, reach))
+        places = ((codes - first + margin + step) / fine - 1 for step in (-reach, 0.0, reach))
         low, at, high = (self._from_anchor(place.clamp(-1, 1)) for place in places)
         wide = torch.maximum(high - at, at - low) * radius.abs().to(anchor.dtype)
         slack = roundings(anchor.dtype, like.dtype) * (anchor.abs() + radius.abs().to(anchor.dtype))
@@ -122,14 +121,19 @@ class Group(Codec):
         """Where a place on the grid (-1 to 1) lies from the anchor, in radii."""
         return unroot((u + 1) * 0.5, ROOT[self.bits]) * 2 if self._low else expand(u, self._curve[0])
 
-    def _levels(self, special: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Per group: the largest finite level, the code of level 0, and levels per unit of the grid."""
-        margin = self._curve[1]
-        taken = special.to(dtype) * SPECIALS
-        top = (2**self.bits - 1) - taken
-        # a lone level (2 bits, special) sits at the centre: level 0 is then half a step below the end of the grid
-        fine = (top * 0.5 + margin).clamp_min(0.25)
-        return materialize(top), materialize(taken), materialize(fine)
+    @property
+    def _choices(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """(the code of the lowest finite level, levels per unit of the grid), of a special group and of others."""
+        # a lone level (2 bits, special) sits at the centre: it is then half a step above the end of the grid
+        special, usual = (
+            (float(taken), max((2**self.bits - 1 - taken) * 0.5 + self._curve[1], 0.25)) for taken in (SPECIALS, 0)
+        )
+        return special, usual
+
+    def _levels(self, special: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Per group: the code of the lowest finite level, and levels per unit of the grid."""
+        first, fine = (_either(special, pair, dtype) for pair in zip(*self._choices, strict=True))
+        return first, fine
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)
@@ -153,6 +157,12 @@ def group_shape(shape: Sequence[Any]) -> tuple[Any, int]:
         size = max((d for d in range(SMALLEST, LARGEST + 1) if trailing % d == 0), default=trailing)
     size = max(size, 1)
     return math.prod(shape[:lead]) * (trailing // size), size
+
+
+def _either(special: Tensor, numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    """A number for each group, in memory: the first for the special groups, the other one for the others."""
+    one, other = numbers
+    return materialize(special.to(dtype) * (one - other) + other)
 
 
 def round_up(radius: Tensor) -> Tensor:
