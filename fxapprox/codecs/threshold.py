@@ -125,7 +125,6 @@ def threshold_encoder(
     scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
     # bend(-shift / |scale| / knee) without its division by zero: where scale is 0, all are true or all are false
     bent = (TINY - shift) / (scale.abs() * knee + (shift.abs() + TINY))
-    flip = torch.where(scale < 0, -1.0, 1.0).to(mean.dtype)
     # never the lowest place itself: its half would be 0, which cannot say which way it is turned
     edge = (bent * tight).clamp(LOWEST, 1)
     spare = 0 if clean is None else 1 - clean.to(torch.int32)  # a side with a level to spare has at least two
@@ -133,8 +132,9 @@ def threshold_encoder(
     split = cut.to(mean.dtype)
     # from places on the grid (-1 to 1) to levels, on either side of the threshold
     fine_above, fine_below = (2 * half - split) / (1 - edge).clamp_min(2e-6), split / (1 + edge).clamp_min(2e-6)
-    rows = rstd * flip / knee, fine_above * tight, fine_below * tight, split - edge * fine_above, fine_below
-    return rows, (cut.to(torch.uint8), (edge * 0.5 + 0.5) * flip, stretch)
+    gain, start = torch.copysign(rstd / knee, scale), torch.addcmul(split, edge, fine_above, value=-1)
+    signed = torch.copysign(edge * 0.5 + 0.5, scale)
+    return (gain, fine_above * tight, fine_below * tight, start, fine_below), (cut.to(torch.uint8), signed, stretch)
 
 
 @small("Tensor split, Tensor signed, Tensor stretch, Tensor rstd, int bits", kept=0)
@@ -145,7 +145,7 @@ def threshold_decoder(
     edge, cut, grain = signed.abs(), split.to(signed.dtype), stretch.to(signed.dtype).reciprocal()
     above, below = (1 - edge) * 2 / (2**bits - cut) * grain, edge * 2 / cut * grain
     start = (edge * 2 - 1) * grain + (0.5 - cut) * above
-    return (cut, above, below, start, below * 0.5 - grain, torch.sign(signed) * GRID[bits][2] / rstd), ()
+    return (cut, above, below, start, below * 0.5 - grain, torch.copysign(GRID[bits][2] / rstd, signed)), ()
 
 
 def ends(x: Tensor, rstd: Tensor, channel: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def stretch_of(mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bit
     The reach follows the channel's largest value, which tells heavy tails from light ones.
     """
     most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
-    most = torch.where(most < math.inf, most, 0.0)  # neither NaN: such a channel is NaN by its statistics
+    most = most.nan_to_num(0.0, 0.0)  # of what is not finite: such a channel is NaN by its statistics
     share, least, knee = GRID[bits]
     return (1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16)
 
