@@ -56,7 +56,7 @@ def layers() -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.inductor
-def test_what_inductor_is_spared_leaves_no_trace(width: int, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_inductor_is_spared_leaves_no_trace(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same loss and gradients, bit for bit, and loops are gone through less often."""
     runs = 0
     body = LoopBody.__call__
