@@ -648,15 +648,15 @@ def _without_empty_tails(codegen: Callable[..., None]) -> Callable[..., None]:
 
     def written(self: Any, functions: Any, sizes: Sequence[tuple[Any, Any]]) -> None:
         wanted, tile = inductor_config.cpp.enable_loop_tail_vec, LoopNest.tile
+        if not wanted or any(reduced for _, reduced in sizes):
+            return codegen(self, functions, sizes)
 
         def tiled(self: Any, depth: int, factor: int) -> Any:
             loop = tile(self, depth, factor)
             tails = any(each.size != each.tiled_size for each in self.loops if each.steps != 1)
-            inductor_config.cpp.enable_loop_tail_vec = wanted and tails
+            inductor_config.cpp.enable_loop_tail_vec = tails
             return loop
 
-        if any(reduced for _, reduced in sizes):
-            return codegen(self, functions, sizes)
         with (
             inductor_config.patch({"cpp.enable_loop_tail_vec": wanted}),  # and back to that afterwards
             patch.object(LoopNest, "tile", tiled),
