@@ -9,12 +9,14 @@ import pytest
 import sympy
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Mask, Threshold, Zero
+from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Like, Mask, Threshold, Zero
 from fxapprox.measure import stored_bytes
 from fxapprox.sizes import SizeSymbol, evaluate, renamed, resolve
+from fxapprox.torch_adapter import FakeTensorMode
 from tests.training import gradients, relative
 
 BATCHES = (2, 3, 5, 8, 9)
@@ -205,3 +207,13 @@ def test_sizes_are_checked(given: object, symbols: tuple[SizeSymbol, ...], messa
 def test_symbols_can_be_renamed() -> None:
     assert evaluate(renamed(3 * N + 1, {"n": "k"}), {"k": 5}) == 16
     assert renamed(3 * N, {"m": "k"}) == 3 * N
+
+
+def test_a_symbol_that_a_guard_has_fixed_is_a_number() -> None:
+    """A Longformer encoder-decoder's batch, which torch fixes while it traces the joint graph."""
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    x = mode.from_tensor(torch.empty(4, 8), symbolic_context=context)
+    assert isinstance(Like.of(x).shape[0], torch.SymInt)
+    assert x.shape[0] == 4  # the guard
+    assert [type(size) for size in Like.of(x).shape] == [int, int]

@@ -31,7 +31,10 @@ class Like:
 
     @classmethod
     def of(cls, x: Tensor, order: Sequence[int] | None = None) -> Like:
-        return cls(tuple(x.shape), x.dtype, tuple(order if order is not None else range(x.dim())))
+        # a symbol that a guard has fixed since: a trace knows no symbol that is none of its inputs
+        fixed = map(expression, x.shape)
+        shape = (known if isinstance(known, int) else size for known, size in zip(fixed, x.shape, strict=True))
+        return cls(tuple(shape), x.dtype, tuple(order if order is not None else range(x.dim())))
 
     @property
     def key(self) -> Hashable:
