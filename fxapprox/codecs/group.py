@@ -83,7 +83,7 @@ class Group(Codec):
         v = (torch.where(ok, groups, anchor) - anchor) * gain
         u = root((v * 0.5).clamp(0, 1), ROOT[self.bits]) * 2 if self._low else compress(v.clamp(-1, 1), k) + 1
         nudge = 0.5 if self.rounding == "nearest" else dither(groups)
-        # never below the first level: u is at least 0, but for a rounding error, which is less than nudge - margin
+        # never below the first level: u is at least 0, but for a curve's rounding, which is less than nudge - margin
         codes = (u * fine + (first + (nudge - margin))).floor().clamp_max(2**self.bits - 1)
         odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
         codes = torch.where(ok, codes, odd)
