@@ -355,8 +355,8 @@ def small(arguments: str, kept: int) -> Callable[[Arithmetic], Arithmetic]:
     """Makes an operator of arithmetic on a few numbers, such as a channel's statistics, for graphs on the CPU.
 
     Inductor calls it instead of writing C++ for each of its operators, which takes it longer than the elements' own
-    code; a call takes about a tenth of a millisecond. On other devices each operator would be a launch: there the function is
-    traced as it stands, and its rows are put into memory.
+    code; a call takes about a tenth of a millisecond. On other devices each operator would be a launch: there the
+    function is traced as it stands, and its rows are put into memory.
 
     Args:
         arguments: the schema's, "Tensor mean, int bits".
