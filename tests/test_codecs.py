@@ -23,6 +23,7 @@ from fxapprox.codecs import (
     Threshold,
     Zero,
 )
+from fxapprox.codecs.grid import to_bfloat16
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.errors import OptionError
@@ -248,6 +249,28 @@ def test_zero_codec_keeps_zeros_and_only_zeros(bits: int) -> None:
     assert torch.equal(found == 0, x == 0)
     assert torch.equal(found.isnan(), x.isnan())
     assert torch.equal(found.isinf(), x.isinf())
+
+
+@given(st.floats(2.0**-126, 2.0**127, width=32))
+def test_a_bfloat16_by_its_bits_is_the_nearest_or_the_next_one_up(number: float) -> None:
+    x = torch.tensor([number])
+    nearest, up = to_bfloat16(x), to_bfloat16(x, up=True)
+    assert (nearest.double() - x).abs() <= (x.to(torch.bfloat16).double() - x).abs()
+    assert x <= up.double() <= x.double() * (1 + 2**-7)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("bits", [8, 4])
+def test_compiled_codes_are_those_of_the_stored_range(bits: int) -> None:
+    """Inductor leaves a cast to bfloat16 and back out: codes would be of another radius than the one beside them."""
+    x = torch.randn(512, 64)
+    predicate = Predicate(upper=x > 0)
+    for codec in (Group(bits), Group(bits, skewed=True)):
+        for eager, compiled in zip(codec.encode(x), torch.compile(codec.encode)(x), strict=True):
+            assert torch.equal(eager, compiled)
+    compiled_zero = torch.compile(lambda x, upper: Zero(bits).encode_with(x, Predicate(upper=upper)))
+    for eager, compiled in zip(Zero(bits).encode_with(x, predicate), compiled_zero(x, predicate.upper), strict=True):
+        assert torch.equal(eager, compiled)
 
 
 def test_codec_options_are_checked() -> None:

@@ -69,6 +69,16 @@ def roundings(work: torch.dtype, kept: torch.dtype) -> float:
     return 32 * torch.finfo(work).eps + torch.finfo(kept).eps
 
 
+def to_bfloat16(x: Tensor, *, up: bool = False) -> Tensor:
+    """Finite numbers above zero as bfloat16, by their bits: to the nearest, or never smaller.
+
+    Inductor leaves out a cast to bfloat16 and back, so the kernel that makes a code would take it with another number
+    than the one that is stored.
+    """
+    bits = (x.to(torch.float32).view(torch.int32) + (0xFFFF if up else 0x8000)) & ~0xFFFF
+    return bits.view(torch.float32).to(torch.bfloat16)
+
+
 def work_dtype(x: Tensor) -> torch.dtype:
     """The precision in which codes are computed."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

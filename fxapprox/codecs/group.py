@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import compress, expand, finite, root, roundings, unroot, work_dtype
+from fxapprox.codecs.grid import compress, expand, finite, root, roundings, to_bfloat16, unroot, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
@@ -168,7 +168,7 @@ def _either(special: Tensor, numbers: tuple[float, ...], dtype: torch.dtype) -> 
 def round_up(radius: Tensor) -> Tensor:
     """The radius as a bfloat16 that is not smaller, and never zero."""
     limit = torch.finfo(torch.bfloat16)
-    return (radius * (1 + 2**-8)).clamp(limit.tiny, limit.max).to(torch.bfloat16)
+    return to_bfloat16(radius.clamp(limit.tiny, limit.max), up=True)
 
 
 def dither(x: Tensor) -> Tensor:

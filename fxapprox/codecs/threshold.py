@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Carrier, Like, Predicate
-from fxapprox.codecs.grid import bend, finite, roundings, unbend, work_dtype
+from fxapprox.codecs.grid import bend, finite, roundings, to_bfloat16, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import small
@@ -162,7 +162,7 @@ def stretch_of(mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bit
     most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
     most = most.nan_to_num(0.0, 0.0)  # of what is not finite: such a channel is NaN by its statistics
     share, least, knee = GRID[bits]
-    return (1 + knee / (most * share).clamp_min(least)).to(torch.bfloat16)
+    return to_bfloat16(1 + knee / (most * share).clamp_min(least))
 
 
 def cell_bound(
