@@ -64,7 +64,8 @@ def checkpoint(
     kept = values_to_keep(needed_for(saved), forward.graph, {*saved, *packed})
     targets = [node for node in saved if node not in kept]
     coded = _encoded(forward, codec, known)
-    cuts = segment(forward, targets, count, kept=kept, sizes=coded)
+    codes = [made.nodes for made in parts if type(made.entry.codec) is not Exact and made.nodes]
+    cuts = segment(forward, targets, count, kept=kept, sizes=coded, together=codes)
     if not cuts:
         return ()
     boundary = {node for cut in cuts for node in cut.carried}
@@ -78,8 +79,10 @@ def checkpoint(
     branches.held |= {node for node in targets if _has_to_be_exact(node, branches, known)}
     carried = exact | branches.held
     carried |= {packed[node][1] for node in carried & packed.keys()}
-    codes = {node for made in parts if type(made.entry.codec) is not Exact for node in made.nodes}
-    again = _Again(forward, backward, crossing, position, carried, codes, packed, branches, codec or Exact(), encoded)
+    made_here = {node for nodes in codes for node in nodes}
+    again = _Again(
+        forward, backward, crossing, position, carried, made_here, packed, branches, codec or Exact(), encoded
+    )
     found = []
     for start, end in zip([Cut(0, ()), *cuts[:-1]], cuts, strict=True):
         inside = [node for node in targets if start.at <= position[node] < end.at and node not in carried]

@@ -19,7 +19,7 @@ taken that computes the least again: its last segment, which is saved as it was,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -57,6 +57,7 @@ def segment(
     *,
     kept: Collection[fx.Node] = (),
     sizes: Mapping[fx.Node, int] = MappingProxyType({}),
+    together: Iterable[Sequence[fx.Node]] = (),
 ) -> tuple[Cut, ...]:
     """The boundaries between the segments; the segment behind the last one is not computed again.
 
@@ -70,10 +71,12 @@ def segment(
             take this share of it off the peak.
         kept: values that are at hand in backward whatever happens.
         sizes: bytes that values take up in a boundary, where that is not their own size.
+        together: values between which no cut lies: the parts of one code. Computed again apart from each other they
+            could be of two values, as a compiler rounds otherwise the second time.
 
     Returns: no cut where none lowers the peak (with "sqrt"), or where there is no place for one.
     """
-    lines = _Lines.of(forward, saved, kept, sizes)
+    lines = _Lines.of(forward, saved, kept, sizes, together)
     problem = _Problem.of(lines)
     if isinstance(count, int):
         return problem.with_segments(count)
@@ -121,7 +124,8 @@ class _Lines:
 
     Attributes:
         spans: (position made, position of the last reader, value, bytes in a boundary), ordered.
-        closed: positions at which no cut can be made: between an operator with several results and their names.
+        closed: positions at which no cut can be made: between an operator with several results and their names, and
+            between the parts of a code.
         saved: (position, bytes) of what backward reads.
         end: number of nodes.
     """
@@ -134,7 +138,7 @@ class _Lines:
     @classmethod
     def of(
         cls, forward: fx.GraphModule, saved: Collection[fx.Node], kept: Collection[fx.Node],
-        sizes: Mapping[fx.Node, int],
+        sizes: Mapping[fx.Node, int], together: Iterable[Sequence[fx.Node]],
     ) -> _Lines:  # fmt: skip
         order = {node: i for i, node in enumerate(forward.graph.nodes)}
         needed = needed_for(saved, kept)
@@ -153,9 +157,12 @@ class _Lines:
                 if base not in needed:
                     continue  # a view of an input
                 last[base] = max(last.get(base, 0), order[node])
+        for parts in together:
+            places = [order[node] for node in parts]
+            closed.update(range(min(places) + 1, max(places) + 1))
         spans = sorted((order[node], until, node, sizes.get(node, _bytes(node))) for node, until in last.items())
-        parts = sorted((order[node], _bytes(node)) for node in saved if node in needed)
-        return cls(spans, closed, parts, len(order))
+        sizes_saved = sorted((order[node], _bytes(node)) for node in saved if node in needed)
+        return cls(spans, closed, sizes_saved, len(order))
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,7 @@ def test_any_number_of_segments(name: str, count: float | str, bits: int) -> Non
 def test_the_report_tells_boundaries_from_what_is_computed_again() -> None:
     """A ReLU's mask and a normalization's statistics are held where the boundary is a code.
 
-    Five segments: asked for four, the cuts have no encoded boundary since channels' arithmetic is one operator, and the
-    predicted peak is 10% higher (CHANGELOG, known limits).
+    Of five segments: with four the lowest peak has a boundary at which nothing is encoded.
     """
     _, halves, report = checkpointed("resnet", bits=8, checkpoint=5, checkpoint_bits=8)
     by_storage: dict[str, list[fxapprox.Decision]] = {}

@@ -162,6 +162,16 @@ def test_no_cut_between_an_operator_with_several_results_and_its_results() -> No
             assert all(tensor_of(node) is not None for node in cut.carried)
 
 
+def test_no_cut_between_the_parts_of_a_code() -> None:
+    gm = graph_of(chain)
+    values = made(gm)
+    order = {node: i for i, node in enumerate(gm.graph.nodes)}
+    for count in (4, 1000):
+        cuts = segment(gm, values, count, together=[values[2:9]])
+        assert cuts
+        assert not any(order[values[2]] < cut.at <= order[values[8]] for cut in cuts)
+
+
 def test_what_is_at_hand_needs_no_boundary() -> None:
     gm = graph_of(residual)
     kept = set(gm.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor))
