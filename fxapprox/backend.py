@@ -13,6 +13,7 @@ from fxapprox import logs
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.options import NAMES, Options, from_environment, unknown_option
+from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
 from fxapprox.report import Report, report_of
 
@@ -55,7 +56,9 @@ class Backend:
             report = report_of(result, lowering=self.options.lowering, names=names)
             self.reports.append(replace(report, options=self.options))
             logs.compiled(self.reports[-1], len(self.reports) - 1)
-            return result.forward, result.backward
+            if self.options.lowering == "eager":
+                return result.forward, result.backward
+            return outline(result.forward, result.backward, result.spliced)
 
         return partition
 

@@ -311,6 +311,20 @@ def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> 
     return copied
 
 
+def call_function(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:
+    """Calls a graph module, an attribute of the graph's, at the graph's end; what it gives stands for ``results``.
+
+    Inductor compiles it once for all of its calls.
+    """
+    call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *inputs))
+    call.meta["val"] = tuple(node.meta["val"] for node in results)
+    found = []
+    for number, node in enumerate(results):
+        found.append(graph.create_node("call_function", operator.getitem, (call, number), name=node.name))
+        found[-1].meta = node.meta.copy()
+    return found
+
+
 def rename(node: fx.Node, name: str) -> None:
     """Gives a node a name that says what it is (with a number behind it, if the graph has that name already)."""
     node._rename(name)
@@ -893,6 +907,7 @@ __all__ = [
     "Partition",
     "RealizeLimits",
     "activation_memory_budget",
+    "call_function",
     "calling_compiler",
     "changed_inputs",
     "compile_eager",

@@ -1,0 +1,176 @@
+"""Makes one function of codes that are encoded or decoded alike, and a call of each.
+
+Inductor lowers, fuses and prints every operator of every layer before it finds the C++ code to be that of the layer
+before. A code of a group has some seventy operators, and a network stores tens of such codes of few shapes. As a
+function (``invoke_subgraph``, as ``torch.compiler.nested_compile_region`` makes it) each shape's is compiled once.
+
+A function's kernels fuse with nothing around it, so a code becomes one only where that moves no more memory: an encoder
+reads its value once, in a loop over groups, whichever loop it stands in; a decoder writes its value, so only those
+become functions whose value is read by products alone, which want it in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.activation import Spliced
+from fxapprox.graph import flops, storage_of, tensor_of
+from fxapprox.operators import is_view
+
+FEWEST = 16  # operators: less is not worth a call
+WHOLE = (torch.float32, torch.float64)  # a value of fewer bits is read unrounded by what Inductor fuses with it
+
+
+def outline(
+    forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequence[Spliced]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The two graphs with a call in place of each encoder and decoder that another one is like.
+
+    Requires: the graphs as they go to Inductor, and the names of their codecs' operators.
+    Ensures: the graphs given are untouched; inputs, outputs and all other operators are the same, in the same order.
+    Changes numerics: no.
+
+    Left as they stand are codes on other devices than the CPU (there each call is a launch or more, and fusing is what
+    counts), of symbolic sizes, and of images that Inductor lays out channels-last.
+    """
+    if adapter.prefers_channels_last(forward):
+        return forward, backward
+    return (
+        _outlined(forward, "encode", [code.encode for code in codes], _may_read),
+        _outlined(backward, "decode", [code.decode for code in codes], _may_read, _read_by_products),
+    )
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Operators that become a call.
+
+    Attributes:
+        inputs: what they read from elsewhere, in the order in which they do.
+        nodes: the operators, in the graph's order.
+        results: those that are read elsewhere.
+    """
+
+    inputs: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+    results: tuple[fx.Node, ...]
+
+    @classmethod
+    def of(cls, nodes: Iterable[fx.Node], position: Mapping[fx.Node, int]) -> _Region:
+        ordered = tuple(sorted(nodes, key=position.__getitem__))
+        inside = set(ordered)
+        inputs = dict.fromkeys(source for node in ordered for source in node.all_input_nodes if source not in inside)
+        results = tuple(node for node in ordered if not inside.issuperset(node.users))
+        return cls(tuple(inputs), ordered, results)
+
+    def key(self) -> Hashable:
+        """Equal for two regions that compute the same from inputs that look the same."""
+        number = {node: i for i, node in enumerate((*self.inputs, *self.nodes))}
+        operators = tuple(
+            (node.target, repr(fx.map_arg((node.args, dict(node.kwargs)), lambda n: f"%{number[n]}")))
+            for node in self.nodes
+        )
+        return tuple(map(_look, self.inputs)), operators, tuple(number[node] for node in self.results)
+
+    def function(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """The operators as a module of their own."""
+        graph = fx.Graph()
+        env = {}
+        for node in self.inputs:
+            env[node] = graph.placeholder(node.name)
+            env[node].meta["val"] = node.meta["val"]
+        for node in self.nodes:
+            env[node] = graph.node_copy(node, env.__getitem__)
+        graph.output(tuple(env[node] for node in self.results))
+        return fx.GraphModule(gm, graph)
+
+
+def _look(node: fx.Node) -> Hashable:
+    value = tensor_of(node)
+    return value if value is None else (tuple(value.shape), value.stride(), value.dtype)
+
+
+def _outlined(
+    gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]], *conditions: Callable[[_Region], bool]
+) -> fx.GraphModule:
+    """A copy of the graph with the calls; the graph itself where there are none."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    alike: dict[Hashable, list[_Region]] = {}
+    taken: set[fx.Node] = set()
+    for names in codes:
+        inside = {nodes[n] for n in names if n in nodes}
+        if len(inside) < FEWEST or inside & taken:
+            continue
+        region = _Region.of(inside, position)
+        if _can_be_called(region, position) and all(holds(region) for holds in conditions):
+            taken |= inside
+            alike.setdefault(region.key(), []).append(region)
+    functions = [regions for regions in alike.values() if len(regions) > 1]
+    if not functions:
+        return gm
+    attributes: dict[str, Any] = {n.target: attrgetter(n.target)(gm) for n in gm.graph.find_nodes(op="get_attr")}
+    calls: dict[fx.Node, tuple[str, _Region]] = {}  # by the region's last operator
+    inner: set[fx.Node] = set()
+    for number, regions in enumerate(functions):
+        attributes[title := f"{name}_{number}"] = regions[0].function(gm)
+        calls.update((region.nodes[-1], (title, region)) for region in regions)
+        inner.update(node for region in regions for node in region.nodes)
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        if node in calls:
+            title, region = calls[node]
+            made = adapter.call_function(graph, title, [env[source] for source in region.inputs], region.results)
+            env.update(zip(region.results, made, strict=True))
+        elif node not in inner:
+            env[node] = graph.node_copy(node, env.__getitem__)
+    graph.lint()
+    copied = fx.GraphModule(attributes, graph)
+    copied.meta.update(gm.meta)
+    return copied
+
+
+def _can_be_called(region: _Region, position: Mapping[fx.Node, int]) -> bool:
+    """Whether a call at its last operator's place computes the same."""
+    last = position[region.nodes[-1]]
+    inside = set(region.nodes)
+    readers = (position[user] for node in region.results for user in node.users if user not in inside)
+    owners = [storage_of(node) for node in region.results]
+    return min(readers) > last and len(set(owners)) == len(owners) and inside.issuperset(owners)
+
+
+def _may_read(region: _Region) -> bool:
+    """Whether the inputs can come from memory: on the CPU, of fixed sizes, and the same bits there."""
+    for node in region.inputs:
+        value = tensor_of(node)
+        if value is None or value.device.type != "cpu" or not all(isinstance(size, int) for size in value.shape):
+            return False
+        if value.dtype.is_floating_point and value.dtype not in WHOLE and not _in_memory(node):
+            return False
+    return True
+
+
+def _in_memory(node: fx.Node) -> bool:
+    owner = storage_of(node)
+    return owner.op == "placeholder" or flops(owner) > 0
+
+
+def _read_by_products(region: _Region) -> bool:
+    """Whether nothing but products reads the results: Inductor has to write them into memory."""
+    inside = set(region.nodes)
+    stack = [user for node in region.results for user in node.users if user not in inside]
+    while stack:
+        node = stack.pop()
+        if is_view(node):
+            stack += node.users
+        elif not flops(node):
+            return False
+    return True

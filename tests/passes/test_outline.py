@@ -1,0 +1,136 @@
+"""outline: codes that are alike become calls of one function, and no bit changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._inductor.utils import fresh_cache
+
+import fxapprox
+from fxapprox import backend
+from fxapprox.operators import op_name
+from fxapprox.passes.outline import outline
+from fxapprox.passes.pipeline import Rewrite
+from tests.models import MODELS
+from tests.passes.graphs import traced
+from tests.passes.test_checkpoint import Attention
+
+
+class Perceptrons(nn.Module):
+    """Blocks that are alike: a group code before each GELU."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64, dtype=dtype) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = nn.functional.gelu(layer(x)) * 2
+        return x
+
+
+def outlined(halves: Rewrite) -> Rewrite:
+    forward, backward = outline(halves.forward, halves.backward, halves.spliced)
+    return replace(halves, forward=forward, backward=backward)
+
+
+def calls(gm: fx.GraphModule) -> list[str]:
+    """The names of the functions called, in order."""
+    return [
+        str(n.args[1]) for n in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph)
+    ]
+
+
+def test_codes_of_one_shape_are_one_function() -> None:
+    joint = traced(Perceptrons(), torch.randn(32, 64))
+    halves = joint.split(bits=8)
+    before = [op_name(n) for n in halves.forward.graph.nodes]
+    found = outlined(halves)
+    assert calls(found.forward) == ["encode_0"] * 4
+    assert len(found.forward.graph.nodes) < len(before) / 4
+    assert [op_name(n) for n in halves.forward.graph.nodes] == before, "the graph given is another one's, too"
+    assert [n.name for n in found.forward.graph.find_nodes(op="placeholder")] == [
+        n.name for n in halves.forward.graph.find_nodes(op="placeholder")
+    ]
+    saved, expected = (next(iter(gm.graph.find_nodes(op="output"))).args[0] for gm in (found.forward, halves.forward))
+    assert [n.name for n in saved] == [n.name for n in expected]  # type: ignore[union-attr]
+    assert joint.step(found).same_as(joint.step(halves))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("name", ["gpt", "gpt2", "llama", "bert", "mlp_dropout", "unet"])
+def test_no_bit_changes(name: str, bits: int) -> None:
+    case = MODELS[name]()
+    joint = traced(case.model, *case.args)
+    for options in ({}, {"checkpoint": 3}):
+        halves = joint.split(bits=bits, **options)
+        assert joint.step(outlined(halves)).same_as(joint.step(halves))
+
+
+def test_decoders_that_products_alone_read() -> None:
+    """Queries, keys and values are decoded for products; what GELU's derivative reads stays beside it."""
+    joint = traced(Attention(), torch.randn(4, 16, 32))
+    halves = joint.split(bits=8)
+    found = outlined(halves)
+    assert calls(found.backward)
+    assert joint.step(found).same_as(joint.step(halves))
+    joint = traced(Perceptrons(), torch.randn(32, 64))
+    assert not calls(outlined(joint.split(bits=8)).backward)
+
+
+def test_one_code_of_a_kind_stays_where_it_is() -> None:
+    layers = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 1))
+    halves = traced(layers, torch.randn(32, 64)).split(bits=8)
+    found = outlined(halves)
+    assert found.forward is halves.forward
+    assert found.backward is halves.backward
+
+
+def test_low_precision_is_read_from_memory_only_where_it_is_there() -> None:
+    """Inductor does not round what it fuses: a code of the rounded value would be another one."""
+    low = traced(Perceptrons(torch.bfloat16), torch.randn(32, 64, dtype=torch.bfloat16)).split(bits=8)
+    assert len(calls(outlined(low).forward)) == 4, "products are in memory"
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(torch.ones(64, dtype=torch.bfloat16) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for weight in self.weights:
+                x = nn.functional.gelu(x * weight + 0.1)
+            return x
+
+    assert not calls(outlined(traced(Chain(), torch.randn(32, 64, dtype=torch.bfloat16)).split(bits=8)).forward)
+
+
+def test_symbolic_sizes_and_channels_last_images_stay() -> None:
+    report = fxapprox.explain(Perceptrons(), torch.randn(32, 64), bits=8, min_bytes=0, dynamic=True)
+    assert report.forward is not None
+    assert report.backward is not None
+    assert outline(report.forward, report.backward, report.spliced)[0] is report.forward
+    convolutions = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.SiLU()) for _ in range(3)]
+    halves = traced(nn.Sequential(*convolutions), torch.randn(4, 16, 16, 16)).split(bits=8)
+    assert outlined(halves).forward is halves.forward
+
+
+@pytest.mark.inductor
+def test_compiled_by_inductor(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss and gradients with the calls and without."""
+    found = []
+    for whole in (True, False):
+        if not whole:
+            monkeypatch.setattr(backend, "outline", lambda forward, backward, codes: (forward, backward))
+        torch.manual_seed(0)
+        model, x = Perceptrons(), torch.randn(32, 64)
+        with fresh_cache():
+            loss = fxapprox.compile(model, bits=4, min_bytes=0, dynamic=False)(x).square().mean()
+            loss.backward()
+        found.append((loss.detach(), [p.grad for p in model.parameters()]))
+    (loss, gradients), (expected, others) = found
+    assert torch.equal(loss, expected)
+    for gradient, other in zip(gradients, others, strict=True):
+        assert torch.equal(gradient, other)  # type: ignore[arg-type]
