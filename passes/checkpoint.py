@@ -64,8 +64,7 @@ def checkpoint(
     kept = values_to_keep(needed_for(saved), forward.graph, {*saved, *packed})
     targets = [node for node in saved if node not in kept]
     coded = _encoded(forward, codec, known)
-    codes = [made.nodes for made in parts if type(made.entry.codec) is not Exact and made.nodes]
-    cuts = segment(forward, targets, count, kept=kept, sizes=coded, together=codes)
+    cuts = segment(forward, targets, count, kept=kept, sizes=coded, together=[made.own for made in parts if made.own])
     if not cuts:
         return ()
     boundary = {node for cut in cuts for node in cut.carried}
@@ -79,10 +78,8 @@ def checkpoint(
     branches.held |= {node for node in targets if _has_to_be_exact(node, branches, known)}
     carried = exact | branches.held
     carried |= {packed[node][1] for node in carried & packed.keys()}
-    made_here = {node for nodes in codes for node in nodes}
-    again = _Again(
-        forward, backward, crossing, position, carried, made_here, packed, branches, codec or Exact(), encoded
-    )
+    codes = {node for made in parts if type(made.entry.codec) is not Exact for node in made.nodes}
+    again = _Again(forward, backward, crossing, position, carried, codes, packed, branches, codec or Exact(), encoded)
     found = []
     for start, end in zip([Cut(0, ()), *cuts[:-1]], cuts, strict=True):
         inside = [node for node in targets if start.at <= position[node] < end.at and node not in carried]

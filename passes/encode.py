@@ -45,6 +45,12 @@ class Parts:
     inputs: tuple[str, ...] = ()
     spliced: Spliced | None = None
 
+    @property
+    def own(self) -> tuple[fx.Node, ...]:
+        """The nodes that its codec makes; statistics of forward's own are not among them."""
+        made = set(self.spliced.encode) if self.spliced is not None else ()
+        return tuple(node for node in self.nodes if node.name in made)
+
 
 def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int) -> tuple[Parts, ...]:
     """Replaces each saved value by the parts of its code, and its reads in backward by the decoded value.
