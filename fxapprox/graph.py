@@ -252,7 +252,7 @@ class Inliner:
         if self._mode is None:
             raise UnsupportedGraph("inline", "the graph has no tensor")
         values = [n.meta["val"] for n in inputs]
-        full_key = key, tuple(map(_signature, values))
+        full_key = key, tuple(map(signature, values))
         if full_key not in self._traces:
             traced = adapter.trace(lambda *given: fn(*given[:count]), values, self._mode)
             erase_unused(traced.graph)
@@ -260,7 +260,7 @@ class Inliner:
         return self._traces[full_key]
 
 
-def _signature(value: Any) -> Hashable:
+def signature(value: Any) -> Hashable:
     """Equal for values of which a trace is the same: tensors, and symbolic sizes by their expressions."""
     if not isinstance(value, torch.Tensor):
         return adapter.expression(value)

@@ -64,7 +64,9 @@ def checkpoint(
     kept = values_to_keep(needed_for(saved), forward.graph, {*saved, *packed})
     targets = [node for node in saved if node not in kept]
     coded = _encoded(forward, codec, known)
-    cuts = segment(forward, targets, count, kept=kept, sizes=coded, together=[made.own for made in parts if made.own])
+    cuts = segment(
+        forward, targets, count, kept=kept, sizes=coded, together=[own for made in parts if (own := made.own)]
+    )
     if not cuts:
         return ()
     boundary = {node for cut in cuts for node in cut.carried}

@@ -21,7 +21,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Spliced
-from fxapprox.graph import flops, storage_of, tensor_of
+from fxapprox.graph import flops, signature, storage_of, tensor_of
 from fxapprox.operators import is_view
 
 FEWEST = 16  # operators: less is not worth a call
@@ -43,8 +43,8 @@ def outline(
     if adapter.prefers_channels_last(forward):
         return forward, backward
     return (
-        _outlined(forward, "encode", [code.encode for code in codes], _may_read),
-        _outlined(backward, "decode", [code.decode for code in codes], _may_read, _read_by_products),
+        _outlined(forward, "encode", [code.encode for code in codes]),
+        _outlined(backward, "decode", [code.decode for code in codes], _read_by_products),
     )
 
 
@@ -77,7 +77,11 @@ class _Region:
             (node.target, repr(fx.map_arg((node.args, dict(node.kwargs)), lambda n: f"%{number[n]}")))
             for node in self.nodes
         )
-        return tuple(map(_look, self.inputs)), operators, tuple(number[node] for node in self.results)
+        return (
+            tuple(signature(node.meta["val"]) for node in self.inputs),
+            operators,
+            tuple(number[node] for node in self.results),
+        )
 
     def function(self, gm: fx.GraphModule) -> fx.GraphModule:
         """The operators as a module of their own."""
@@ -87,14 +91,9 @@ class _Region:
             env[node] = graph.placeholder(node.name)
             env[node].meta["val"] = node.meta["val"]
         for node in self.nodes:
-            env[node] = graph.node_copy(node, env.__getitem__)
+            env[node] = adapter.copy_node(node, graph, env.__getitem__)
         graph.output(tuple(env[node] for node in self.results))
         return fx.GraphModule(gm, graph)
-
-
-def _look(node: fx.Node) -> Hashable:
-    value = tensor_of(node)
-    return value if value is None else (tuple(value.shape), value.stride(), value.dtype)
 
 
 def _outlined(
@@ -110,7 +109,7 @@ def _outlined(
         if len(inside) < FEWEST or inside & taken:
             continue
         region = _Region.of(inside, position)
-        if _can_be_called(region, position) and all(holds(region) for holds in conditions):
+        if _can_be_called(region, position) and _may_read(region) and all(holds(region) for holds in conditions):
             taken |= inside
             alike.setdefault(region.key(), []).append(region)
     functions = [regions for regions in alike.values() if len(regions) > 1]
@@ -131,7 +130,7 @@ def _outlined(
             made = adapter.call_function(graph, title, [env[source] for source in region.inputs], region.results)
             env.update(zip(region.results, made, strict=True))
         elif node not in inner:
-            env[node] = graph.node_copy(node, env.__getitem__)
+            env[node] = adapter.copy_node(node, graph, env.__getitem__)
     graph.lint()
     copied = fx.GraphModule(attributes, graph)
     copied.meta.update(gm.meta)
@@ -144,7 +143,7 @@ def _can_be_called(region: _Region, position: Mapping[fx.Node, int]) -> bool:
     inside = set(region.nodes)
     readers = (position[user] for node in region.results for user in node.users if user not in inside)
     owners = [storage_of(node) for node in region.results]
-    return min(readers) > last and len(set(owners)) == len(owners) and inside.issuperset(owners)
+    return min(readers, default=-1) > last and len(set(owners)) == len(owners) and inside.issuperset(owners)
 
 
 def _may_read(region: _Region) -> bool:

@@ -157,12 +157,12 @@ class _Lines:
                 if base not in needed:
                     continue  # a view of an input
                 last[base] = max(last.get(base, 0), order[node])
-        for parts in together:
-            places = [order[node] for node in parts]
+        for code in together:
+            places = [order[node] for node in code]
             closed.update(range(min(places) + 1, max(places) + 1))
         spans = sorted((order[node], until, node, sizes.get(node, _bytes(node))) for node, until in last.items())
-        sizes_saved = sorted((order[node], _bytes(node)) for node in saved if node in needed)
-        return cls(spans, closed, sizes_saved, len(order))
+        parts = sorted((order[node], _bytes(node)) for node in saved if node in needed)
+        return cls(spans, closed, parts, len(order))
 
 
 @dataclass(frozen=True)
