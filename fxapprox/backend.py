@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,12 +54,15 @@ class Backend:
                 result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
             except FxApproxError as error:
                 raise adapter.through_dynamo(error) from error.__cause__
+            halves = result.forward, result.backward
+            if self.options.lowering == "inductor":
+                start = time.perf_counter()
+                halves = outline(*halves, result.spliced)
+                result.seconds["outline"] = time.perf_counter() - start
             report = report_of(result, lowering=self.options.lowering, names=names)
             self.reports.append(replace(report, options=self.options))
             logs.compiled(self.reports[-1], len(self.reports) - 1)
-            if self.options.lowering == "eager":
-                return result.forward, result.backward
-            return outline(result.forward, result.backward, result.spliced)
+            return halves
 
         return partition
 
