@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 
+import numpy
 import sympy
 import torch
 import torch._dynamo.config as dynamo_config
@@ -330,6 +331,16 @@ def rename(node: fx.Node, name: str) -> None:
     node._rename(name)
 
 
+def name_part(node: fx.Node, value: str, number: int) -> None:
+    """Names a part of a value's code after the value, so that :func:`is_part` knows it in Inductor, too."""
+    rename(node, f"{value}_code_{number}")
+
+
+def is_part(name: str) -> bool:
+    """Whether something of this name is a part of a code."""
+    return re.search(r"_code_\d+(_\d+)?$", name) is not None
+
+
 def take_place(node: fx.Node, old: fx.Node) -> None:
     """Puts a node of the same graph in place of another one, under its name: they stand for the same value."""
     old.replace_all_uses_with(node)
@@ -361,38 +372,52 @@ _LIBRARY.impl("fence", lambda x: x, "CompositeExplicitAutograd")
 FENCE = torch.ops.fxapprox.fence.default
 
 
-Rows = Sequence[torch.Tensor]
+Rows = Sequence[Any]
 Arithmetic = Callable[..., tuple[Rows, Rows]]
 
 
-def small(arguments: str, kept: int) -> Callable[[Arithmetic], Arithmetic]:
+def small(arguments: str, kept: Sequence[torch.dtype | None] = ()) -> Callable[[Arithmetic], Arithmetic]:
     """Makes an operator of arithmetic on a few numbers, such as a channel's statistics, for graphs on the CPU.
 
     Inductor calls it instead of writing C++ for each of its operators, which takes it longer than the elements' own
-    code; a call takes about a tenth of a millisecond. On other devices each operator would be a launch: there the
-    function is traced as it stands, and its rows are put into memory.
+    code. There it runs on numpy's arrays, which are quicker at few numbers. On other devices each operator would be a
+    launch: there the function is traced as it stands, and its rows are put into memory.
+
+    The function takes tensors or arrays (of at least 32 bits where they are floats), and gives rows, which are
+    broadcast together, and what is kept.
 
     Args:
         arguments: the schema's, "Tensor mean, int bits".
-        kept: how many tensors it returns behind its rows.
+        kept: the types of what it returns behind its rows; None: as it is.
     """
 
     def decorate(compute: Arithmetic) -> Arithmetic:
         name = compute.__name__.strip("_")
 
-        def stacked(*args: Any) -> Any:
-            rows, rest = compute(*args)
-            together = torch.stack(torch.broadcast_tensors(*rows))
-            return (together, *rest) if kept else together
+        def stored(rest: Rows) -> list[torch.Tensor]:
+            return [each if dtype is None else each.to(dtype) for each, dtype in zip(rest, kept, strict=True)]
 
-        _LIBRARY.define(f"{name}({arguments}) -> ({', '.join(['Tensor'] * (1 + kept))})")
+        def stacked(*args: Any) -> Any:
+            if all(type(arg) in PLAIN for arg in args):
+                with numpy.errstate(all="ignore"):  # of values that are not finite
+                    rows, rest = compute(*map(_array, args))
+                stack = numpy.empty((len(rows), *numpy.broadcast(*rows).shape), rows[0].dtype)
+                for number, row in enumerate(rows):
+                    stack[number] = row
+                together, *rest = map(torch.from_numpy, (stack, *map(numpy.asarray, rest)))
+            else:
+                rows, rest = compute(*args)
+                together = torch.stack(torch.broadcast_tensors(*rows))
+            return (together, *stored(rest)) if kept else together
+
+        _LIBRARY.define(f"{name}({arguments}) -> ({', '.join(['Tensor'] * (1 + len(kept)))})")
         _LIBRARY.impl(name, stacked, "CompositeExplicitAutograd")
 
         @functools.wraps(compute)
         def called(*args: Any) -> tuple[Rows, Rows]:
             if any(arg.device.type != "cpu" for arg in args if isinstance(arg, torch.Tensor)):
                 rows, rest = compute(*args)
-                return [materialize(row) for row in rows], rest
+                return [materialize(row) for row in rows], stored(rest)
             found = getattr(torch.ops.fxapprox, name).default(*args)
             together, *rest = found if kept else (found,)
             return [together[row] for row in range(together.shape[0])], rest
@@ -400,6 +425,16 @@ def small(arguments: str, kept: int) -> Callable[[Arithmetic], Arithmetic]:
         return called
 
     return decorate
+
+
+PLAIN = {torch.Tensor, torch.nn.Parameter, int, type(None)}  # what needs no tracing; a fake tensor has no memory
+
+
+def _array(x: Any) -> Any:
+    """A tensor as a numpy array; anything else as it is."""
+    if type(x) in (int, type(None)):
+        return x
+    return (x.float() if x.dtype is torch.bfloat16 else x).detach().numpy()  # numpy has no bfloat16
 
 
 def _lower_hints() -> None:
@@ -613,9 +648,11 @@ def _quick_inductor(half: Half) -> Iterator[None]:
       printer then drops the copies. Not in forward: how Inductor splits a loop depends on how many operators it counts,
       and forward's own loops are to be those of plain torch.compile.
     - Every kernel is a C++ file of its own, and most of the time that takes goes into headers and the linker.
+
+    And the processor: eight bytes of a code are loaded as such.
     """
     from torch._inductor.async_compile import AsyncCompile
-    from torch._inductor.codegen.cpp import CppKernelProxy
+    from torch._inductor.codegen.cpp import CppKernelProxy, CppVecKernel
     from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
     from torch._inductor.ir import Pointwise
 
@@ -623,6 +660,7 @@ def _quick_inductor(half: Half) -> Iterator[None]:
     with (
         patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None),
         patch.object(AsyncCompile, "cpp_pybinding", _in_few_files(AsyncCompile.cpp_pybinding)),
+        patch.object(CppVecKernel, "_get_vec_load_line", _codes_at_once(CppVecKernel._get_vec_load_line)),
         patch.object(CppKernelProxy, "codegen_functions", _without_empty_tails(CppKernelProxy.codegen_functions)),
         patch.object(Pointwise, "make_loader", _traced_once(Pointwise.make_loader))
         if half == "backward" else contextlib.nullcontext(),
@@ -654,6 +692,25 @@ def _traced_once(make_loader: Callable[[Any], Callable[..., Any]]) -> Callable[[
         return loader
 
     return made
+
+
+def _codes_at_once(load_line: Callable[..., str]) -> Callable[..., str]:
+    """Writes the load of a few bytes of a code, with AVX2 a quarter of a vector, as one instruction.
+
+    ``loadu`` with a count puts them into a vector of ones in memory first, which takes longer than all of the decoder's
+    arithmetic. The ones keep a division from failing; nothing is divided by a code.
+    """
+    from torch._inductor.cpu_vec_isa import VecAVX2, pick_vec_isa
+
+    def line(self: Any, var: str, index: Any, dtype: torch.dtype, load_mask: Any = None) -> str:
+        written = load_line(self, var, index, dtype, load_mask)
+        whole = self.tail_size is None and self.num_elems == 8 and isinstance(pick_vec_isa(), VecAVX2)
+        names = [name for name, argument in self.args.input_buffers.items() if argument == var]
+        if dtype != torch.uint8 or load_mask is not None or not whole or not any(map(is_part, names)):
+            return written
+        return re.sub(r"::loadu\((.*), [^,]*\)$", r"::loadu_one_fourth(\1)", written)
+
+    return line
 
 
 def _without_empty_tails(codegen: Callable[..., None]) -> Callable[..., None]:
@@ -1066,6 +1123,7 @@ __all__ = [
     "is_compiled",
     "is_opaque",
     "is_operator",
+    "is_part",
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",
@@ -1077,6 +1135,7 @@ __all__ = [
     "must_recompute",
     "must_save",
     "mutates",
+    "name_part",
     "prefers_channels_last",
     "prepare_joint",
     "quiet",

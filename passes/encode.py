@@ -371,7 +371,7 @@ def name_parts(value: str, made: Sequence[fx.Node]) -> None:
     """Names what a codec has made of a value after it. Backward takes it by the same name: torch goes by names where it
     traces hooks on saved tensors into both graphs."""
     for i, part in enumerate(made):
-        adapter.rename(part, f"{value}_code_{i}")
+        adapter.name_part(part, value, i)
 
 
 def _new_placeholders(backward: fx.GraphModule, parts: Sequence[fx.Node], *, before: fx.Node) -> list[fx.Node]:

@@ -23,7 +23,7 @@ from fxapprox.codecs import (
     Threshold,
     Zero,
 )
-from fxapprox.codecs.grid import to_bfloat16
+from fxapprox.codecs.grid import round_to_bfloat16
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.errors import OptionError
@@ -254,7 +254,8 @@ def test_zero_codec_keeps_zeros_and_only_zeros(bits: int) -> None:
 @given(st.floats(2.0**-126, 2.0**127, width=32))
 def test_a_bfloat16_by_its_bits_is_the_nearest_or_the_next_one_up(number: float) -> None:
     x = torch.tensor([number])
-    nearest, up = to_bfloat16(x), to_bfloat16(x, up=True)
+    nearest, up = round_to_bfloat16(x), round_to_bfloat16(x, up=True)
+    assert all(torch.equal(found, found.bfloat16().float()) for found in (nearest, up))
     assert (nearest.double() - x).abs() <= (x.to(torch.bfloat16).double() - x).abs()
     assert x <= up.double() <= x.double() * (1 + 2**-7)
 

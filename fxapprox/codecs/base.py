@@ -162,7 +162,7 @@ class Identity(Carrier):
         return like.restride(parts[0])
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
-        return x.clone(), pack(predicate.upper.to(torch.int32), 1)
+        return x.clone(), pack(predicate.upper, 1)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)

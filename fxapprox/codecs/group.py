@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import compress, expand, finite, root, roundings, to_bfloat16, unroot, work_dtype
+from fxapprox.codecs.grid import compress, expand, finite, root, round_to_bfloat16, roundings, unroot, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
@@ -87,7 +87,7 @@ class Group(Codec):
         codes = (u * fine + (first + (nudge - margin))).floor().clamp_max(2**self.bits - 1)
         odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
         codes = torch.where(ok, codes, odd)
-        return pack(codes.to(torch.int32), self.bits, within=True), anchor, torch.where(special, -radius, radius)
+        return pack(codes, self.bits, within=True), anchor, torch.where(special, -radius, radius)
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         packed, anchor, radius = parts
@@ -168,7 +168,7 @@ def _either(special: Tensor, numbers: tuple[float, ...], dtype: torch.dtype) -> 
 def round_up(radius: Tensor) -> Tensor:
     """The radius as a bfloat16 that is not smaller, and never zero."""
     limit = torch.finfo(torch.bfloat16)
-    return to_bfloat16(radius.clamp(limit.tiny, limit.max), up=True)
+    return round_to_bfloat16(radius.clamp(limit.tiny, limit.max), up=True).to(torch.bfloat16)
 
 
 def dither(x: Tensor) -> Tensor:

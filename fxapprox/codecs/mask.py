@@ -23,7 +23,7 @@ class Mask(Codec):
     bits: int | None = 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (pack(x.to(torch.int32), 1),)
+        return (pack(x, 1),)
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(unpack(parts[0], 1, like.shape))
@@ -55,7 +55,7 @@ class Integer(Codec):
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.bits <= 8:
-            return (pack((x - self.low).to(torch.int32), self.bits),)
+            return (pack((x - self.low).to(torch.float32), self.bits),)
         # int16 and int32 are signed: centre the range
         return ((x - (self.low + 2 ** (self.bits - 1))).to(_SIGNED[self.bits]),)
 

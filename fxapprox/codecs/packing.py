@@ -24,12 +24,14 @@ def pack(codes: Tensor, bits: int, *, within: bool = False) -> Tensor:
     """Packs ``8 // bits`` codes into each byte; of 3 bits, the two lower ones first, then all upper ones.
 
     Args:
-        codes: int32, any shape, every element in [0, ``2**bits``).
+        codes: whole numbers as floats or bool, any shape, every element in [0, ``2**bits``). Not integers: there are
+            vector instructions from float32 to uint8 everywhere, those from int32 are missing in AVX2.
         bits: 1, 2, 3, 4 or 8.
         within: elements of the same row share a byte, where its length allows it.
 
     Returns: uint8.
     """
+    codes = codes.to(torch.float32)
     if bits == 8:
         return codes.to(torch.uint8)
     dim = split_dim(codes.shape, ROWS[bits], within=within)
@@ -38,23 +40,25 @@ def pack(codes: Tensor, bits: int, *, within: bool = False) -> Tensor:
         codes, dim = F.pad(flat, (0, -flat.shape[0] % ROWS[bits])), 0
     if bits == 3:
         # read at many places: Inductor computes it once, into memory, and bytes take a quarter of it
-        narrow = codes.to(torch.uint8)
-        return torch.cat([_pack(narrow.to(torch.int32) & 3, 2, dim), _pack(narrow.to(torch.int32) >> 2, 1, dim)], dim)
+        narrow = codes.to(torch.uint8).to(torch.int32)
+        return torch.cat(
+            [_pack((narrow & 3).to(torch.float32), 2, dim), _pack((narrow >> 2).to(torch.float32), 1, dim)], dim
+        )
     return _pack(codes, bits, dim)
 
 
 def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
-    """The codes of a byte, each shifted to its place, added up; in the memory layout of ``codes``.
+    """The codes of a byte, each times its place's power of two, added up; in the memory layout of ``codes``.
 
     They have one reader, the sum, which Inductor unrolls (up to seven terms): of codes with several readers it would
-    make an int32 tensor first.
+    make a tensor first.
     """
     order = codes.dim_order()
     dense, axis = codes.permute(order), order.index(dim)
-    placed = (dense.unflatten(axis, (8 // bits, -1)) << _shifts(bits, axis, dense)).to(torch.uint8)
+    placed = dense.unflatten(axis, (8 // bits, -1)) * (1 << _shifts(bits, axis, dense)).to(dense.dtype)
     if bits == 1:
-        placed = placed.unflatten(axis, (2, 4)).sum(axis, dtype=torch.uint8)
-    packed = placed.sum(axis, dtype=torch.uint8)
+        placed = placed.unflatten(axis, (2, 4)).sum(axis)
+    packed = placed.sum(axis).to(torch.uint8)
     inverse = [order.index(d) for d in range(len(order))]
     return packed if inverse == sorted(inverse) else packed.permute(inverse)
 

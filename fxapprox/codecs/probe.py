@@ -37,7 +37,7 @@ class Probe(Carrier):
         return like.restride(parts[0])
 
     def encode_with(self, x: Tensor, *context: Any) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        mask = (pack(context[0].upper.to(torch.int32), 1),) if self.carries else ()
+        mask = (pack(context[0].upper, 1),) if self.carries else ()
         return x.clone(), *mask, *(part for codec in self._codecs for part in codec.encode_with(x, *context))
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxapprox.codecs.arrays import Array, cast
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import bend, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
@@ -55,7 +56,8 @@ class Standard(Codec):
         high, low = ends(x, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape))
         (gain, fine), (stretch,) = standard_encoder(mean, rstd, high, low, self.bits)
         place = bend((x if mean is None else x - mean) * gain) * fine
-        codes = (place + half).floor().to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any; its channel is NaN
+        level = (place + half).floor().clamp_max(2 * half - 1)
+        codes = torch.where(level >= 0, level, 0.0)  # of a NaN: any; its channel is NaN
         return pack(codes, self.bits), stretch, rstd, *(() if mean is None else (mean,))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
@@ -77,18 +79,18 @@ class Standard(Codec):
         return packed_bytes(shape, self.bits) + channels * 2
 
 
-@small("Tensor? mean, Tensor rstd, Tensor high, Tensor low, int bits", kept=1)
+@small("Tensor? mean, Tensor rstd, Tensor high, Tensor low, int bits", kept=(torch.bfloat16,))
 def standard_encoder(
-    mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bits: int
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    mean: Array | None, rstd: Array, high: Array, low: Array, bits: int
+) -> tuple[Sequence[Array], Sequence[Array]]:
     """What encoding needs of a channel, (gain, levels of a bent value's unit), and what is stored, (stretch,)."""
     stretch = stretch_of(mean, rstd, high, low, bits)
-    return (rstd / GRID[bits][2], stretch.to(rstd.dtype) * 2 ** (bits - 1)), (stretch,)
+    return (rstd / GRID[bits][2], cast(stretch, rstd.dtype) * 2 ** (bits - 1)), (stretch,)
 
 
-@small("Tensor stretch, Tensor rstd, int bits", kept=0)
-def standard_decoder(stretch: Tensor, rstd: Tensor, bits: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+@small("Tensor stretch, Tensor rstd, int bits")
+def standard_decoder(stretch: Array, rstd: Array, bits: int) -> tuple[Sequence[Array], Sequence[Array]]:
     """What decoding needs of a channel: (a level's step, the lowest level's place, gain)."""
     half = 2 ** (bits - 1)
-    step = 1 / (half * stretch.to(rstd.dtype))
+    step = 1 / (half * cast(stretch, rstd.dtype))
     return (step, (0.5 - half) * step, GRID[bits][2] / rstd), ()

@@ -51,7 +51,7 @@ class Zero(Carrier):
         codes = torch.minimum((u * top).floor().clamp_min(0) + 1, top)
         codes = torch.where(ok, codes, torch.where(groups != groups, top + 1, top + 2))
         codes = torch.where(upper | (groups != groups), codes, 0.0)
-        return pack(codes.to(torch.int32), self.bits, within=True), torch.where(special, -radius, radius)
+        return pack(codes, self.bits, within=True), torch.where(special, -radius, radius)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, radius = parts
