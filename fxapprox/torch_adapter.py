@@ -649,9 +649,10 @@ def _quick_inductor(half: Half) -> Iterator[None]:
       and forward's own loops are to be those of plain torch.compile.
     - Every kernel is a C++ file of its own, and most of the time that takes goes into headers and the linker.
 
-    And the processor: eight bytes of a code are loaded as such.
+    And the processor: eight bytes of a code are loaded as such, and no more than eight at a time.
     """
     from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.codegen import cpp
     from torch._inductor.codegen.cpp import CppKernelProxy, CppVecKernel
     from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
     from torch._inductor.ir import Pointwise
@@ -660,6 +661,7 @@ def _quick_inductor(half: Half) -> Iterator[None]:
     with (
         patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None),
         patch.object(AsyncCompile, "cpp_pybinding", _in_few_files(AsyncCompile.cpp_pybinding)),
+        patch.object(cpp, "get_loop_body_lowp_fp", _not_for_radii(cpp.get_loop_body_lowp_fp)),
         patch.object(CppVecKernel, "_get_vec_load_line", _codes_at_once(CppVecKernel._get_vec_load_line)),
         patch.object(CppKernelProxy, "codegen_functions", _without_empty_tails(CppKernelProxy.codegen_functions)),
         patch.object(Pointwise, "make_loader", _traced_once(Pointwise.make_loader))
@@ -711,6 +713,24 @@ def _codes_at_once(load_line: Callable[..., str]) -> Callable[..., str]:
         return re.sub(r"::loadu\((.*), [^,]*\)$", r"::loadu_one_fourth(\1)", written)
 
     return line
+
+
+def _not_for_radii(low_precision: Callable[..., Any]) -> Callable[..., Any]:
+    """Tells loops how many bits their floats have: 32, if a code's bfloat16 scale is all that has 16.
+
+    As many elements as a vector holds of 16 bits would be taken at a time, and for that many AVX2 has no conversion
+    from bytes.
+    """
+    from torch._inductor.codegen.cpp import DTYPE_LOWP_FP
+
+    def found(body: Any) -> tuple[torch.dtype | None, bool]:
+        blocks = (body.root_block, *body.subblocks.values())
+        loaded = {node.args[1] for block in blocks for node in block.graph.nodes if node.target == "load"}
+        parts = {name for name in loaded if is_part(name)}
+        narrow = {name for name in loaded if V.graph.get_dtype(name) in DTYPE_LOWP_FP}
+        return (None, True) if parts and narrow <= parts else low_precision(body)
+
+    return found
 
 
 def _without_empty_tails(codegen: Callable[..., None]) -> Callable[..., None]:
