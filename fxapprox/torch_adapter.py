@@ -278,6 +278,11 @@ def fp8_activations() -> contextlib.AbstractContextManager[None]:
     return inductor_config.patch(post_grad_fusion_options={"activation_quantization_aten_pass": settings})
 
 
+def kernels_in_profiles() -> contextlib.AbstractContextManager[None]:
+    """Has Inductor write C++ kernels that PyTorch's profiler sees, each under its own name."""
+    return inductor_config.patch({"cpp.enable_kernel_profile": True})
+
+
 # --- tracing a function into a graph -------------------------------------------------------------
 
 
@@ -1147,6 +1152,7 @@ __all__ = [
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",
+    "kernels_in_profiles",
     "many_compilations",
     "map_tensors",
     "marked_dynamic",

@@ -1,0 +1,19 @@
+"""The tool that says where a step spends its time; its numbers are no test's business."""
+
+from __future__ import annotations
+
+from tools import step_profile
+
+
+def test_operators_have_their_kind() -> None:
+    assert step_profile.kind_of("aten::convolution_backward", in_backward=True) == "libraries"
+    assert step_profile.kind_of("aten::addmm", in_backward=False) == "libraries"
+    assert step_profile.kind_of("graph_1_cpp_fused_relu_3", in_backward=True) == "kernels, backward"
+    assert step_profile.kind_of("graph_0_cpp_fused_relu_3", in_backward=False) == "kernels, forward"
+    assert step_profile.kind_of("fxapprox::threshold_decoder", in_backward=True) == "channels"
+    assert step_profile.kind_of("aten::empty", in_backward=False) == "rest"
+
+
+def test_a_line_has_all_kinds_and_their_sum() -> None:
+    kinds = {"libraries": 300.4, "kernels, backward": 80.0, "rest": 12.0}
+    assert step_profile.row("vit", "8 bits", kinds) == "| vit | 8 bits | 392 | 300 | 0 | 80 | 0 | 12 |"

@@ -1,0 +1,139 @@
+"""Where a training step spends its time on the CPU: a Markdown table of milliseconds, by what runs.
+
+Libraries' convolutions, products and attention; the kernels that Inductor writes, forward's and backward's; a channel's
+arithmetic (``torch_adapter.small``); everything else, which is allocation, autograd and the profiler itself. Every
+system runs in a process of its own. Kernels are told apart by the graph that calls them.
+
+"compiled by plain Inductor" is fxapprox without what ``torch_adapter`` changes in how Inductor compiles its graphs.
+
+Examples:
+
+    python -m tools.step_profile --models resnet_29 --systems compile,fxapprox-8,fxapprox-4
+    python -m tools.step_profile --models resnet_29 --systems fxapprox-8 --plain-inductor
+    python -m tools.step_profile --models bert --systems fxapprox-4 --kernels 20
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+from unittest import mock
+
+import typer
+from rich.progress import track
+from torch.profiler import ProfilerActivity, profile
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.bench.systems import BASELINE, SYSTEMS
+from fxapprox.bench.worker import Trial
+from fxapprox.cli import parse_systems
+from tools.bench_models import MODELS
+from tools.selection import select
+
+LIBRARIES = ("convolution", "addmm", "::mm", "::bmm", "baddbmm", "attention", "mkldnn", "linear")
+KINDS = ("libraries", "kernels, forward", "kernels, backward", "channels", "rest")
+WARM_UP = 3  # steps before those that count
+
+
+def kind_of(operator: str, in_backward: bool) -> str:
+    """The row of an operator's own time."""
+    if "cpp_fused" in operator:
+        return f"kernels, {'backward' if in_backward else 'forward'}"
+    if operator.startswith("fxapprox::"):
+        return "channels"
+    return "libraries" if any(part in operator for part in LIBRARIES) else "rest"
+
+
+def profiled(model: str, system: str, steps: int) -> dict[str, Any]:
+    """Milliseconds of a step, by kind and by kernel, in this process."""
+    trial = Trial(f"tools.bench_models:{model}", system, "cpu", 0)
+    with trial, adapter.kernels_in_profiles():
+        for _ in range(WARM_UP):
+            trial.step()
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            for _ in range(steps):
+                trial.step()
+    events = recorded.events() or ()
+    kinds, kernels = Counter[str](), Counter[str]()
+    for event in events:
+        spent = event.self_cpu_time_total / 1000 / steps
+        kind = kind_of(event.name, _in_backward(event))
+        kinds[kind] += spent
+        if kind.startswith("kernels"):
+            kernels[event.name] += spent
+    return {"kinds": kinds, "kernels": kernels.most_common()}
+
+
+def _in_backward(event: Any) -> bool:
+    """Whether autograd called what called the operator."""
+    while event is not None:
+        if "Backward" in event.name:
+            return True
+        event = event.cpu_parent
+    return False
+
+
+def row(model: str, label: str, kinds: Mapping[str, float]) -> str:
+    """One line of the table."""
+    times = [kinds.get(kind, 0.0) for kind in KINDS]
+    return f"| {' | '.join([model, label, *(f'{time:.0f}' for time in (sum(times), *times))])} |"
+
+
+def in_process(model: str, system: str, steps: int, plain_inductor: bool) -> dict[str, Any]:
+    """What ``profiled`` gives, from a process of its own that has no cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tools.step_profile", "--models", model, "--systems", system]
+        command += ["--steps", str(steps), "--worker", *(["--plain-inductor"] if plain_inductor else [])]
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise typer.Exit(code=_failed(done.stderr))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _failed(said: str) -> int:
+    print(said, file=sys.stderr)
+    return 1
+
+
+def longest(kernels: Iterable[tuple[str, float]], count: int) -> list[str]:
+    """The kernels that take most time, a line each."""
+    return [f"  {spent:7.2f} ms  {name[:110]}" for name, spent in list(kernels)[:count]]
+
+
+def main(
+    models: Annotated[str, typer.Option(help="comma-separated parts of names; all if empty")] = "",
+    systems: Annotated[str, typer.Option(help="comma-separated parts of names")] = "compile,fxapprox-8,fxapprox-4",
+    steps: Annotated[int, typer.Option(min=1, help="profiled steps")] = 6,
+    plain_inductor: Annotated[bool, typer.Option("--plain-inductor", help="without our changes to Inductor")] = False,
+    kernels: Annotated[int, typer.Option(min=0, help="kernels to list below the table")] = 0,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+) -> None:
+    """Prints the table, a line as soon as a system is done."""
+    chosen = parse_systems(systems, [name for name, system in SYSTEMS.items() if system.compiled])
+    if worker:
+        quick = mock.patch.object(adapter, "_quick_inductor", return_value=contextlib.nullcontext())
+        with quick if plain_inductor else contextlib.nullcontext():
+            print(json.dumps(profiled(models, chosen[0], steps)))
+        return
+    print(f"| {' | '.join(['model', 'system', 'ms', *KINDS])} |")
+    print("|---|---" + "|---:" * (1 + len(KINDS)) + "|")
+    listed = []
+    for model in select(MODELS, models):
+        for system in track(chosen, model, transient=True):
+            found = in_process(model, system, steps, plain_inductor and system != BASELINE)
+            label = SYSTEMS[system].label + (", compiled by plain Inductor" if plain_inductor else "")
+            print(row(model, label, found["kinds"]), flush=True)
+            listed += [f"{model}, {label}:", *longest(found["kernels"], kernels)] if kernels else []
+    print("\n".join(listed))
+
+
+if __name__ == "__main__":
+    typer.run(main)
