@@ -24,8 +24,8 @@ def pack(codes: Tensor, bits: int, *, within: bool = False) -> Tensor:
     """Packs ``8 // bits`` codes into each byte; of 3 bits, the two lower ones first, then all upper ones.
 
     Args:
-        codes: whole numbers as floats or bool, any shape, every element in [0, ``2**bits``). Not integers: there are
-            vector instructions from float32 to uint8 everywhere, those from int32 are missing in AVX2.
+        codes: whole numbers in any type, any shape, every element in [0, ``2**bits``). They are packed as float32: from
+            there to uint8 there are vector instructions everywhere, from int32 AVX2 has none.
         bits: 1, 2, 3, 4 or 8.
         within: elements of the same row share a byte, where its length allows it.
 
@@ -51,14 +51,16 @@ def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
     """The codes of a byte, each times its place's power of two, added up; in the memory layout of ``codes``.
 
     They have one reader, the sum, which Inductor unrolls (up to seven terms): of codes with several readers it would
-    make a tensor first.
+    make a tensor first. The sum is of bytes already: it may be too long for Inductor to go on with, who then writes it
+    to memory.
     """
     order = codes.dim_order()
     dense, axis = codes.permute(order), order.index(dim)
-    placed = dense.unflatten(axis, (8 // bits, -1)) * (1 << _shifts(bits, axis, dense)).to(dense.dtype)
+    powers = (1 << _shifts(bits, axis, dense)).to(dense.dtype)
+    placed = (dense.unflatten(axis, (8 // bits, -1)) * powers).to(torch.uint8)
     if bits == 1:
-        placed = placed.unflatten(axis, (2, 4)).sum(axis)
-    packed = placed.sum(axis).to(torch.uint8)
+        placed = placed.unflatten(axis, (2, 4)).sum(axis, dtype=torch.uint8)
+    packed = placed.sum(axis, dtype=torch.uint8)
     inverse = [order.index(d) for d in range(len(order))]
     return packed if inverse == sorted(inverse) else packed.permute(inverse)
 

@@ -56,8 +56,7 @@ class Standard(Codec):
         high, low = ends(x, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape))
         (gain, fine), (stretch,) = standard_encoder(mean, rstd, high, low, self.bits)
         place = bend((x if mean is None else x - mean) * gain) * fine
-        level = (place + half).floor().clamp_max(2 * half - 1)
-        codes = torch.where(level >= 0, level, 0.0)  # of a NaN: any; its channel is NaN
+        codes = (place + half).floor().to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any; its channel is NaN
         return pack(codes, self.bits), stretch, rstd, *(() if mean is None else (mean,))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:

@@ -68,11 +68,11 @@ class Threshold(Carrier):
         cut, signed, stretch = kept
         upper, last = predicate.upper, 2**self.bits - 1
         level = bend((x - mean) * gain) * torch.where(upper, above, below) + torch.where(upper, start, bottom)
+        codes = level.floor().to(torch.int32)  # of a NaN: some integer, and the limits below make a code of it
         spare = 0 if clean is None else 1 - clean.to(level.dtype)
-        least = torch.where(upper, split, spare)
-        codes = torch.where(level >= least, level.floor(), least)  # of a NaN: a code on the side of its decision
-        codes = codes.minimum(torch.where(upper, last - spare, split - 1))
-        codes = codes if ok is None else torch.where(ok, codes, torch.where(upper, last, 0.0))
+        least, most = torch.where(upper, split, spare), torch.where(upper, last - spare, split - 1)
+        codes = codes.maximum(least.to(torch.int32)).minimum(most.to(torch.int32))
+        codes = codes if ok is None else torch.where(ok, codes, torch.where(upper, last, 0))
         flag = () if clean is None else (clean.to(torch.uint8),)
         return pack(codes, self.bits), cut, signed, stretch, mean, rstd, *flag
 
