@@ -765,7 +765,7 @@ def _without_empty_tails(codegen: Callable[..., None]) -> Callable[..., None]:
     return written
 
 
-LARGEST_FILE = 24  # kernels: more would make the C++ compiler take gigabytes
+LARGEST_FILE = 24  # kernels: when one changes, its whole file is compiled again
 
 
 def _in_few_files(compile_alone: Callable[..., Any]) -> Callable[..., Any]:

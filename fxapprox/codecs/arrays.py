@@ -1,6 +1,6 @@
 """Arithmetic that runs on torch's tensors and on numpy's arrays alike.
 
-On a channel's few numbers torch takes ten times as long as numpy: it is its dispatch that counts there. So what the
+On a channel's few numbers torch takes several times as long as numpy: it is its dispatch that counts there. So what the
 codecs compute of channels (``torch_adapter.small``) is written in what both have under the same names: operators, and
 ``where``, ``clip``, ``copysign``, ``maximum`` and ``round`` of the module that :func:`module_of` gives.
 """
