@@ -1148,7 +1148,6 @@ __all__ = [
     "is_compiled",
     "is_opaque",
     "is_operator",
-    "is_part",
     "is_size",
     "is_symbolic_scalar",
     "is_tangent",

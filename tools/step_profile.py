@@ -94,13 +94,9 @@ def in_process(model: str, system: str, steps: int, plain_inductor: bool) -> dic
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise typer.Exit(code=_failed(done.stderr))
+        print(done.stderr, file=sys.stderr)
+        raise typer.Exit(code=1)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _failed(said: str) -> int:
-    print(said, file=sys.stderr)
-    return 1
 
 
 def longest(kernels: Iterable[tuple[str, float]], count: int) -> list[str]:
@@ -128,8 +124,9 @@ def main(
     listed = []
     for model in select(MODELS, models):
         for system in track(chosen, model, transient=True):
-            found = in_process(model, system, steps, plain_inductor and system != BASELINE)
-            label = SYSTEMS[system].label + (", compiled by plain Inductor" if plain_inductor else "")
+            changed = plain_inductor and system != BASELINE
+            found = in_process(model, system, steps, changed)
+            label = SYSTEMS[system].label + (", compiled by plain Inductor" if changed else "")
             print(row(model, label, found["kinds"]), flush=True)
             listed += [f"{model}, {label}:", *longest(found["kernels"], kernels)] if kernels else []
     print("\n".join(listed))

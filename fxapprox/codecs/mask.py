@@ -55,7 +55,7 @@ class Integer(Codec):
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.bits <= 8:
-            return (pack((x - self.low).to(torch.float32), self.bits),)
+            return (pack(x - self.low, self.bits),)
         # int16 and int32 are signed: centre the range
         return ((x - (self.low + 2 ** (self.bits - 1))).to(_SIGNED[self.bits]),)
 
