@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import (
     Carrier,
     Cast,
@@ -331,3 +332,19 @@ def _require_within(parts: tuple[torch.Tensor, ...], codec: Codec, x: torch.Tens
     assert bool((off <= bound).all()), f"{codec}: {off.flatten()[(off - bound).argmax()]}"
     if isinstance(codec, Group) and codec.rounding == "nearest" and not codec.skewed and float(x.std()) > 0.5:
         assert float(off.max()) > float(bound.max()) / 4  # no wider than it has to be
+
+
+def test_statistics_in_bfloat16_give_the_types_that_tracing_sees() -> None:
+    """On numpy's arrays, which have no bfloat16, rows must not come out in another type than traced ones."""
+    mean, rstd = torch.zeros(1, 4, 1, 1, dtype=torch.bfloat16), torch.ones(1, 4, 1, 1, dtype=torch.bfloat16)
+    standard = Standard(8)
+
+    def decoded(x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+        return standard.decode(standard.encode_with(x, rstd, mean), Like.of(x))
+
+    x = torch.randn(2, 4, 3, 3)
+    found = decoded(x, mean, rstd)
+    with adapter.fake_mode() as mode:
+        traced = decoded(*(mode.from_tensor(value) for value in (x, mean, rstd)))
+    assert traced.dtype == found.dtype
+    assert (found - x).abs().max() < 0.2

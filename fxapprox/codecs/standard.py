@@ -54,14 +54,16 @@ class Standard(Codec):
         x = x.to(work_dtype(x))
         half = 2 ** (self.bits - 1)
         high, low = ends(x, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape))
-        (gain, fine), (stretch,) = standard_encoder(mean, rstd, high, low, self.bits)
+        (gain, fine), (stretch,) = standard_encoder(
+            None if mean is None else mean.to(work_dtype(mean)), rstd.to(work_dtype(rstd)), high, low, self.bits
+        )
         place = bend((x if mean is None else x - mean) * gain) * fine
         codes = (place + half).floor().to(torch.int32).clamp(0, 2 * half - 1)  # of a NaN: any; its channel is NaN
         return pack(codes, self.bits), stretch, rstd, *(() if mean is None else (mean,))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         packed, stretch, rstd, *mean = parts
-        (step, start, gain), _ = standard_decoder(stretch, rstd, self.bits)
+        (step, start, gain), _ = standard_decoder(stretch, rstd.to(work_dtype(rstd)), self.bits)
         values = unbend(unpack(packed, self.bits, like.shape).to(rstd.dtype) * step + start) * gain
         return like.restride(values + mean[0] if mean else values)
 

@@ -56,6 +56,7 @@ class Threshold(Carrier):
         x = x.to(work_dtype(x))
         channel = _channel_shape(x, predicate)
         mean, rstd, ok = _statistics(x, predicate, channel)
+        wide_mean, wide_rstd = mean.to(work_dtype(mean)), rstd.to(work_dtype(rstd))
         clean = None if ok is None else _all(ok, channel)
         high, low = ends(x if ok is None else torch.where(ok, x, mean), rstd, channel)
         scale, shift = predicate.scale, predicate.shift
@@ -63,7 +64,7 @@ class Threshold(Carrier):
             scale, shift = rstd.reciprocal(), mean  # z is x itself
         elif predicate.mean is None:
             scale, shift = scale / rstd, scale * mean + shift
-        rows, kept = threshold_encoder(mean, rstd, scale, shift, high, low, clean, self.bits)
+        rows, kept = threshold_encoder(wide_mean, wide_rstd, scale, shift, high, low, clean, self.bits)
         gain, above, below, start, bottom, split = rows
         cut, signed, stretch = kept
         upper, last = predicate.upper, 2**self.bits - 1
@@ -78,7 +79,9 @@ class Threshold(Carrier):
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, split, signed, stretch, mean, rstd, *clean = parts
-        (cut, above, below, start, bottom, gain), _ = threshold_decoder(split, signed, stretch, rstd, self.bits)
+        (cut, above, below, start, bottom, gain), _ = threshold_decoder(
+            split, signed, stretch, rstd.to(work_dtype(rstd)), self.bits
+        )
         codes = unpack(packed, self.bits, like.shape).to(signed.dtype)
         upper = codes >= cut
         place = codes * torch.where(upper, above, below) + torch.where(upper, start, bottom)
