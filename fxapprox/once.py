@@ -30,6 +30,20 @@ def runs_once(node: fx.Node) -> bool:
     return not known or is_random(node) or adapter.must_save(node) or adapter.is_opaque(node)
 
 
+def constants(needed: Collection[fx.Node], graph: fx.Graph) -> set[fx.Node]:
+    """Needed operators that are made of nothing but constants and sizes: nothing has to be kept for them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in needed and not runs_once(node) and found.issuperset(_tensors(node)):
+            found.add(node)
+    return found
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """What the operator reads, but sizes."""
+    return [source for source in node.all_input_nodes if not adapter.is_symbolic_scalar(source)]
+
+
 def values_to_keep(needed: Collection[fx.Node], graph: fx.Graph, at_hand: Collection[fx.Node]) -> set[fx.Node]:
     """The values to be saved so that the others in ``needed`` can be computed without running anything once-only again.
 
@@ -41,21 +55,19 @@ def values_to_keep(needed: Collection[fx.Node], graph: fx.Graph, at_hand: Collec
         UnsupportedGraph: an operator reads an input that forward changes in place.
     """
     changed = adapter.changed_inputs(graph)
-    fixed: set[fx.Node] = set()  # made of nothing but constants
+    fixed = constants(needed, graph)
     price: dict[fx.Node, float] = {}  # of the values that follow from once-only ones alone: bytes to keep for them
     direct: set[fx.Node] = set()  # of those: cheaper kept themselves than computed from what they are made of
     for node in graph.nodes:
-        if node not in needed:
+        if node not in needed or node in fixed:
             continue
-        sources = [n for n in node.all_input_nodes if not adapter.is_symbolic_scalar(n)]
+        sources = _tensors(node)
         if any(source in changed for source in sources):
             why = "it would be computed again from an input that forward changes in place"
             raise UnsupportedGraph("checkpoint", why, node=node.name, source=source_line(node))
         once = runs_once(node)
         random = [source for source in sources if source in price]
-        if not once and all(source in fixed for source in sources):
-            fixed.add(node)
-        elif once or (random and all(source in price or source in fixed for source in sources)):
+        if once or (random and all(source in price or source in fixed for source in sources)):
             rule = rule_of(node)
             cheap = not once and rule is not None and rule.cheap
             whole, through = _bytes(node, at_hand), sum(price[s] for s in random) if cheap else math.inf

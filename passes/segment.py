@@ -29,6 +29,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.graph import nbytes, storage_of, tensor_of
+from fxapprox.once import constants
 from fxapprox.options import Count
 
 WORTH = 0.98  # of the peak without segments: more is not worth a second forward
@@ -142,14 +143,15 @@ class _Lines:
     ) -> _Lines:  # fmt: skip
         order = {node: i for i, node in enumerate(forward.graph.nodes)}
         needed = needed_for(saved, kept)
+        fixed = constants(needed, forward.graph)
         last: dict[fx.Node, int] = {}
         closed: set[int] = set()
         for node in needed:
             for source in node.all_input_nodes:
                 if source not in needed:
                     continue
-                if adapter.is_symbolic_scalar(source):
-                    continue  # a function of the inputs' sizes
+                if adapter.is_symbolic_scalar(source) or source in fixed:
+                    continue  # follows from the inputs' sizes
                 if tensor_of(source) is None:
                     closed.update(range(order[source] + 1, order[node] + 1))
                     continue
