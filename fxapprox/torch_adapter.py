@@ -366,6 +366,11 @@ def materialize(x: torch.Tensor) -> torch.Tensor:
     return torch.ops.prims.inductor_force_stride_order(x, x.stride())
 
 
+def code_in_memory(codes: torch.Tensor) -> torch.Tensor:
+    """``codes``, bytes, computed once into memory in whatever layout suits what they are computed from."""
+    return IN_MEMORY(codes)
+
+
 _LIBRARY = torch.library.Library("fxapprox", "DEF")
 _LIBRARY.define("in_memory(Tensor(a) x) -> Tensor(a)")
 _LIBRARY.impl("in_memory", lambda x: x, "CompositeExplicitAutograd")
@@ -468,6 +473,8 @@ def _lower_hints() -> None:
 
     def in_memory(x: Any) -> Any:
         x.realize()
+        if x.get_dtype() == torch.uint8:
+            _codes_of(V.graph).add(x.get_name())
         return x
 
     def fence(x: Any) -> Any:
@@ -479,6 +486,11 @@ def _lower_hints() -> None:
     for target, lower in meanings.items():
         if target not in lowerings:
             register_lowering(target, type_promotion_kind=None)(lower)
+
+
+def _codes_of(graph: Any) -> set[str]:
+    """The buffers of a graph in Inductor that hold codes before they are packed."""
+    return vars(graph).setdefault("_fxapprox_codes", set())
 
 
 def hint(size: Any) -> int:
@@ -713,7 +725,8 @@ def _codes_at_once(load_line: Callable[..., str]) -> Callable[..., str]:
         written = load_line(self, var, index, dtype, load_mask)
         whole = self.tail_size is None and self.num_elems == 8 and isinstance(pick_vec_isa(), VecAVX2)
         names = [name for name, argument in self.args.input_buffers.items() if argument == var]
-        if dtype != torch.uint8 or load_mask is not None or not whole or not any(map(is_part, names)):
+        coded = any(is_part(name) or name in _codes_of(V.graph) for name in names)
+        if dtype != torch.uint8 or load_mask is not None or not whole or not coded:
             return written
         return re.sub(r"::loadu\((.*), [^,]*\)$", r"::loadu_one_fourth(\1)", written)
 

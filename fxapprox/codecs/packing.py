@@ -2,8 +2,10 @@
 
 The codes of one byte lie far apart in the tensor: element i of the first half shares a byte with element i of the
 second half (halves, quarters or eighths of one dimension). Whole rows are then combined with whole rows; neighbours
-would have to be shuffled. Codes of rows that are long enough for vectors, and have a scale each, are packed within the
-row: Inductor then makes them in the loop over rows that finds the scales, while the row is in cache.
+would have to be shuffled. So the loop that makes the values cannot pack: it writes codes of a byte each, and a second
+loop reads these, a quarter of what the values are. Codes of rows that are long enough for vectors, and have a scale
+each, are packed within the row: Inductor then makes them in the loop over rows that finds the scales, while the row is
+in cache.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxapprox.sizes import Size
+from fxapprox.torch_adapter import code_in_memory
 
 ROWS = {1: 8, 2: 4, 3: 8, 4: 2, 8: 1}  # elements that share bytes
 
@@ -35,6 +38,8 @@ def pack(codes: Tensor, bits: int, *, within: bool = False) -> Tensor:
     if bits == 8:
         return codes.to(torch.uint8)
     dim = split_dim(codes.shape, ROWS[bits], within=within)
+    if not within:
+        codes = code_in_memory(codes.to(torch.uint8)).to(torch.float32)
     if dim is None:
         flat = codes.reshape(-1)
         codes, dim = F.pad(flat, (0, -flat.shape[0] % ROWS[bits])), 0
