@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fxapprox import torch_adapter as adapter
 
 OURS = Path(__file__).resolve().parent
-TORCH = Path(adapter.torch.__file__).resolve().parent
+TORCH = Path(torch.__file__).resolve().parent
 LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 COMPILER = tuple(TORCH / name for name in ("_dynamo", "_functorch", "_inductor", "_subclasses", "fx"))
 

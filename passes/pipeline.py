@@ -291,9 +291,9 @@ class _Clock:
 @cache
 def source_hash() -> str:
     """Identifies our source: a compiled graph in a cache is stale once any file of ours changes."""
-    package = pathlib.Path(adapter.__file__).resolve().parent
+    adapters = pathlib.Path(adapter.__file__).resolve().parent
     digest = hashlib.sha256()
-    for folder in (package, package / "codecs", ROOT):
+    for folder in (adapters.parent, adapters, adapters.parent / "codecs", ROOT):
         for file in sorted(folder.glob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_map
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
+from fxapprox.torch_adapter import inductor
 
 CUDA = torch.device("cuda", 0)
 CAPABILITY = 90
@@ -96,7 +97,7 @@ def written(
         **options: fxapprox's.
     """
     found: list[Code] = []
-    ours = adapter.compile_half
+    ours = inductor.compile_half
     half = _noting(compile_fx_inner if plain else ours, device, found)
 
     def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -105,7 +106,7 @@ def written(
     with ExitStack() as stack:
         stack.enter_context(functorch_config.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False))
         stack.enter_context(inductor_config.patch(fx_graph_cache=False, compile_threads=1))
-        stack.enter_context(mock.patch.object(adapter, "compile_half", half))
+        stack.enter_context(mock.patch.object(inductor, "compile_half", half))
         if device == "cuda":
             stack.enter_context(present())
         torch.compiler.reset()

@@ -128,7 +128,7 @@ def runner(model: str, system: str, setting: str, step: Step) -> tuple[Callable[
     if system == "plain":
         return torch.compile(step, dynamic=False), contextlib.nullcontext()
     if system == "torch-budget":
-        budget = adapter.functorch_config.patch(activation_memory_budget=float(setting))
+        budget = adapter.activation_memory_budget(float(setting))
         return torch.compile(step, dynamic=False), budget
     if system == "fxapprox":
         run = fxapprox.compile(step, memory_budget=float(setting), dynamic=False, strict=True)

@@ -1,0 +1,125 @@
+# pyright: reportPrivateImportUsage=false
+"""Functions as graphs, nodes in graphs, and tensors without memory."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+
+def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
+    """The fake mode that the graph was traced under, or None for a graph without tensors."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return None
+
+
+def trace(fn: Callable[..., Any], values: Sequence[Any], fake_mode: FakeTensorMode) -> fx.GraphModule:
+    """``fn`` as an FX graph over ``values`` (fake tensors and symbolic sizes), in Inductor's decompositions."""
+    with fake_mode, _quiet_symbols(fake_mode):
+        return make_fx(fn, decomposition_table=select_decomp_table(), tracing_mode="real")(*values)
+
+
+def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> fx.Node:
+    """``graph.node_copy`` without its search of every argument for symbolic sizes, which takes most of its time.
+
+    For operators with arguments that have been checked once already, when they were traced.
+    """
+    args, kwargs = map_arg(node.args, env), map_arg(node.kwargs, env)
+    name = graph._graph_namespace.create_name(node.name, None)
+    copied = fx.Node(graph, name, node.op, node.target, args, kwargs, node.type)  # type: ignore[arg-type]
+    copied.meta = node.meta.copy()
+    graph._graph_namespace.associate_name_with_obj(name, copied)
+    graph._insert(copied)
+    graph._find_nodes_lookup_table.insert(copied)
+    graph._len += 1
+    return copied
+
+
+def call_function(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:
+    """Calls a graph module, an attribute of the graph's, at the graph's end; what it gives stands for ``results``.
+
+    Inductor compiles it once for all of its calls.
+    """
+    call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *inputs))
+    call.meta["val"] = tuple(node.meta["val"] for node in results)
+    found = []
+    for number, node in enumerate(results):
+        found.append(graph.create_node("call_function", operator.getitem, (call, number), name=node.name))
+        found[-1].meta = node.meta.copy()
+    return found
+
+
+def rename(node: fx.Node, name: str) -> None:
+    """Gives a node a name that says what it is (with a number behind it, if the graph has that name already)."""
+    node._rename(name)
+
+
+def name_part(node: fx.Node, value: str, number: int) -> None:
+    """Names a part of a value's code after the value, so that :func:`is_part` knows it in Inductor, too."""
+    rename(node, f"{value}_code_{number}")
+
+
+def is_part(name: str) -> bool:
+    """Whether something of this name is a part of a code."""
+    return re.search(r"_code_\d+(_\d+)?$", name) is not None
+
+
+def take_place(node: fx.Node, old: fx.Node) -> None:
+    """Puts a node of the same graph in place of another one, under its name: they stand for the same value."""
+    old.replace_all_uses_with(node)
+    old.graph.erase_node(old)
+    node.name = old.name  # taken in the graph's namespace, and free
+
+
+@contextlib.contextmanager
+def _quiet_symbols(fake_mode: FakeTensorMode) -> Iterator[None]:
+    """Codecs make no unbacked symbols; none may be left pending in the graph's shape environment."""
+    env = fake_mode.shape_env
+    with env.ignore_fresh_unbacked_symbols() if env is not None else contextlib.nullcontext():
+        yield
+
+
+def tensors_in(value: object) -> list[torch.Tensor]:
+    """The tensors in a value, through lists, tuples and dicts."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """The value with other tensors, through lists, tuples and dicts."""
+    return pytree.tree_map_only(torch.Tensor, change, value)
+
+
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)  # what code on a fake tensor raises then
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode whose fake tensors may meet tensors that have memory."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_like(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) -> torch.Tensor:
+    """A fake tensor of this device, otherwise like the given one; parameters stay parameters."""
+    with mode:
+        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made.requires_grad_(tensor.requires_grad)
