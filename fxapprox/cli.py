@@ -49,7 +49,7 @@ class Stage(str, enum.Enum):
 @app.command()
 def demo(
     quick: Annotated[
-        bool, typer.Option("--quick", help="A smaller network and fewer steps: under 90 seconds.")
+        bool, typer.Option("--quick", help="A smaller network and fewer steps: one to three minutes.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights, data and batches.")] = 0,
 ) -> None:

@@ -152,7 +152,11 @@ def run_demo(
     torch.compiler.reset()  # torch.compile gives up on a function after eight versions of it
     with _progress(console) as progress:
         task = progress.add_task("", total=len(modes) * (scale.steps + scale.rounds))
-        runs = [_train(_prepare(mode, scale, seed, batches), progress, task) for mode in modes]
+        runs = []
+        for mode in modes:
+            runs.append(_train(_prepare(mode, scale, seed, batches), progress, task))
+            if not console.is_terminal:  # there is no bar in a file
+                console.print(f"{mode.name}: {scale.steps} steps done")
         accuracies = [_accuracy(run.model, test) for run in runs]
         peaks = [_peak(run) for run in runs]
         times = _interleaved_times(runs, scale.rounds, progress, task)
