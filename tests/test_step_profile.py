@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+from typer.testing import CliRunner
+
 from tools import step_profile
 
 
@@ -17,3 +20,17 @@ def test_operators_have_their_kind() -> None:
 def test_a_line_has_all_kinds_and_their_sum() -> None:
     kinds = {"libraries": 300.4, "kernels, backward": 80.0, "rest": 12.0}
     assert step_profile.row("vit", "8 bits", kinds) == "| vit | 8 bits | 392 | 300 | 0 | 80 | 0 | 12 |"
+
+
+@pytest.mark.parametrize("name", step_profile.CHANGES)
+def test_what_can_be_taken_back_is_there(name: str) -> None:
+    module, attribute, _ = step_profile.CHANGES[name]
+    assert hasattr(module, attribute)
+
+
+def test_a_change_that_is_not_known() -> None:
+    app = step_profile.typer.Typer()
+    app.command()(step_profile.main)
+    result = CliRunner().invoke(app, ["--without", "loads,lodas"])
+    assert result.exit_code == 2
+    assert "no lodas; there are: loads, width, arrays, bytes" in " ".join(result.output.replace("│", " ").split())

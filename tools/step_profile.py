@@ -4,12 +4,14 @@ Libraries' convolutions, products and attention; the kernels that Inductor write
 arithmetic (``torch_adapter.small``); everything else, which is allocation, autograd and the profiler itself. Every
 system runs in a process of its own. Kernels are told apart by the graph that calls them.
 
-"compiled by plain Inductor" is fxapprox without what ``torch_adapter`` changes in how Inductor compiles its graphs.
+--without takes back what was changed for a step's sake, to see what it gave: "loads" (eight bytes of a code by one
+instruction), "width" (eight elements at a time), "arrays" (a channel's arithmetic on numpy's arrays), "bytes" (codes of
+images are packed from bytes).
 
 Examples:
 
     python -m tools.step_profile --models resnet_29 --systems compile,fxapprox-8,fxapprox-4
-    python -m tools.step_profile --models resnet_29 --systems fxapprox-8 --plain-inductor
+    python -m tools.step_profile --models resnet_29 --systems fxapprox-8 --without loads,width
     python -m tools.step_profile --models bert --systems fxapprox-4 --kernels 20
 """
 
@@ -23,6 +25,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Annotated, Any
 from unittest import mock
 
@@ -34,12 +37,27 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.bench.systems import BASELINE, SYSTEMS
 from fxapprox.bench.worker import Trial
 from fxapprox.cli import parse_systems
+from fxapprox.codecs import packing
+from fxapprox.torch_adapter import code_generation, operators
 from tools.bench_models import MODELS
 from tools.selection import select
 
 LIBRARIES = ("convolution", "addmm", "::mm", "::bmm", "baddbmm", "attention", "mkldnn", "linear")
 KINDS = ("libraries", "kernels, forward", "kernels, backward", "channels", "rest")
 WARM_UP = 3  # steps before those that count
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+# What --without takes back: where the change is, and what does nothing in its place.
+CHANGES: dict[str, tuple[ModuleType, str, Any]] = {
+    "loads": (code_generation, "_codes_at_once", _as_it_is),
+    "width": (code_generation, "_not_for_radii", _as_it_is),
+    "arrays": (operators, "PLAIN", frozenset()),
+    "bytes": (packing, "code_in_memory", _as_it_is),
+}
 
 
 def kind_of(operator: str, in_backward: bool) -> str:
@@ -86,11 +104,11 @@ def row(model: str, label: str, kinds: Mapping[str, float]) -> str:
     return f"| {' | '.join([model, label, *(f'{time:.0f}' for time in (sum(times), *times))])} |"
 
 
-def in_process(model: str, system: str, steps: int, plain_inductor: bool) -> dict[str, Any]:
+def in_process(model: str, system: str, steps: int, without: str) -> dict[str, Any]:
     """What ``profiled`` gives, from a process of its own that has no cache."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tools.step_profile", "--models", model, "--systems", system]
-        command += ["--steps", str(steps), "--worker", *(["--plain-inductor"] if plain_inductor else [])]
+        command += ["--steps", str(steps), "--without", without, "--worker"]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -108,15 +126,19 @@ def main(
     models: Annotated[str, typer.Option(help="comma-separated parts of names; all if empty")] = "",
     systems: Annotated[str, typer.Option(help="comma-separated parts of names")] = "compile,fxapprox-8,fxapprox-4",
     steps: Annotated[int, typer.Option(min=1, help="profiled steps")] = 6,
-    plain_inductor: Annotated[bool, typer.Option("--plain-inductor", help="without our changes to Inductor")] = False,
+    without: Annotated[str, typer.Option(help=f"comma-separated, of: {', '.join(CHANGES)}")] = "",
     kernels: Annotated[int, typer.Option(min=0, help="kernels to list below the table")] = 0,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Prints the table, a line as soon as a system is done."""
     chosen = parse_systems(systems, [name for name, system in SYSTEMS.items() if system.compiled])
+    taken_back = [name.strip() for name in without.split(",") if name.strip()]
+    if unknown := set(taken_back) - CHANGES.keys():
+        raise typer.BadParameter(f"--without: no {', '.join(sorted(unknown))}; there are: {', '.join(CHANGES)}")
     if worker:
-        quick = mock.patch.object(adapter, "_quick_inductor", return_value=contextlib.nullcontext())
-        with quick if plain_inductor else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            for name in taken_back:
+                stack.enter_context(mock.patch.object(*CHANGES[name]))
             print(json.dumps(profiled(models, chosen[0], steps)))
         return
     print(f"| {' | '.join(['model', 'system', 'ms', *KINDS])} |")
@@ -124,9 +146,9 @@ def main(
     listed = []
     for model in select(MODELS, models):
         for system in track(chosen, model, transient=True):
-            changed = plain_inductor and system != BASELINE
-            found = in_process(model, system, steps, changed)
-            label = SYSTEMS[system].label + (", compiled by plain Inductor" if changed else "")
+            found = in_process(model, system, steps, without)
+            named = taken_back and system != BASELINE
+            label = SYSTEMS[system].label + (f", without {', '.join(taken_back)}" if named else "")
             print(row(model, label, found["kinds"]), flush=True)
             listed += [f"{model}, {label}:", *longest(found["kernels"], kernels)] if kernels else []
     print("\n".join(listed))
