@@ -25,13 +25,18 @@ def test_rivals_with_a_point_of_their_own() -> None:
 
 
 def test_overview(tmp_path: Path) -> None:
+    out = tmp_path / "cpu"
+    out.mkdir()
     for model in ("vit", "bert"):
-        (tmp_path / f"{model}.json").write_text(made(39).to_json())
-    bench.write_results(tmp_path)
-    lines = (tmp_path / "bench_cpu.md").read_text().splitlines()
-    assert lines[2] == "| vit | 1.00x | 1.10x | 1.30x | 0.40 | 1.00% | 13.00% | eager, checkpoints |"
-    assert "fxapprox, 8 bits: a step takes 1.00x (median over models), 1.00x at most." in lines
+        (out / f"{model}.json").write_text(made(39).to_json())
+    bench.write_results(out)
+    lines = (tmp_path / "cpu.md").read_text().splitlines()
+    row = "| vit | 1.00x | 1.10x | 1.20x | 1.30x | 0.60 | 0.40 | 1.00% | 13.00% | eager, checkpoints |"
+    assert row in lines
+    step = "a step takes 1.00x (median over models), 1.00x at most"
+    assert f"- fxapprox, 8 bits: {step}; compiling takes 1.20x at most." in lines
     assert sum(line.startswith("## m") for line in lines) == 2
+    assert "![time and peak of bert](cpu/bert.png)" in lines
 
 
 def test_models_are_targets() -> None:
