@@ -24,7 +24,7 @@ from fxapprox.activation import Spliced
 from fxapprox.graph import flops, signature, storage_of, tensor_of
 from fxapprox.operators import is_view
 
-FEWEST = 16  # operators: less is not worth a call
+FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call
 WHOLE = (torch.float32, torch.float64)  # a value of fewer bits is read unrounded by what Inductor fuses with it
 
 
@@ -40,12 +40,11 @@ def outline(
     Left as they stand are codes on other devices than the CPU (there each call is a launch or more, and fusing is what
     counts), of symbolic sizes, and of images that Inductor lays out channels-last.
     """
-    if adapter.prefers_channels_last(forward):
-        return forward, backward
-    return (
-        _outlined(forward, "encode", [code.encode for code in codes]),
-        _outlined(backward, "decode", [code.decode for code in codes], _read_by_products),
-    )
+    decoders = [code.decode for code in codes]
+    if not adapter.prefers_channels_last(forward):
+        forward = _outlined(forward, "encode", [code.encode for code in codes])
+        backward = _outlined(backward, "decode", decoders, _read_by_products)
+    return forward, _inlined(backward, "decoded", decoders)
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,11 @@ class _Region:
             tuple(number[node] for node in self.results),
         )
 
+    def readers(self) -> list[fx.Node]:
+        """Who reads the results."""
+        inside = set(self.nodes)
+        return [user for node in self.results for user in node.users if user not in inside]
+
     def function(self, gm: fx.GraphModule) -> fx.GraphModule:
         """The operators as a module of their own."""
         graph = fx.Graph()
@@ -99,7 +103,7 @@ class _Region:
 def _outlined(
     gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]], *conditions: Callable[[_Region], bool]
 ) -> fx.GraphModule:
-    """A copy of the graph with the calls; the graph itself where there are none."""
+    """A copy of the graph with calls of functions that have kernels of their own; the graph itself if none."""
     nodes = {node.name: node for node in gm.graph.nodes}
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     alike: dict[Hashable, list[_Region]] = {}
@@ -112,24 +116,60 @@ def _outlined(
         if _can_be_called(region, position) and _may_read(region) and all(holds(region) for holds in conditions):
             taken |= inside
             alike.setdefault(region.key(), []).append(region)
-    functions = [regions for regions in alike.values() if len(regions) > 1]
+    return _with_calls(gm, name, alike.values(), adapter.call_function)
+
+
+def _inlined(gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]]) -> fx.GraphModule:
+    """A copy of the graph with calls that Inductor inlines, of what is pointwise in codes; the graph itself if none."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    alike: dict[Hashable, list[_Region]] = {}
+    for names in codes:
+        inside = _pointwise_end([nodes[n] for n in names if n in nodes])
+        if len(inside) < FEWEST_INLINED:
+            continue
+        region = _Region.of(inside, position)
+        if _can_be_called(region, position) and all(tensor_of(node) is not None for node in region.inputs):
+            alike.setdefault(region.key(), []).append(region)
+    return _with_calls(gm, name, alike.values(), adapter.call_inlined)
+
+
+def _pointwise_end(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The operators that can be inlined and that none of those follow from which cannot."""
+    inside = set(nodes)
+    stack = [node for node in nodes if not adapter.can_be_inlined(node)]
+    while stack:
+        node = stack.pop()
+        if node in inside:
+            inside.remove(node)
+            stack += node.all_input_nodes
+    return inside
+
+
+def _with_calls(
+    gm: fx.GraphModule, name: str, alike: Iterable[Sequence[_Region]],
+    call: Callable[[fx.Graph, str, Sequence[fx.Node], Sequence[fx.Node]], list[fx.Node]],
+) -> fx.GraphModule:  # fmt: skip
+    """A copy of the graph, which calls a function for each kind of region that there are several of."""
+    functions = [regions for regions in alike if len(regions) > 1]
     if not functions:
         return gm
     attributes: dict[str, Any] = {n.target: attrgetter(n.target)(gm) for n in gm.graph.find_nodes(op="get_attr")}
-    calls: dict[fx.Node, tuple[str, _Region]] = {}  # by the region's last operator
+    calls: dict[fx.Node, list[tuple[str, _Region]]] = {}  # by who reads a result first
     inner: set[fx.Node] = set()
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
     for number, regions in enumerate(functions):
         attributes[title := f"{name}_{number}"] = regions[0].function(gm)
-        calls.update((region.nodes[-1], (title, region)) for region in regions)
+        for region in regions:
+            calls.setdefault(min(region.readers(), key=position.__getitem__), []).append((title, region))
         inner.update(node for region in regions for node in region.nodes)
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
-        if node in calls:
-            title, region = calls[node]
-            made = adapter.call_function(graph, title, [env[source] for source in region.inputs], region.results)
+        for title, region in calls.get(node, ()):
+            made = call(graph, title, [env[source] for source in region.inputs], region.results)
             env.update(zip(region.results, made, strict=True))
-        elif node not in inner:
+        if node not in inner:
             env[node] = adapter.copy_node(node, graph, env.__getitem__)
     graph.lint()
     copied = fx.GraphModule(attributes, graph)
@@ -138,12 +178,11 @@ def _outlined(
 
 
 def _can_be_called(region: _Region, position: Mapping[fx.Node, int]) -> bool:
-    """Whether a call at its last operator's place computes the same."""
-    last = position[region.nodes[-1]]
-    inside = set(region.nodes)
-    readers = (position[user] for node in region.results for user in node.users if user not in inside)
+    """Whether a call right before whoever reads a result first computes the same."""
+    first = min((position[reader] for reader in region.readers()), default=-1)
     owners = [storage_of(node) for node in region.results]
-    return min(readers, default=-1) > last and len(set(owners)) == len(owners) and inside.issuperset(owners)
+    read = all(position[source] < first for source in region.inputs)
+    return read and len(set(owners)) == len(owners) and set(region.nodes).issuperset(owners)
 
 
 def _may_read(region: _Region) -> bool:
@@ -164,8 +203,7 @@ def _in_memory(node: fx.Node) -> bool:
 
 def _read_by_products(region: _Region) -> bool:
     """Whether nothing but products reads the results: Inductor has to write them into memory."""
-    inside = set(region.nodes)
-    stack = [user for node in region.results for user in node.users if user not in inside]
+    stack = region.readers()
     while stack:
         node = stack.pop()
         if is_view(node):

@@ -9,6 +9,7 @@ A group that holds a NaN or an infinity gives up three of its codes for them: th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fxapprox.codecs.arrays import Array, cast
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import compress, expand, finite, root, round_to_bfloat16, roundings, unroot, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
-from fxapprox.torch_adapter import materialize
+from fxapprox.torch_adapter import materialize, small
 
 SMALLEST, LARGEST = 64, 256
 SPECIALS = 3  # codes for -inf, NaN and inf, in this order
@@ -93,11 +95,10 @@ class Group(Codec):
         packed, anchor, radius = parts
         margin = self._curve[1]
         codes = unpack(packed, self.bits, group_shape(like.shape), within=True).to(anchor.dtype)
-        special = radius < 0
         lines = ((1 / fine, (margin - first) / fine - 1) for first, fine in self._choices)  # from codes to the grid
-        step, start = (_either(special, pair, anchor.dtype) for pair in zip(*lines, strict=True))
-        values = self._from_anchor(codes * step + start) * radius.abs().to(anchor.dtype) + anchor
-        values = torch.where(special & (codes < SPECIALS), (codes - 1) * math.inf, values)  # of 0: NaN
+        (step, start, width, taken), _ = group_decoder(anchor, radius, *itertools.chain(*lines))
+        values = self._from_anchor(codes * step + start) * width + anchor
+        values = torch.where(codes < taken, (codes - 1) * math.inf, values)  # of 0: NaN
         return like.restride(values.reshape(like.shape))
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
@@ -139,6 +140,16 @@ class Group(Codec):
         rows, size = group_shape(shape)
         width = 8 if dtype == torch.float64 else 4
         return packed_bytes((rows, size), self.bits) + rows * (2 * width if self._low else width + 2)
+
+
+@small("Tensor anchor, Tensor radius, float special_step, float special_start, float step, float start")
+def group_decoder(
+    anchor: Array, radius: Array, special_step: float, special_start: float, step: float, start: float
+) -> tuple[Sequence[Array], Sequence[Array]]:
+    """What decoding needs of a group: (a code's step on the grid, where the grid starts, the radius, codes taken)."""
+    special = cast(radius < 0, anchor.dtype)
+    steps, starts = special * (special_step - step) + step, special * (special_start - start) + start
+    return (steps, starts, cast(abs(radius), anchor.dtype), special * SPECIALS), ()
 
 
 def group_shape(shape: Sequence[Any]) -> tuple[Any, int]:

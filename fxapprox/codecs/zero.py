@@ -14,12 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxapprox.codecs.arrays import Array, cast
 from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, roundings, work_dtype
 from fxapprox.codecs.group import group_shape, round_up
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
-from fxapprox.torch_adapter import materialize
+from fxapprox.torch_adapter import materialize, small
 
 CURVE = {8: 0.8, 4: 0.8, 3: 1.0, 2: 1.0}
 
@@ -57,9 +58,8 @@ class Zero(Carrier):
         packed, radius = parts
         codes = unpack(packed, self.bits, group_shape(like.shape), within=True)
         place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
-        top = self._top(radius < 0, place.dtype)
-        step = materialize(top.reciprocal())
-        values = expand((place - 0.5) * step, CURVE[self.bits]) * radius.abs().to(place.dtype)
+        (top, step, width), _ = zero_decoder(radius.to(place.dtype), self.bits)
+        values = expand((place - 0.5) * step, CURVE[self.bits]) * width
         values = torch.where(place > top, (place - (top + 1)) * math.inf, values)  # of 0: NaN
         upper = codes > 0
         values = torch.where(upper, values, 0.0)
@@ -82,3 +82,10 @@ class Zero(Carrier):
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)
         return packed_bytes((rows, size), self.bits) + rows * 2
+
+
+@small("Tensor radius, int bits")
+def zero_decoder(radius: Array, bits: int) -> tuple[Sequence[Array], Sequence[Array]]:
+    """What decoding needs of a group: (the largest code of a finite value, a code's step on the grid, the radius)."""
+    top = (2**bits - 1) - cast(radius < 0, radius.dtype) * 2
+    return (top, 1 / top, abs(radius)), ()

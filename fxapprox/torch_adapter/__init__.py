@@ -35,6 +35,7 @@ from fxapprox.torch_adapter.inductor import (
     prefers_channels_last,
     realize_limits,
 )
+from fxapprox.torch_adapter.inlined import can_be_inlined
 from fxapprox.torch_adapter.joint import (
     Half,
     Partition,
@@ -77,6 +78,7 @@ from fxapprox.torch_adapter.tracing import (
     FakeTensor,
     FakeTensorMode,
     call_function,
+    call_inlined,
     copy_node,
     fake_like,
     fake_mode,
@@ -102,7 +104,9 @@ __all__ = [
     "RealizeLimits",
     "activation_memory_budget",
     "call_function",
+    "call_inlined",
     "calling_compiler",
+    "can_be_inlined",
     "changed_inputs",
     "code_in_memory",
     "compile_eager",

@@ -14,6 +14,7 @@ import torch._inductor.config as inductor_config
 from torch._inductor.virtualized import V
 
 from fxapprox.torch_adapter.cpp_files import in_few_files
+from fxapprox.torch_adapter.inlined import binding
 from fxapprox.torch_adapter.joint import Half
 from fxapprox.torch_adapter.operators import codes_of
 from fxapprox.torch_adapter.tracing import is_part
@@ -66,7 +67,7 @@ def _traced_once(make_loader: Callable[[Any], Callable[..., Any]]) -> Callable[[
                 return load(index)  # code is being written: a name may be out of scope by now
             if handler is not V.get_ops_handler():
                 traced, handler = {}, V.get_ops_handler()
-            key = tuple(index)
+            key = binding(), *index
             if key not in traced:
                 traced[key] = load(index)
             return traced[key]

@@ -134,11 +134,11 @@ def small(arguments: str, kept: Sequence[torch.dtype | None] = ()) -> Callable[[
     return decorate
 
 
-PLAIN = {torch.Tensor, torch.nn.Parameter, int, type(None)}  # what needs no tracing; a fake tensor has no memory
+PLAIN = {torch.Tensor, torch.nn.Parameter, int, float, type(None)}  # what needs no tracing; a fake tensor has no memory
 
 
 def _array(x: Any) -> Any:
     """A tensor as a numpy array; anything else as it is."""
-    if type(x) in (int, type(None)):
+    if not isinstance(x, torch.Tensor):
         return x
     return (x.float() if x.dtype is torch.bfloat16 else x).detach().numpy()  # numpy has no bfloat16

@@ -22,6 +22,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from fxapprox.torch_adapter.inlined import inlined
+
 
 def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
     """The fake mode that the graph was traced under, or None for a graph without tensors."""
@@ -60,10 +62,20 @@ def call_function(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results
     Inductor compiles it once for all of its calls.
     """
     call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *inputs))
+    return _results_of(call, results)
+
+
+def call_inlined(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:
+    """As :func:`call_function`, for pointwise operators: Inductor fuses them with what reads them."""
+    return _results_of(graph.call_function(inlined, (graph.get_attr(name), *inputs)), results)
+
+
+def _results_of(call: fx.Node, results: Sequence[fx.Node]) -> list[fx.Node]:
+    """Nodes for the results of a call, each under the name of what it stands for."""
     call.meta["val"] = tuple(node.meta["val"] for node in results)
     found = []
     for number, node in enumerate(results):
-        found.append(graph.create_node("call_function", operator.getitem, (call, number), name=node.name))
+        found.append(call.graph.create_node("call_function", operator.getitem, (call, number), name=node.name))
         found[-1].meta = node.meta.copy()
     return found
 

@@ -44,6 +44,33 @@ def calls(gm: fx.GraphModule) -> list[str]:
     ]
 
 
+def inlined_calls(gm: fx.GraphModule) -> list[str]:
+    """The names of the functions called that Inductor inlines, in order."""
+    return [n.args[0].target for n in gm.graph.nodes if op_name(n) == "inlined"]
+
+
+class Rectified(nn.Module):
+    """Layers that are alike: a threshold code before each ReLU, whose value and decision backward reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = ((nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(4))
+        self.layers = nn.Sequential(*(layer for group in layers for layer in group))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_decoders_that_are_fused_are_inlined() -> None:
+    for model, x in ((Perceptrons(), torch.randn(32, 64)), (Rectified(), torch.randn(4, 16, 16, 16))):
+        joint = traced(model, x)
+        halves = joint.split(bits=4)
+        found = outlined(halves)
+        assert len(inlined_calls(found.backward)) >= 3
+        assert set(inlined_calls(found.backward)) == {"decoded_0"}
+        assert joint.step(found).same_as(joint.step(halves))
+
+
 def test_codes_of_one_shape_are_one_function() -> None:
     joint = traced(Perceptrons(), torch.randn(32, 64))
     halves = joint.split(bits=8)
@@ -117,14 +144,17 @@ def test_symbolic_sizes_and_channels_last_images_stay() -> None:
 
 
 @pytest.mark.inductor
-def test_compiled_by_inductor(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("network", "shape"), [(Perceptrons, (32, 64)), (Rectified, (4, 16, 16, 16))])
+def test_compiled_by_inductor(
+    network: type[nn.Module], shape: tuple[int, ...], one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same loss and gradients with the calls and without."""
     found = []
     for whole in (True, False):
         if not whole:
             monkeypatch.setattr(backend, "outline", lambda forward, backward, codes: (forward, backward))
         torch.manual_seed(0)
-        model, x = Perceptrons(), torch.randn(32, 64)
+        model, x = network(), torch.randn(shape)
         with fresh_cache():
             loss = fxapprox.compile(model, bits=4, min_bytes=0, dynamic=False)(x).square().mean()
             loss.backward()
