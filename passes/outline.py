@@ -4,9 +4,10 @@ Inductor lowers, fuses and prints every operator of every layer before it finds 
 before. A code of a group has some seventy operators, and a network stores tens of such codes of few shapes. As a
 function (``invoke_subgraph``, as ``torch.compiler.nested_compile_region`` makes it) each shape's is compiled once.
 
-A function's kernels fuse with nothing around it, so a code becomes one only where that moves no more memory: an encoder
-reads its value once, in a loop over groups, whichever loop it stands in; a decoder writes its value, so only those
-become functions whose value is read by products alone, which want it in memory.
+Such a function's kernels fuse with nothing around it, so a code becomes one only where that moves no more memory: an
+encoder reads its value once, in a loop over groups, whichever loop it stands in; a decoder writes its value, so only
+those become functions whose value is read by products alone, which want it in memory. Of the other decoders the
+pointwise operators become a function that Inductor lowers once and fuses with whatever reads its results.
 """
 
 from __future__ import annotations
@@ -25,26 +26,30 @@ from fxapprox.graph import flops, signature, storage_of, tensor_of
 from fxapprox.operators import is_view
 
 FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call
+Call = Callable[[fx.Graph, str, Sequence[fx.Node], Sequence[fx.Node]], Sequence[fx.Node]]
 WHOLE = (torch.float32, torch.float64)  # a value of fewer bits is read unrounded by what Inductor fuses with it
 
 
 def outline(
     forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequence[Spliced]
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The two graphs with a call in place of each encoder and decoder that another one is like.
+    """The two graphs with calls in place of encoders and decoders that others are like.
 
     Requires: the graphs as they go to Inductor, and the names of their codecs' operators.
     Ensures: the graphs given are untouched; inputs, outputs and all other operators are the same, in the same order.
     Changes numerics: no.
 
-    Left as they stand are codes on other devices than the CPU (there each call is a launch or more, and fusing is what
-    counts), of symbolic sizes, and of images that Inductor lays out channels-last.
+    Encoders are left as they stand on other devices than the CPU (there each call is a launch or more, and fusing is
+    what counts), where sizes are symbolic, and for images that Inductor lays out channels-last; decoders of symbolic
+    sizes, too.
     """
     decoders = [code.decode for code in codes]
     if not adapter.prefers_channels_last(forward):
-        forward = _outlined(forward, "encode", [code.encode for code in codes])
-        backward = _outlined(backward, "decode", decoders, _read_by_products)
-    return forward, _inlined(backward, "decoded", decoders)
+        encoders, call = [code.encode for code in codes], adapter.call_function
+        forward = _outlined(forward, "encode", encoders, call, FEWEST, _may_read)
+        backward = _outlined(backward, "decode", decoders, call, FEWEST, _may_read, _read_by_products)
+    call, part = adapter.call_inlined, _pointwise_end
+    return forward, _outlined(backward, "decoded", decoders, call, FEWEST_INLINED, _reads_tensors, part=part)
 
 
 @dataclass(frozen=True)
@@ -101,41 +106,34 @@ class _Region:
 
 
 def _outlined(
-    gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]], *conditions: Callable[[_Region], bool]
-) -> fx.GraphModule:
-    """A copy of the graph with calls of functions that have kernels of their own; the graph itself if none."""
+    gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]], call: Call, fewest: int,
+    *conditions: Callable[[_Region], bool], part: Callable[[set[fx.Node]], set[fx.Node]] = lambda nodes: nodes,
+) -> fx.GraphModule:  # fmt: skip
+    """A copy of the graph with calls in place of codes, or of a part of each; the graph itself if no two are alike.
+
+    Args:
+        name: what functions are called, with a number behind it.
+        call: how they are called.
+        fewest: operators that are worth a call.
+        conditions: what a region has to fulfil.
+    """
     nodes = {node.name: node for node in gm.graph.nodes}
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     alike: dict[Hashable, list[_Region]] = {}
     taken: set[fx.Node] = set()
     for names in codes:
-        inside = {nodes[n] for n in names if n in nodes}
-        if len(inside) < FEWEST or inside & taken:
+        inside = part({nodes[n] for n in names if n in nodes})
+        if len(inside) < fewest or inside & taken:
             continue
         region = _Region.of(inside, position)
-        if _can_be_called(region, position) and _may_read(region) and all(holds(region) for holds in conditions):
+        if _can_be_called(region, position) and all(holds(region) for holds in conditions):
             taken |= inside
             alike.setdefault(region.key(), []).append(region)
-    return _with_calls(gm, name, alike.values(), adapter.call_function)
+    return _with_calls(gm, name, [regions for regions in alike.values() if len(regions) > 1], call)
 
 
-def _inlined(gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]]) -> fx.GraphModule:
-    """A copy of the graph with calls that Inductor inlines, of what is pointwise in codes; the graph itself if none."""
-    nodes = {node.name: node for node in gm.graph.nodes}
-    position = {node: i for i, node in enumerate(gm.graph.nodes)}
-    alike: dict[Hashable, list[_Region]] = {}
-    for names in codes:
-        inside = _pointwise_end([nodes[n] for n in names if n in nodes])
-        if len(inside) < FEWEST_INLINED:
-            continue
-        region = _Region.of(inside, position)
-        if _can_be_called(region, position) and all(tensor_of(node) is not None for node in region.inputs):
-            alike.setdefault(region.key(), []).append(region)
-    return _with_calls(gm, name, alike.values(), adapter.call_inlined)
-
-
-def _pointwise_end(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The operators that can be inlined and that none of those follow from which cannot."""
+def _pointwise_end(nodes: set[fx.Node]) -> set[fx.Node]:
+    """The operators that can be inlined, but those from which others follow that cannot."""
     inside = set(nodes)
     stack = [node for node in nodes if not adapter.can_be_inlined(node)]
     while stack:
@@ -146,12 +144,8 @@ def _pointwise_end(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return inside
 
 
-def _with_calls(
-    gm: fx.GraphModule, name: str, alike: Iterable[Sequence[_Region]],
-    call: Callable[[fx.Graph, str, Sequence[fx.Node], Sequence[fx.Node]], list[fx.Node]],
-) -> fx.GraphModule:  # fmt: skip
-    """A copy of the graph, which calls a function for each kind of region that there are several of."""
-    functions = [regions for regions in alike if len(regions) > 1]
+def _with_calls(gm: fx.GraphModule, name: str, functions: Sequence[Sequence[_Region]], call: Call) -> fx.GraphModule:
+    """A copy of the graph that calls a function in place of regions that are alike; the graph itself if none are."""
     if not functions:
         return gm
     attributes: dict[str, Any] = {n.target: attrgetter(n.target)(gm) for n in gm.graph.find_nodes(op="get_attr")}
@@ -194,6 +188,11 @@ def _may_read(region: _Region) -> bool:
         if value.dtype.is_floating_point and value.dtype not in WHOLE and not _in_memory(node):
             return False
     return True
+
+
+def _reads_tensors(region: _Region) -> bool:
+    """Whether no size is among the inputs."""
+    return all(tensor_of(node) is not None for node in region.inputs)
 
 
 def _in_memory(node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.arrays import Array, cast
+from fxapprox.codecs.arrays import Array, cast, module_of
 from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, roundings, work_dtype
 from fxapprox.codecs.group import group_shape, round_up
@@ -58,7 +58,7 @@ class Zero(Carrier):
         packed, radius = parts
         codes = unpack(packed, self.bits, group_shape(like.shape), within=True)
         place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
-        (top, step, width), _ = zero_decoder(radius.to(place.dtype), self.bits)
+        (top, step, width), _ = zero_decoder(radius, self.bits, place.dtype.itemsize)
         values = expand((place - 0.5) * step, CURVE[self.bits]) * width
         values = torch.where(place > top, (place - (top + 1)) * math.inf, values)  # of 0: NaN
         upper = codes > 0
@@ -84,8 +84,13 @@ class Zero(Carrier):
         return packed_bytes((rows, size), self.bits) + rows * 2
 
 
-@small("Tensor radius, int bits")
-def zero_decoder(radius: Array, bits: int) -> tuple[Sequence[Array], Sequence[Array]]:
-    """What decoding needs of a group: (the largest code of a finite value, a code's step on the grid, the radius)."""
+@small("Tensor radius, int bits, int width")
+def zero_decoder(radius: Array, bits: int, width: int) -> tuple[Sequence[Array], Sequence[Array]]:
+    """What decoding needs of a group: (the largest code of a finite value, a code's step on the grid, the radius).
+
+    Args:
+        width: bytes of a float here.
+    """
+    radius = cast(radius, getattr(module_of(radius), f"float{8 * width}"))
     top = (2**bits - 1) - cast(radius < 0, radius.dtype) * 2
     return (top, 1 / top, abs(radius)), ()
