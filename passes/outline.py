@@ -149,13 +149,14 @@ def _with_calls(gm: fx.GraphModule, name: str, functions: Sequence[Sequence[_Reg
     if not functions:
         return gm
     attributes: dict[str, Any] = {n.target: attrgetter(n.target)(gm) for n in gm.graph.find_nodes(op="get_attr")}
-    calls: dict[fx.Node, list[tuple[str, _Region]]] = {}  # by who reads a result first
+    calls: dict[fx.Node, list[tuple[str, _Region]]] = {}  # by the last operator, or by who reads a result before that
     inner: set[fx.Node] = set()
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     for number, regions in enumerate(functions):
         attributes[title := f"{name}_{number}"] = regions[0].function(gm)
         for region in regions:
-            calls.setdefault(min(region.readers(), key=position.__getitem__), []).append((title, region))
+            place = min((region.nodes[-1], *region.readers()), key=position.__getitem__)
+            calls.setdefault(place, []).append((title, region))
         inner.update(node for region in regions for node in region.nodes)
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -172,7 +173,7 @@ def _with_calls(gm: fx.GraphModule, name: str, functions: Sequence[Sequence[_Reg
 
 
 def _can_be_called(region: _Region, position: Mapping[fx.Node, int]) -> bool:
-    """Whether a call right before whoever reads a result first computes the same."""
+    """Whether a call at the last operator's place, or before whoever reads a result before that, computes the same."""
     first = min((position[reader] for reader in region.readers()), default=-1)
     owners = [storage_of(node) for node in region.results]
     read = all(position[source] < first for source in region.inputs)

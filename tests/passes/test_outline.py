@@ -78,6 +78,8 @@ def test_codes_of_one_shape_are_one_function() -> None:
     found = outlined(halves)
     assert calls(found.forward) == ["encode_0"] * 4
     assert len(found.forward.graph.nodes) < len(before) / 4
+    order = [op_name(n) for n in found.forward.graph.nodes if op_name(n) in ("aten.addmm", "invoke_subgraph")]
+    assert order == ["aten.addmm", "invoke_subgraph"] * 4, "a value may die as soon as its code is there"
     assert [op_name(n) for n in halves.forward.graph.nodes] == before, "the graph given is another one's, too"
     assert [n.name for n in found.forward.graph.find_nodes(op="placeholder")] == [
         n.name for n in halves.forward.graph.find_nodes(op="placeholder")
