@@ -149,7 +149,7 @@ def _kernel(node: scheduler.BaseSchedulerNode) -> Kernel:
 
 
 def _moved(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
-    """Says of all that a graph computes that it lies on the GPU; the inputs there. Mutates the graph."""
+    """Says of all that a graph and its functions compute that it lies on the GPU; the inputs there. Mutates them."""
     mode = adapter.fake_mode_of(gm)
     assert mode is not None
 
@@ -162,11 +162,14 @@ def _moved(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
     def device(value: Any) -> Any:
         return CUDA if isinstance(value, torch.device) else value
 
-    for node in gm.graph.nodes:
-        node.args, node.kwargs = tree_map(device, (node.args, node.kwargs))
-        if "val" in node.meta:
-            node.meta["val"] = tree_map(tensor, node.meta["val"])
-    gm.recompile()
+    for module in gm.modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in module.graph.nodes:
+            node.args, node.kwargs = tree_map(device, (node.args, node.kwargs))
+            if "val" in node.meta:
+                node.meta["val"] = tree_map(tensor, node.meta["val"])
+        module.recompile()
     return [tensor(value) for value in inputs]
 
 
