@@ -7,6 +7,7 @@ operands are holes; a call is that value with the operands in their places.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ from torch import fx
 from torch._inductor.virtualized import V, ops
 
 Loader = Callable[[Sequence[Any]], Any]
-_bound: list[Sequence[Loader]] = []  # the operands of the calls that are being written, the innermost last
+_bound: list[tuple[int, Sequence[Loader]]] = []  # the calls being written, each with its operands, the innermost last
+_numbers = itertools.count(1)  # of calls, never given twice: an address could be another call's later
 
 
 def inlined(function: Any, *operands: Any) -> Any:
@@ -56,7 +58,7 @@ _OTHERS = frozenset(
 
 def binding() -> int:
     """Tells apart the calls for which an operator of a function is written; 0 outside of all."""
-    return id(_bound[-1]) if _bound else 0
+    return _bound[-1][0] if _bound else 0
 
 
 class _WantsMemory(Exception):
@@ -86,11 +88,11 @@ class _Function:
         """The results for these operands."""
         from torch._inductor.ir import Pointwise
 
-        loaders = [operand.make_loader() for operand in operands]
+        call = next(_numbers), [operand.make_loader() for operand in operands]
         return [
             Pointwise.create(
                 device=result.get_device(), dtype=result.get_dtype(), ranges=list(result.get_size()),
-                inner_fn=partial(_result, result.make_loader(), loaders),
+                inner_fn=partial(_result, result.make_loader(), call),
             )
             for result in self._results
         ]  # fmt: skip
@@ -111,13 +113,13 @@ def _operand(number: int, dtype: torch.dtype, index: Sequence[Any]) -> Any:
         return ops.constant(0, dtype)
     own = _bound.pop()
     try:
-        return own[number](index)
+        return own[1][number](index)
     finally:
         _bound.append(own)
 
 
-def _result(load: Loader, loaders: Sequence[Loader], index: Sequence[Any]) -> Any:
-    _bound.append(loaders)
+def _result(load: Loader, call: tuple[int, Sequence[Loader]], index: Sequence[Any]) -> Any:
+    _bound.append(call)
     try:
         return load(index)
     finally:
