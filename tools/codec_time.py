@@ -2,8 +2,9 @@
 
 Encoding: in times that a copy of the value takes (read it, write a new one), which is what storing it exactly costs.
 Decoding: a gradient times the decoded value (of a decision: the gradient where it holds) in times that the same takes
-with the exact value, both compiled to one kernel. All of one codec run in turns, on one thread; a cell is the median of
-the ratios in a turn, with the quartiles. In a training step an encoder is fused with what makes the value.
+with the exact value. All are compiled as they are in a training step, and those of one codec run in turns, on one
+thread; a cell is the median of the ratios in a turn, with the quartiles. In a step an encoder is fused with what makes
+the value.
 
 Examples:
 
@@ -24,6 +25,7 @@ import typer
 from rich.progress import track
 from torch import Tensor
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Group, Like, Mask, Predicate, Standard, Threshold, Zero
 from tools.selection import select
 
@@ -118,25 +120,30 @@ def runs(case: Case) -> list[Run]:
     """A copy, the encoder, the reader of the exact value, and the reader of the decoded one."""
     x, grad = case.value, torch.randn(case.value.shape)
 
-    @torch.compile
-    def copied(x: Tensor) -> Tensor:
-        return x.clone()
+    def copied(x: Tensor) -> tuple[Tensor, ...]:
+        return (x.clone(),)
 
-    @torch.compile
-    def exact(grad: Tensor, x: Tensor) -> Tensor:
-        return torch.where(x > 0, grad, 0) if case.decides else grad * x
+    def read(grad: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.where(x > 0, grad, 0) if case.decides else grad * x,)
 
-    @torch.compile
-    def decoded(grad: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    def decoded(grad: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         value = case.decode(parts)
         if isinstance(value, tuple):  # a carrier's
             value, upper = value
             grad = torch.where(upper, grad, 0)
-        return torch.where(value, grad, 0) if case.decides else grad * value
+        return (torch.where(value, grad, 0) if case.decides else grad * value,)
 
-    encode = torch.compile(case.encode)
-    parts = encode(x, *case.others)
-    return [lambda: copied(x), lambda: encode(x, *case.others), lambda: exact(grad, x), lambda: decoded(grad, parts)]
+    encode, parts = _compiled(case.encode, (x, *case.others), "forward")
+    copy, _ = _compiled(copied, (x,), "forward")
+    exact, _ = _compiled(read, (grad, x), "backward")
+    decode, _ = _compiled(decoded, (grad, *parts), "backward")
+    return [copy, encode, exact, decode]
+
+
+def _compiled(fn: Callable[..., Any], values: Sequence[Tensor], half: adapter.Half) -> tuple[Run, tuple[Tensor, ...]]:
+    """The function of these values, compiled as it is in our graphs, and what it gives."""
+    compiled = adapter.compile_function(fn, values, half)
+    return lambda: compiled(*values), compiled(*values)
 
 
 def measured(runs: Sequence[Run], rounds: int) -> list[list[float]]:
@@ -161,7 +168,6 @@ def spread(ratios: Sequence[float]) -> str:
 def row(name: str, bits: int, rounds: int) -> str:
     """One line of the table."""
     torch.manual_seed(0)
-    torch.compiler.reset()
     turns = measured(runs(CODECS[name][0](bits)), rounds)
     encoding = spread([encode / copy for copy, encode, _, _ in turns])
     decoding = spread([decoded / exact for _, _, exact, decoded in turns])

@@ -22,7 +22,7 @@ from torch._inductor.virtualized import V
 from fxapprox.torch_adapter import code_generation
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
 from fxapprox.torch_adapter.operators import lower_hints
-from fxapprox.torch_adapter.tracing import fake_mode_of
+from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, trace
 
 
 def prefers_channels_last(gm: fx.GraphModule) -> bool:
@@ -143,6 +143,17 @@ def compile_half(*args: Any, **kwargs: Any) -> Any:
     }  # fmt: skip
     with code_generation.quick_inductor(half), inductor_config.patch(patches):
         return compile_fx_inner(*args, **kwargs)
+
+
+def compile_function(
+    fn: Callable[..., tuple[torch.Tensor, ...]], values: Sequence[torch.Tensor], half: Half
+) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """``fn`` over tensors like ``values``, compiled as it would be within a half of ours."""
+    mode = fake_mode()
+    fakes = [fake_like(value, mode, value.device) for value in values]
+    lower_hints()
+    compiled = compile_half(trace(lambda *given: fn(*given), fakes, mode), fakes, is_backward=half == "backward")
+    return lambda *args: tuple(compiled(list(args)))
 
 
 def compile_eager(
