@@ -310,7 +310,8 @@ def bench(
     """Measure memory, step time, compile time and gradient error of a training step, beside other ways to run it.
 
     TARGET's factory takes no arguments and returns (model, args) or (model, args, loss_fn). Every system runs in a
-    process of its own and is compiled without a cache, which takes minutes; then all take turns, one step each.
+    process of its own and is compiled without a cache, which takes minutes; then all take turns, two steps each, and
+    the second is timed.
 
     \b
     Examples:

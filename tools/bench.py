@@ -68,7 +68,7 @@ def overview(benches: Mapping[str, Bench]) -> str:
         lines.append(_line([
             model, *(f"{_step(bench, own):.2f}x" for own in (eight, four)),
             *(f"{_compile(bench, own):.2f}x" for own in (eight, four)), *(_peak(own, base) for own in (eight, four)),
-            _error(eight), _error(fp8), ahead,
+            *("-" if own is None else show.error_text(own) for own in (eight, fp8)), ahead,
         ]))  # fmt: skip
     return "\n".join([*lines, "", *(_summary(benches, system) for system in ("fxapprox-8", "fxapprox-4")), ""])
 
@@ -90,10 +90,6 @@ def _compile(bench: Bench, record: Record | None) -> float:
 
 def _peak(record: Record | None, base: Record | None) -> str:
     return f"{record.peak_bytes / base.peak_bytes:.2f}" if record and base else "-"
-
-
-def _error(record: Record | None) -> str:
-    return "-" if record is None or record.gradient_error is None else f"{record.gradient_error:.2%}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from fxapprox.bench.systems import BASELINE
 from fxapprox.errors import FxApproxError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Record:
         alive_bytes: allocated during forward and still in use after it.
         peak_bytes: the allocator's highest level in a training step, above that before it.
         compile_seconds: the first step, after a trivial function was compiled; compiled systems start without a cache.
-        step_seconds: of each round; the systems took turns.
+        step_seconds: of the second of two steps in each round; the systems took turns.
         gradient_error: ||g - g0|| / ||g0||, all parameters together; None where it cannot be told.
         loss: of the first step, as a hexadecimal number, which has every bit.
         failed: why there are no numbers; "".

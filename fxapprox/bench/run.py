@@ -95,8 +95,8 @@ def bench(
 ) -> Bench:
     """Runs a target's training step in several systems.
 
-    Compiled one after the other, each without a cache; then measured; then all take turns, one step each in every
-    round, every round begun by another one.
+    Compiled one after the other, each without a cache; then measured; then all take turns, two steps each in every
+    round, of which the second is timed, every round begun by another one.
 
     Args:
         target: module:factory or file.py:factory, as for ``fxapprox dump``.
@@ -185,7 +185,7 @@ def _asked(record: Record, worker: Worker, do: str, **request: Any) -> Record:
 
 
 def _round(turn: int, workers: dict[str, Worker], records: dict[str, Record]) -> None:
-    """One step of each; who begins changes from round to round. Mutates both: who fails takes no further part."""
+    """One timed step of each; who begins changes from round to round. Mutates both: who fails takes no further part."""
     names = list(workers)
     first = turn % max(1, len(names))
     for system in names[first:] + names[:first]:

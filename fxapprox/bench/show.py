@@ -57,9 +57,16 @@ def cells(bench: Bench, record: Record) -> list[str]:
         f"{middle(ratios):.2f}x" if ratios else f"{1000 * middle(record.step_seconds):.0f} ms",
         f"{low:.2f}-{high:.2f}" if ratios else "-",
         f"{record.compile_seconds / base.compile_seconds:.2f}x" if base and SYSTEMS[record.system].compiled else "-",
-        "-" if record.gradient_error is None else f"{record.gradient_error:.2%}",
+        error_text(record),
         "-" if base is None else "same bits" if record.loss == base.loss else _distance(record, base),
     ]
+
+
+def error_text(record: Record) -> str:
+    """How far the gradients are off; "not finite": some are NaN or infinite where the reference's are not."""
+    if record.gradient_error is None:
+        return "-"
+    return f"{record.gradient_error:.2%}" if math.isfinite(record.gradient_error) else "not finite"
 
 
 def plot(bench: Bench, path: Path) -> None:
@@ -112,7 +119,8 @@ def _note(bench: Bench) -> str:
     rounds, milliseconds = len(base.step_seconds), 1000 * middle(base.step_seconds)
     return (
         f"{_MEMORY} Ratios to torch.compile: a step of {milliseconds:.0f} ms, compiled in {base.compile_seconds:.0f} s."
-        f" Step time: median of {rounds} rounds, steps taken in turn. Gradient error against {bench.reference}."
+        f" Step time: median of {rounds} rounds; in each, all take two steps in turn, the second timed."
+        f" Gradient error against {bench.reference}."
     )
 
 

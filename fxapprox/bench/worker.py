@@ -125,7 +125,8 @@ class Trial:
         return {"bytes": sum(sizes.values())}
 
     def timed(self) -> dict[str, Any]:
-        """The time of one step."""
+        """The time of a step that follows another one, as in training; other processes have run before that one."""
+        self.run(*self.target.args).backward()
         for tensor in self.trained:
             tensor.grad = None
         if self.device.type == "cuda":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from fxapprox.bench import records, run, show
 from fxapprox.bench.records import Bench, Record
+from fxapprox.bench.worker import Trial
 from fxapprox.cli import app
 from fxapprox.errors import FxApproxError, OptionError, TargetError
 
@@ -117,6 +120,23 @@ def test_ratios_are_of_the_same_round() -> None:
     row = "| fxapprox, 4 bits | 1.0 | 2.0 | 4.0 | 0.40 | 1.00x | 0.75-1.10 | 1.30x | 10.00% | same bits |"
     assert row in text
     assert "RuntimeError: no fp8 / here" in text
+
+
+def test_gradients_that_are_not_finite_are_called_so() -> None:
+    assert show.error_text(Record("fp8", gradient_error=math.nan)) == "not finite"
+    assert show.error_text(Record("fp8", gradient_error=0.025)) == "2.50%"
+    assert show.error_text(Record("fp8")) == "-"
+
+
+def test_a_timed_step_follows_another_one(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    ran: list[str] = []
+    trial = Trial(f"{target}:plain", "eager", "cpu", 0)
+    run = trial.run
+    trial.run = lambda *args: (ran.append("step"), run(*args))[1]
+    clock = iter((1.0, 1.25))
+    monkeypatch.setattr(time, "perf_counter", lambda: (ran.append("clock"), next(clock))[1])
+    assert trial.timed() == {"seconds": 0.25}
+    assert ran == ["step", "clock", "step", "clock"]
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
