@@ -22,15 +22,16 @@ def test_a_line_has_all_kinds_and_their_sum() -> None:
     assert step_profile.row("vit", "8 bits", kinds) == "| vit | 8 bits | 392 | 300 | 0 | 80 | 0 | 12 |"
 
 
-@pytest.mark.parametrize("name", step_profile.CHANGES)
-def test_what_can_be_taken_back_is_there(name: str) -> None:
-    module, attribute, _ = step_profile.CHANGES[name]
+@pytest.mark.parametrize("change", [*step_profile.KEPT.values(), *step_profile.TRIED.values()])
+def test_what_can_be_changed_is_there(change: step_profile.Change) -> None:
+    module, attribute, _ = change
     assert hasattr(module, attribute)
 
 
 def test_a_change_that_is_not_known() -> None:
     app = step_profile.typer.Typer()
     app.command()(step_profile.main)
-    result = CliRunner().invoke(app, ["--without", "loads,lodas"])
-    assert result.exit_code == 2
-    assert "no lodas; there are: loads, width, arrays, bytes" in " ".join(result.output.replace("│", " ").split())
+    for option, known in (("--without", "loads, width, arrays, bytes"), ("--tried", "reuse, rows")):
+        result = CliRunner().invoke(app, [option, "lodas"])
+        assert result.exit_code == 2
+        assert f"no lodas; there are: {known}" in " ".join(result.output.replace("│", " ").split())

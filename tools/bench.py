@@ -109,7 +109,7 @@ def main(
     out: Annotated[Path, typer.Option(help="directory of the results")],
     models: Annotated[str, typer.Option(help="comma-separated parts of names; all if empty")] = "",
     systems: Annotated[str, typer.Option(help="comma-separated parts of names; all if empty")] = "",
-    rounds: Annotated[int, typer.Option(min=1, help="timed steps of each system")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="timed steps of each system")] = 9,
 ) -> None:
     """Measures what is missing, then writes the tables."""
     out.mkdir(parents=True, exist_ok=True)

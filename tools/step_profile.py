@@ -6,12 +6,14 @@ system runs in a process of its own. Kernels are told apart by the graph that ca
 
 --without takes back what was changed for a step's sake, to see what it gave: "loads" (eight bytes of a code by one
 instruction), "width" (eight elements at a time), "arrays" (a channel's arithmetic on numpy's arrays), "bytes" (codes of
-images are packed from bytes).
+images are packed from bytes). --tried does what was not kept: "reuse" (Inductor holds a dead buffer for the next one of
+its size), "rows" (codes of images share bytes within rows).
 
 Examples:
 
     python -m tools.step_profile --models resnet_29 --systems compile,fxapprox-8,fxapprox-4
     python -m tools.step_profile --models resnet_29 --systems fxapprox-8 --without loads,width
+    python -m tools.step_profile --models resnet_29 --systems fxapprox-4 --tried reuse
     python -m tools.step_profile --models bert --systems fxapprox-4 --kernels 20
 """
 
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Annotated, Any
 from unittest import mock
@@ -38,7 +40,8 @@ from fxapprox.bench.systems import BASELINE, SYSTEMS
 from fxapprox.bench.worker import Trial
 from fxapprox.cli import parse_systems
 from fxapprox.codecs import packing
-from fxapprox.torch_adapter import code_generation, operators
+from fxapprox.codecs.packing import split_dim
+from fxapprox.torch_adapter import code_generation, inductor, operators
 from tools.bench_models import MODELS
 from tools.selection import select
 
@@ -51,12 +54,20 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-# What --without takes back: where the change is, and what does nothing in its place.
-CHANGES: dict[str, tuple[ModuleType, str, Any]] = {
+def _within_rows(shape: Sequence[int], rows: int, *, within: bool = False) -> int | None:
+    return split_dim(shape, rows, within=True)
+
+
+Change = tuple[ModuleType, str, Any]  # a module, a name in it, and what takes its place
+KEPT: dict[str, Change] = {
     "loads": (code_generation, "_codes_at_once", _as_it_is),
     "width": (code_generation, "_not_for_radii", _as_it_is),
     "arrays": (operators, "PLAIN", frozenset()),
     "bytes": (packing, "code_in_memory", _as_it_is),
+}
+TRIED: dict[str, Change] = {
+    "reuse": (inductor, "SETTINGS", {}),
+    "rows": (packing, "split_dim", _within_rows),
 }
 
 
@@ -104,17 +115,25 @@ def row(model: str, label: str, kinds: Mapping[str, float]) -> str:
     return f"| {' | '.join([model, label, *(f'{time:.0f}' for time in (sum(times), *times))])} |"
 
 
-def in_process(model: str, system: str, steps: int, without: str) -> dict[str, Any]:
+def in_process(model: str, system: str, steps: int, changed: Sequence[str]) -> dict[str, Any]:
     """What ``profiled`` gives, from a process of its own that has no cache."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tools.step_profile", "--models", model, "--systems", system]
-        command += ["--steps", str(steps), "--without", without, "--worker"]
+        command += ["--steps", str(steps), *changed, "--worker"]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         raise typer.Exit(code=1)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _named(text: str, changes: Mapping[str, Change], option: str) -> list[str]:
+    """The names in a comma-separated text."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := set(names) - changes.keys():
+        raise typer.BadParameter(f"{option}: no {', '.join(sorted(unknown))}; there are: {', '.join(changes)}")
+    return names
 
 
 def longest(kernels: Iterable[tuple[str, float]], count: int) -> list[str]:
@@ -126,19 +145,18 @@ def main(
     models: Annotated[str, typer.Option(help="comma-separated parts of names; all if empty")] = "",
     systems: Annotated[str, typer.Option(help="comma-separated parts of names")] = "compile,fxapprox-8,fxapprox-4",
     steps: Annotated[int, typer.Option(min=1, help="profiled steps")] = 6,
-    without: Annotated[str, typer.Option(help=f"comma-separated, of: {', '.join(CHANGES)}")] = "",
+    without: Annotated[str, typer.Option(help=f"comma-separated, of: {', '.join(KEPT)}")] = "",
+    tried: Annotated[str, typer.Option(help=f"comma-separated, of: {', '.join(TRIED)}")] = "",
     kernels: Annotated[int, typer.Option(min=0, help="kernels to list below the table")] = 0,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Prints the table, a line as soon as a system is done."""
     chosen = parse_systems(systems, [name for name, system in SYSTEMS.items() if system.compiled])
-    taken_back = [name.strip() for name in without.split(",") if name.strip()]
-    if unknown := set(taken_back) - CHANGES.keys():
-        raise typer.BadParameter(f"--without: no {', '.join(sorted(unknown))}; there are: {', '.join(CHANGES)}")
+    taken_back, added = _named(without, KEPT, "--without"), _named(tried, TRIED, "--tried")
     if worker:
         with contextlib.ExitStack() as stack:
-            for name in taken_back:
-                stack.enter_context(mock.patch.object(*CHANGES[name]))
+            for change in (*map(KEPT.__getitem__, taken_back), *map(TRIED.__getitem__, added)):
+                stack.enter_context(mock.patch.object(*change))
             print(json.dumps(profiled(models, chosen[0], steps)))
         return
     print(f"| {' | '.join(['model', 'system', 'ms', *KINDS])} |")
@@ -146,9 +164,9 @@ def main(
     listed = []
     for model in select(MODELS, models):
         for system in track(chosen, model, transient=True):
-            found = in_process(model, system, steps, without)
-            named = taken_back and system != BASELINE
-            label = SYSTEMS[system].label + (f", without {', '.join(taken_back)}" if named else "")
+            found = in_process(model, system, steps, ["--without", without, "--tried", tried])
+            changes = [f"without {name}" for name in taken_back] + [f"with {name}" for name in added]
+            label = ", ".join([SYSTEMS[system].label, *(changes if system != BASELINE else [])])
             print(row(model, label, found["kinds"]), flush=True)
             listed += [f"{model}, {label}:", *longest(found["kernels"], kernels)] if kernels else []
     print("\n".join(listed))

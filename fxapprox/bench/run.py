@@ -171,7 +171,7 @@ def _first(
         worker = Worker(target, system, device, seed, folder)
         against = exact if reference == "float64" else plain if SYSTEMS[system].compiled and plain.exists() else ""
         save = plain if system == BASELINE and reference != "float64" else ""
-        return _asked(record, worker, "first", save=str(save), against=str(against)), worker
+        return replace(record, **worker.ask("first", save=str(save), against=str(against))), worker
     except WorkerFailed as error:
         return replace(record, failed=str(error)), None
 

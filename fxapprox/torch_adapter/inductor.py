@@ -89,6 +89,10 @@ def kernels_in_profiles() -> contextlib.AbstractContextManager[None]:
     return inductor_config.patch({"cpp.enable_kernel_profile": True})
 
 
+# Inductor would hold what it has read for the last time until something of its size is made.
+SETTINGS: dict[str, Any] = {"allow_buffer_reuse": False}
+
+
 class JointPartitioner(CustomPartitionerFn):
     """A partition function with the identity that Inductor's caches ask for.
 
@@ -124,10 +128,10 @@ def compile_inductor(
 
     lower_hints()
     with functorch_config.patch(enable_autograd_cache=False):
-        compiled: Any = compile_fx(gm, list(inputs), inner_compile=compile_half, config_patches={
-            # Inductor would hold what it has read for the last time until something of its size is made
-            "allow_buffer_reuse": False, **patches, "custom_partitioner_fn": partitioner,
-        })  # fmt: skip
+        compiled: Any = compile_fx(
+            gm, list(inputs), inner_compile=compile_half,
+            config_patches={**SETTINGS, **patches, "custom_partitioner_fn": partitioner},
+        )  # fmt: skip
     return compiled
 
 

@@ -18,6 +18,7 @@ from fxapprox.cli import app
 from fxapprox.errors import FxApproxError, OptionError, TargetError
 
 TARGET = """
+import sys
 import torch
 from torch import nn
 
@@ -32,6 +33,18 @@ def random():
 
 def one():
     return nn.Linear(4, 4), (torch.randn(2, 4),), lambda y: y.sum()
+
+def late():
+    model, args, loss = plain()
+    calls = []
+
+    def failing(y):
+        calls.append(y.shape)
+        if sys.argv[2] == "int8-hooks" and len(calls) == 1 or sys.argv[2] == "checkpoint" and len(calls) == 2:
+            raise RuntimeError("no more calls")
+        return loss(y)
+
+    return model, args, failing
 
 def broken():
     raise RuntimeError("no data")
@@ -65,6 +78,12 @@ def test_a_system_that_fails_is_a_record(target: str) -> None:
     assert found.records[0].failed == ""
     assert "nothing to put checkpoints between" in found.records[1].failed
     assert "nothing to put checkpoints between" in show.markdown(found)
+
+
+def test_a_system_that_fails_in_its_first_step_or_later_is_a_record(target: str) -> None:
+    found = run.bench(f"{target}:late", ("eager", "checkpoint", "int8-hooks"), rounds=1, console=quiet())
+    assert [record.failed for record in found.records] == ["", *["RuntimeError: no more calls"] * 2]
+    assert len(found.records[0].step_seconds) == 1
 
 
 def test_random_numbers_leave_no_float64(target: str) -> None:
