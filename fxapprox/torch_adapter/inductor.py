@@ -22,7 +22,7 @@ from torch._inductor.virtualized import V
 from fxapprox.torch_adapter import code_generation
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
 from fxapprox.torch_adapter.operators import lower_hints
-from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, trace
+from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, name_part, trace
 
 
 def prefers_channels_last(gm: fx.GraphModule) -> bool:
@@ -152,11 +152,17 @@ def compile_half(*args: Any, **kwargs: Any) -> Any:
 def compile_function(
     fn: Callable[..., tuple[torch.Tensor, ...]], values: Sequence[torch.Tensor], half: Half
 ) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """``fn`` over tensors like ``values``, compiled as it would be within a half of ours."""
+    """``fn`` over tensors like ``values``, compiled as it would be within a half of ours; bytes are codes."""
     mode = fake_mode()
     fakes = [fake_like(value, mode, value.device) for value in values]
+    graph = trace(lambda *given: fn(*given), fakes, mode)
+    for node, value in zip(graph.graph.find_nodes(op="placeholder"), values, strict=True):
+        if value.dtype is torch.uint8:
+            name_part(node, "value", 0)
+            node.target = node.name
+    graph.recompile()
     lower_hints()
-    compiled = compile_half(trace(lambda *given: fn(*given), fakes, mode), fakes, is_backward=half == "backward")
+    compiled = compile_half(graph, fakes, is_backward=half == "backward")
     return lambda *args: tuple(compiled(list(args)))
 
 
