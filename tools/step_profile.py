@@ -7,7 +7,7 @@ system runs in a process of its own. Kernels are told apart by the graph that ca
 --without takes back what was changed for a step's sake, to see what it gave: "loads" (eight bytes of a code by one
 instruction), "width" (eight elements at a time), "arrays" (a channel's arithmetic on numpy's arrays), "bytes" (codes of
 images are packed from bytes). --tried does what was not kept: "reuse" (Inductor holds a dead buffer for the next one of
-its size), "rows" (codes of images share bytes within rows).
+its size), "rows" (codes of images share bytes within rows), "levels" (a group's levels are equidistant).
 
 Examples:
 
@@ -39,7 +39,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.bench.systems import BASELINE, SYSTEMS
 from fxapprox.bench.worker import Trial
 from fxapprox.cli import parse_systems
-from fxapprox.codecs import packing
+from fxapprox.codecs import group, packing
 from fxapprox.codecs.packing import split_dim
 from fxapprox.torch_adapter import code_generation, inductor, operators
 from tools.bench_models import MODELS
@@ -68,6 +68,7 @@ KEPT: dict[str, Change] = {
 TRIED: dict[str, Change] = {
     "reuse": (inductor, "SETTINGS", {}),
     "rows": (packing, "split_dim", _within_rows),
+    "levels": (group, "CURVE", {bits: (0.0, margin) for bits, (_, margin) in group.CURVE.items()}),
 }
 
 
