@@ -64,7 +64,7 @@ def overview(benches: Mapping[str, Bench]) -> str:
     for model, bench in benches.items():
         by_name = {r.system: r for r in bench.records if not r.failed}
         base, eight, four, fp8 = (by_name.get(n) for n in ("compile", "fxapprox-8", "fxapprox-4", "fp8"))
-        ahead = ", ".join(SYSTEMS[r.system].label for r in rivals_ahead(bench)) or "none"
+        ahead = "; ".join(SYSTEMS[r.system].label for r in rivals_ahead(bench)) or "none"
         lines.append(_line([
             model, *(f"{_step(bench, own):.2f}x" for own in (eight, four)),
             *(f"{_compile(bench, own):.2f}x" for own in (eight, four)), *(_peak(own, base) for own in (eight, four)),

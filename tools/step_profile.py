@@ -156,8 +156,8 @@ def main(
     taken_back, added = _named(without, KEPT, "--without"), _named(tried, TRIED, "--tried")
     if worker:
         with contextlib.ExitStack() as stack:
-            for change in (*map(KEPT.__getitem__, taken_back), *map(TRIED.__getitem__, added)):
-                stack.enter_context(mock.patch.object(*change))
+            for name in taken_back + added:
+                stack.enter_context(mock.patch.object(*(KEPT | TRIED)[name]))
             print(json.dumps(profiled(models, chosen[0], steps)))
         return
     print(f"| {' | '.join(['model', 'system', 'ms', *KINDS])} |")

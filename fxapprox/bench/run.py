@@ -126,7 +126,7 @@ def bench(
                 stack.callback(worker.close)
         for system, worker in list(workers.items()):
             bar.update(task, description=f"{SYSTEMS[system].label}: memory", advance=1)
-            records[system] = _asked(records[system], worker, "memory")
+            records[system] = _with_memory(records[system], worker)
         alive = {system: worker for system, worker in workers.items() if not records[system].failed}
         for turn in range(rounds):
             bar.update(task, description="steps in turn", advance=1)
@@ -176,10 +176,10 @@ def _first(
         return replace(record, failed=str(error)), None
 
 
-def _asked(record: Record, worker: Worker, do: str, **request: Any) -> Record:
-    """The record with a worker's answer."""
+def _with_memory(record: Record, worker: Worker) -> Record:
+    """The record with what a worker measures of memory."""
     try:
-        return replace(record, **worker.ask(do, **request))
+        return replace(record, **worker.ask("memory"))
     except WorkerFailed as error:
         return replace(record, failed=str(error))
 

@@ -155,7 +155,7 @@ def compile_function(
     """``fn`` over tensors like ``values``, compiled as it would be within a half of ours; bytes are codes."""
     mode = fake_mode()
     fakes = [fake_like(value, mode, value.device) for value in values]
-    graph = trace(lambda *given: fn(*given), fakes, mode)
+    graph = trace(lambda *given: fn(*given), fakes, mode)  # a method would be traced with itself for an argument
     for node, value in zip(graph.graph.find_nodes(op="placeholder"), values, strict=True):
         if value.dtype is torch.uint8:
             name_part(node, "value", 0)
