@@ -48,8 +48,11 @@ def lower_hints() -> None:
             return [self.input_name(0)]
 
     def in_memory(x: Any) -> Any:
+        code = x.get_dtype() == torch.uint8
+        if code and x.get_device().type != "cpu":
+            return x  # there the kernel that makes codes packs them
         x.realize()
-        if x.get_dtype() == torch.uint8:
+        if code:
             codes_of(V.graph).add(x.get_name())
         return x
 
@@ -75,7 +78,7 @@ def materialize(x: torch.Tensor) -> torch.Tensor:
 
 
 def code_in_memory(codes: torch.Tensor) -> torch.Tensor:
-    """``codes``, bytes, computed once into memory in whatever layout suits what they are computed from."""
+    """``codes``, bytes; on the CPU computed once into memory in whatever layout suits what they are computed from."""
     return IN_MEMORY(codes)
 
 
