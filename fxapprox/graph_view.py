@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fxapprox.report import Report
 
 STAGES = ("joint", "plan", "forward", "backward")
-HINTS = (adapter.IN_MEMORY, adapter.FENCE)  # words to Inductor about the value that they return
+HINTS = (adapter.IN_MEMORY, adapter.IN_ORDER, adapter.FENCE)  # words to Inductor about the value that they return
 
 Kind = Literal["input", "operator", "quantize", "dequantize", "boundary", "output"]
 Half = Literal["forward", "backward"]
@@ -301,7 +301,7 @@ def _groups(gm: fx.GraphModule, codes: Mapping[str, _Code]) -> dict[_Key, list[f
     found: dict[_Key, list[fx.Node]] = {}
     keys: dict[fx.Node, _Key] = {}
     for node in gm.graph.nodes:
-        keys[node] = keys[node.args[0]] if node.target in HINTS else codes.get(node.name, node)
+        keys[node] = codes.get(node.name, keys[node.args[0]] if node.target in HINTS else node)
         found.setdefault(keys[node], []).append(node)
     return found
 

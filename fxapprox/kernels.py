@@ -159,6 +159,7 @@ class _Lowering:
         self._limits, self._eager, self._channels_last = limits, eager, channels_last
         self._env: dict[fx.Node, Any] = {}
         self._parts: dict[fx.Node, Any] = {}  # of views: which part of the memory they are, None: all of it
+        self._loops: set[Value] = set()  # what loops have put into memory
         self.operations: list[Operation] = []
         self.inputs: dict[str, Value] = {}
         self.outputs: list[Value | None] = []
@@ -191,12 +192,12 @@ class _Lowering:
             return None
         kind = "external" if self._eager else _kind(node, name)
         results = node.meta["val"]
+        if node.target is adapter.IN_ORDER and _flat(operands):
+            return self._in_order(node, results, _flat(operands)[0])
         if kind == "pointwise" and isinstance(results, torch.Tensor):
             made = self._pointwise(node, name, results)
             if name == "aten.cat" and results.device.type == "cpu":
                 self._concatenate(made, _flat(operands))
-            elif name == "prims.inductor_force_stride_order":
-                self._realize(made)
             return made
         tensors = results if isinstance(results, (tuple, list)) else (results,)
         makes = tuple(_in_memory(node.name, r) if isinstance(r, torch.Tensor) else None for r in tensors)
@@ -264,6 +265,15 @@ class _Lowering:
         made.heavy = name in HEAVY or any(v.heavy for v in inlined)
         return made
 
+    def _in_order(self, node: fx.Node, result: torch.Tensor, source: Value) -> Value:
+        """The operand itself where it lies in this order, or was written by a loop, which can; a copy elsewhere."""
+        last = _laid_out_last(result)
+        if source.reads is not None or (source.channels_last != last and source not in self._loops):
+            source = self._pointwise(node, op_name(node), result)
+            self._realize(source)
+        source.channels_last = last
+        return source
+
     def _concatenate(self, made: Value, operands: Sequence[Value]) -> None:
         """On the CPU operands are computed where they stand in the result, and read from there."""
         self._realize(made)
@@ -311,6 +321,7 @@ class _Lowering:
         reads = value.reads
         whole = frozenset(v for v, part in reads if part is None)
         self.operations.append(Operation(value.name, (value,), frozenset(v for v, _ in reads), value.rows, whole))
+        self._loops.add(value)
         value.reads, value.ops, value.heavy = None, frozenset(), False
 
 

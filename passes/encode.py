@@ -52,8 +52,14 @@ class Parts:
         return tuple(node for node in self.nodes if node.name in made)
 
 
-def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int) -> tuple[Parts, ...]:
+def encode(
+    forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int, channels_last: bool = False
+) -> tuple[Parts, ...]:
     """Replaces each saved value by the parts of its code, and its reads in backward by the decoded value.
+
+    Args:
+        num_fwd_outputs: how many of forward's outputs are the user's.
+        channels_last: whether images will lie so in memory, whatever the graphs' strides say.
 
     Requires: the two graphs that ``partition`` made from this plan.
     Ensures: forward's own outputs are untouched; the saved values keep AOTAutograd's order; no decision in backward
@@ -76,8 +82,9 @@ def encode(forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num
         if type(entry.codec) is Exact or entry.name not in produced:
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
-        made, decoded = _encode_one(entry, writers, backward, produced, inputs, outputs)
-        parts.append(made)
+        written = replace(entry, codec=entry.codec.for_channels_last()) if channels_last else entry
+        made, decoded = _encode_one(written, writers, backward, produced, inputs, outputs)
+        parts.append(replace(made, entry=entry))
         approximate |= decoded
     outputs.write()
     for graph in (forward, backward):

@@ -27,6 +27,7 @@ from fxapprox.passes.budget import Setting, budget_bytes, choose, estimated_erro
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import Parts, encode
+from fxapprox.passes.lay_out import lay_out
 from fxapprox.passes.materialize import materialize, settle_products
 from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
@@ -182,7 +183,8 @@ class _Splitter:
         lap("plan")
         forward, backward = partition(self.joint, chosen)
         lap("partition")
-        parts = encode(forward, backward, chosen, num_fwd_outputs=count)
+        channels_last = options.lowering == "inductor" and adapter.prefers_channels_last(forward)
+        parts = encode(forward, backward, chosen, num_fwd_outputs=count, channels_last=channels_last)
         lap("encode")
         pin_inputs(forward, num_fwd_outputs=count)
         materialize(forward)
@@ -194,10 +196,13 @@ class _Splitter:
         if options.checkpoint is not None:
             segments = checkpoint(
                 forward, backward, parts, options.checkpoint, num_fwd_outputs=count,
-                codec=Group(options.checkpoint_bits) if options.checkpoint_bits else None,
+                codec=Group(options.checkpoint_bits, channels_last=channels_last) if options.checkpoint_bits else None,
                 activations=self.activations,
             )  # fmt: skip
             lap("checkpoint")
+        if channels_last:
+            lay_out(backward)
+            lap("lay out")
         return _Halves(forward, backward, chosen, parts, segments, recopied)
 
     def within_budget(self) -> _Halves | None:

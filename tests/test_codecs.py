@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -273,6 +274,43 @@ def test_compiled_codes_are_those_of_the_stored_range(bits: int) -> None:
     compiled_zero = torch.compile(lambda x, upper: Zero(bits).encode_with(x, Predicate(upper=upper)))
     for eager, compiled in zip(Zero(bits).encode_with(x, predicate), compiled_zero(x, predicate.upper), strict=True):
         assert torch.equal(eager, compiled)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 3), channels=st.integers(1, 6), size=st.sampled_from([(8, 8), (4, 16), (16, 20), (7, 9)]),
+    bits=st.sampled_from(BITS), rounding=st.sampled_from(("nearest", "stochastic")), last=st.booleans(),
+)  # fmt: skip
+def test_codes_in_channels_last_memory_hold_the_same_groups(
+    count: int, channels: int, size: tuple[int, int], bits: int, rounding: str, last: bool
+) -> None:
+    x = torch.randn(count, channels, *size)
+    x[0, 0, 0, :3] = torch.tensor([math.nan, math.inf, 0.0])
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    for codec in (Group(bits, rounding), Group(bits, skewed=True), Zero(bits)):
+        value = x.relu() if isinstance(codec, Zero) else x
+        like = Like.of(value, memory_order(value))
+        here, there = (_code(c, value, like) for c in (codec, codec.for_channels_last()))
+        assert codec.for_channels_last() != codec
+        assert sum(part.nbytes for part in there.parts) == codec.nbytes(value.shape, value.dtype)
+        assert all(part.is_contiguous() for part in there.parts)
+        assert there.found.stride() == here.found.stride() == value.stride()
+        torch.testing.assert_close(there.found, here.found, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(there.bound, here.bound, rtol=0, atol=0, equal_nan=True)
+
+
+class Coded(NamedTuple):
+    parts: tuple[torch.Tensor, ...]
+    found: torch.Tensor
+    bound: torch.Tensor
+
+
+def _code(codec: Codec, x: torch.Tensor, like: Like) -> Coded:
+    if isinstance(codec, Carrier):
+        parts = codec.encode_with(x, Predicate(~(x <= 0)))
+        return Coded(parts, codec.decode_with(parts, like)[0], codec.bound(parts, like))
+    parts = codec.encode(x)
+    return Coded(parts, codec.decode(parts, like), codec.bound(parts, like))
 
 
 def test_codec_options_are_checked() -> None:

@@ -102,6 +102,11 @@ def small_cnn() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*layers), torch.randn(16, 16, 32, 32)
 
 
+def group_norms() -> tuple[nn.Module, Tensor]:
+    layers = [layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.GELU())]
+    return nn.Sequential(*layers), torch.randn(16, 16, 32, 32)
+
+
 def measured(model: nn.Module, x: Tensor, **options: object) -> tuple[int, int]:
     """(predicted, real) peak of a step with the loss inside."""
 
@@ -127,8 +132,9 @@ def test_the_real_peak_run_operator_by_operator(
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("build", [mlp, small_cnn])
+@pytest.mark.parametrize(
+    ("build", "bits"), [(mlp, None), (mlp, 4), (small_cnn, None), (small_cnn, 4), (group_norms, 8), (group_norms, 4)]
+)
 def test_the_real_peak_under_inductor(build: Callable[[], tuple[nn.Module, Tensor]], bits: int | None) -> None:
     torch.manual_seed(0)
     model, x = build()

@@ -101,6 +101,10 @@ class Codec:
         """
         raise NotImplementedError
 
+    def for_channels_last(self) -> Codec:
+        """The codec to take where images lie channels-last in memory: it gives the same values back."""
+        return self
+
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         """Bytes of the parts for a value of this shape and dtype; an expression where a size is one."""
         raise NotImplementedError

@@ -12,8 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ from torch import Tensor
 from fxapprox.codecs.arrays import Array, cast
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import compress, expand, finite, root, round_to_bfloat16, roundings, unroot, work_dtype
+from fxapprox.codecs.groups import from_groups, group_shape, groups_shape, in_memory_order, into_groups, stored
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
-from fxapprox.torch_adapter import materialize, small
+from fxapprox.torch_adapter import small
 
-SMALLEST, LARGEST = 64, 256
 SPECIALS = 3  # codes for -inf, NaN and inf, in this order
 ROOT = {8: 4, 4: 2, 3: 2, 2: 2}  # that skewed codes take: nothing small may become 0 at 8 bits
 # (k of the compander, how far the range ends beyond the outermost level, in steps): the least error over bell-shaped,
@@ -47,6 +47,7 @@ class Group(Codec):
             value and its place, so no generator moves.
         uniform: equidistant levels, for values that are not bell-shaped (logits, and all that are never negative).
         skewed: levels close together at the low end, for softmaxes: most elements are small, and few hold the sum.
+        channels_last: codes of images lie in memory as channels-last images do; see ``groups``.
     """
 
     label: ClassVar[str] = "group"
@@ -54,6 +55,7 @@ class Group(Codec):
     rounding: str = "nearest"
     uniform: bool = False
     skewed: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in CURVE:
@@ -71,48 +73,59 @@ class Group(Codec):
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         k, margin = self._curve
-        groups = x.reshape(group_shape(x.shape)).to(work_dtype(x))
+        groups = into_groups(x, channels_last=self.channels_last).to(work_dtype(x))
         ok = finite(groups)
         low = torch.where(ok, groups, math.inf).amin(1, keepdim=True)
         high = torch.where(ok, groups, -math.inf).amax(1, keepdim=True)
         some = low <= high
         special = ~ok.all(1, keepdim=True)
-        anchor = materialize(torch.where(some, low if self._low else low / 2 + high / 2, 0.0))
-        radius = materialize(self._rounded(torch.where(some, high / 2 - low / 2, 0.0)))
-        gain = materialize(radius.to(groups.dtype).reciprocal())
+        anchor = in_memory_order(torch.where(some, low if self._low else low / 2 + high / 2, 0.0))
+        radius = in_memory_order(self._rounded(torch.where(some, high / 2 - low / 2, 0.0)))
+        gain = in_memory_order(radius.to(groups.dtype).reciprocal())
         first, fine = self._levels(special, groups.dtype)
 
         v = (torch.where(ok, groups, anchor) - anchor) * gain
         u = root((v * 0.5).clamp(0, 1), ROOT[self.bits]) * 2 if self._low else compress(v.clamp(-1, 1), k) + 1
-        nudge = 0.5 if self.rounding == "nearest" else dither(groups)
+        nudge = 0.5 if self.rounding == "nearest" else self._dither(x)
         # never below the first level: u is at least 0, but for a curve's rounding, which is less than nudge - margin
         codes = (u * fine + (first + (nudge - margin))).floor().clamp_max(2**self.bits - 1)
         odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
         codes = torch.where(ok, codes, odd)
-        return pack(codes, self.bits, within=True), anchor, torch.where(special, -radius, radius)
+        packed = pack(codes, self.bits, within=True)
+        return stored(packed), anchor, stored(torch.where(special, -radius, radius))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         packed, anchor, radius = parts
         margin = self._curve[1]
-        codes = unpack(packed, self.bits, group_shape(like.shape), within=True).to(anchor.dtype)
+        shape = groups_shape(like.shape, channels_last=self.channels_last)
+        codes = unpack(packed, self.bits, shape, within=True).to(anchor.dtype)
         lines = ((1 / fine, (margin - first) / fine - 1) for first, fine in self._choices)  # from codes to the grid
         (step, start, width, taken), _ = group_decoder(anchor, radius, *itertools.chain(*lines))
         values = self._from_anchor(codes * step + start) * width + anchor
         values = torch.where(codes < taken, (codes - 1) * math.inf, values)  # of 0: NaN
-        return like.restride(values.reshape(like.shape))
+        return like.restride(from_groups(values, like.shape, channels_last=self.channels_last))
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         """Half a level to either side, a whole one with stochastic rounding, as wide as the grid is there."""
         packed, anchor, radius = parts
         margin = self._curve[1]
-        codes = unpack(packed, self.bits, group_shape(like.shape), within=True).to(anchor.dtype)
+        shape = groups_shape(like.shape, channels_last=self.channels_last)
+        codes = unpack(packed, self.bits, shape, within=True).to(anchor.dtype)
         first, fine = self._levels(radius < 0, anchor.dtype)
         reach = 0.5 if self.rounding == "nearest" else 1.0
         places = ((codes - first + margin + step) / fine - 1 for step in (-reach, 0.0, reach))
         low, at, high = (self._from_anchor(place.clamp(-1, 1)) for place in places)
         wide = torch.maximum(high - at, at - low) * radius.abs().to(anchor.dtype)
         slack = roundings(anchor.dtype, like.dtype) * (anchor.abs() + radius.abs().to(anchor.dtype))
-        return (wide + slack).reshape(like.shape)
+        return from_groups(wide + slack, like.shape, channels_last=self.channels_last)
+
+    def for_channels_last(self) -> Group:
+        return replace(self, channels_last=True)
+
+    def _dither(self, x: Tensor) -> Tensor:
+        """What is added before rounding down: the same for an element in whatever order codes lie."""
+        random = dither(x.reshape(group_shape(x.shape)).to(work_dtype(x)))
+        return into_groups(random.reshape(x.shape), channels_last=self.channels_last)
 
     def _rounded(self, radius: Tensor) -> Tensor:
         """The radius as it is stored: never smaller, and never zero."""
@@ -152,28 +165,10 @@ def group_decoder(
     return (steps, starts, cast(abs(radius), anchor.dtype), special * SPECIALS), ()
 
 
-def group_shape(shape: Sequence[Any]) -> tuple[Any, int]:
-    """(groups, elements in each) for a value of this shape.
-
-    A group is a run of trailing dimensions: for (N, C, H, W) the pixels of one channel, for (B, T, C) one row; from 64
-    to 256 elements where the sizes allow it. Symbolic sizes only ever count groups.
-    """
-    trailing = 1
-    lead = len(shape)
-    while lead > 0 and isinstance(shape[lead - 1], int) and (trailing < SMALLEST):
-        lead -= 1
-        trailing *= shape[lead]
-    size = trailing
-    if trailing > LARGEST:
-        size = max((d for d in range(SMALLEST, LARGEST + 1) if trailing % d == 0), default=trailing)
-    size = max(size, 1)
-    return math.prod(shape[:lead]) * (trailing // size), size
-
-
 def _either(special: Tensor, numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """A number for each group, in memory: the first for the special groups, the other one for the others."""
     one, other = numbers
-    return materialize(special.to(dtype) * (one - other) + other)
+    return in_memory_order(special.to(dtype) * (one - other) + other)
 
 
 def round_up(radius: Tensor) -> Tensor:

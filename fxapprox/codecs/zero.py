@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor
 from fxapprox.codecs.arrays import Array, cast, module_of
 from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, roundings, work_dtype
-from fxapprox.codecs.group import group_shape, round_up
+from fxapprox.codecs.group import round_up
+from fxapprox.codecs.groups import from_groups, group_shape, groups_shape, in_memory_order, into_groups, stored
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
-from fxapprox.torch_adapter import materialize, small
+from fxapprox.torch_adapter import small
 
 CURVE = {8: 0.8, 4: 0.8, 3: 1.0, 2: 1.0}
 
@@ -34,46 +35,54 @@ class Zero(Carrier):
 
     Attributes:
         bits: 8, 4, 3 or 2.
+        channels_last: codes of images lie in memory as channels-last images do; see ``groups``.
     """
 
     label: ClassVar[str] = "zero"
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
+    channels_last: bool = False
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
-        shape = group_shape(x.shape)
-        groups = x.reshape(shape).to(work_dtype(x))
-        upper = predicate.upper.reshape(shape)
+        groups = into_groups(x, channels_last=self.channels_last).to(work_dtype(x))
+        upper = into_groups(predicate.upper, channels_last=self.channels_last)
         ok = finite(groups)
-        radius = materialize(round_up(torch.where(ok, groups, 0.0).amax(1, keepdim=True)))
+        radius = in_memory_order(round_up(torch.where(ok, groups, 0.0).amax(1, keepdim=True)))
         special = ~ok.all(1, keepdim=True)
-        top = materialize(self._top(special, groups.dtype))
-        gain = materialize(radius.to(groups.dtype).reciprocal())
+        top = in_memory_order(self._top(special, groups.dtype))
+        gain = in_memory_order(radius.to(groups.dtype).reciprocal())
         u = compress((torch.where(ok, groups, 0.0) * gain).clamp(0, 1), CURVE[self.bits])
         codes = torch.minimum((u * top).floor().clamp_min(0) + 1, top)
         codes = torch.where(ok, codes, torch.where(groups != groups, top + 1, top + 2))
         codes = torch.where(upper | (groups != groups), codes, 0.0)
-        return pack(codes, self.bits, within=True), torch.where(special, -radius, radius)
+        return stored(pack(codes, self.bits, within=True)), stored(torch.where(special, -radius, radius))
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         packed, radius = parts
-        codes = unpack(packed, self.bits, group_shape(like.shape), within=True)
+        codes = unpack(packed, self.bits, groups_shape(like.shape, channels_last=self.channels_last), within=True)
         place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
         (top, step, width), _ = zero_decoder(radius, self.bits, place.dtype.itemsize)
         values = expand((place - 0.5) * step, CURVE[self.bits]) * width
         values = torch.where(place > top, (place - (top + 1)) * math.inf, values)  # of 0: NaN
         upper = codes > 0
-        values = torch.where(upper, values, 0.0)
-        return like.restride(values.reshape(like.shape)), upper.reshape(like.shape)
+        value, mask = (
+            from_groups(groups, like.shape, channels_last=self.channels_last)
+            for groups in (torch.where(upper, values, 0.0), upper)
+        )
+        return like.restride(value), mask
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         """Half a level to either side, as wide as the grid is there; nothing where the decision is false."""
         packed, radius = parts
-        codes = unpack(packed, self.bits, group_shape(like.shape), within=True)
+        codes = unpack(packed, self.bits, groups_shape(like.shape, channels_last=self.channels_last), within=True)
         place = codes.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
         top = self._top(radius < 0, place.dtype)
         low, at, high = (expand(((place - end) / top).clamp(0, 1), CURVE[self.bits]) for end in (1.0, 0.5, 0.0))
         wide = torch.maximum(high - at, at - low) + roundings(place.dtype, like.dtype)
-        return torch.where(codes > 0, wide * radius.abs().to(place.dtype), 0.0).reshape(like.shape)
+        wide = torch.where(codes > 0, wide * radius.abs().to(place.dtype), 0.0)
+        return from_groups(wide, like.shape, channels_last=self.channels_last)
+
+    def for_channels_last(self) -> Zero:
+        return replace(self, channels_last=True)
 
     def _top(self, special: Tensor, dtype: torch.dtype) -> Tensor:
         """The largest code of a finite value, per group."""

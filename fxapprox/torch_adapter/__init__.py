@@ -60,6 +60,7 @@ from fxapprox.torch_adapter.joint import (
 from fxapprox.torch_adapter.operators import (
     FENCE,
     IN_MEMORY,
+    IN_ORDER,
     code_in_memory,
     materialize,
     small,
@@ -95,6 +96,7 @@ from fxapprox.torch_adapter.tracing import (
 __all__ = [
     "FENCE",
     "IN_MEMORY",
+    "IN_ORDER",
     "NEEDS_VALUES",
     "FakeTensor",
     "FakeTensorMode",

@@ -21,6 +21,8 @@ _LIBRARY.define("fence(Tensor(a) x) -> Tensor(a)")
 _LIBRARY.impl("fence", lambda x: x, "CompositeExplicitAutograd")
 # The operand; Inductor fuses nothing across it.
 FENCE = torch.ops.fxapprox.fence.default
+# The operand, computed once into memory, with the strides that are given.
+IN_ORDER = torch.ops.prims.inductor_force_stride_order.default
 
 
 def lower_hints() -> None:
@@ -74,7 +76,7 @@ def codes_of(graph: Any) -> set[str]:
 
 def materialize(x: torch.Tensor) -> torch.Tensor:
     """``x``, computed once into memory: Inductor would compute it again for every element that reads it."""
-    return torch.ops.prims.inductor_force_stride_order(x, x.stride())
+    return IN_ORDER(x, x.stride())
 
 
 def code_in_memory(codes: torch.Tensor) -> torch.Tensor:
