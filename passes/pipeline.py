@@ -19,7 +19,7 @@ from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint, flops
-from fxapprox.liveness import Timeline, timeline
+from fxapprox.liveness import Timeline, images_channels_last, timeline
 from fxapprox.options import Options
 from fxapprox.pareto import Point
 from fxapprox.passes.allocate import allocate
@@ -183,7 +183,7 @@ class _Splitter:
         lap("plan")
         forward, backward = partition(self.joint, chosen)
         lap("partition")
-        channels_last = options.lowering == "inductor" and adapter.prefers_channels_last(forward)
+        channels_last = images_channels_last(forward, options.lowering)
         parts = encode(forward, backward, chosen, num_fwd_outputs=count, channels_last=channels_last)
         lap("encode")
         pin_inputs(forward, num_fwd_outputs=count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from fxapprox.bench.records import Bench, Record
@@ -22,6 +23,16 @@ def made(rival_peak: int) -> Bench:
 def test_rivals_with_a_point_of_their_own() -> None:
     assert bench.rivals_ahead(made(50)) == []
     assert [r.system for r in bench.rivals_ahead(made(39))] == ["checkpoint"]
+
+
+def test_a_rival_that_is_only_faster_is_told_apart() -> None:
+    found = made(50)
+    slower = tuple(
+        replace(r, step_seconds=tuple(1.5 * t for t in r.step_seconds)) if r.system.startswith("fxapprox") else r
+        for r in found.records
+    )
+    row = bench.overview({"vit": replace(found, records=slower)}).splitlines()[2]
+    assert row.endswith("| torch.compile (faster); eager, checkpoints; torch.compile, fp8 (faster) |")
 
 
 def test_overview(tmp_path: Path) -> None:

@@ -34,19 +34,32 @@ INTRODUCTION = """# CPU benchmark
 
 `python -m tools.bench --out docs/results/bench_cpu`. Everything to plain `torch.compile`, which takes 1.00x; errors are
 gradients' against float64. A system of others is named in the last column where none of ours takes no more time and no
-more memory: it then lies below and left of our curve.
+more memory: our curve does not pass below and left of it. "Faster": than each of ours, which all take less memory.
 """
 HEAD = (
     "model|8 bits, step|4 bits, step|8 bits, compile|4 bits, compile|8 bits, peak|4 bits, peak|8 bits, error|fp8, error"
-    "|below and left of our curve"
+    "|not matched by ours"
 )
 
 
 def rivals_ahead(bench: Bench) -> list[Record]:
     """Systems of others that none of ours equals in both peak and step time: our curve is not below them."""
-    own = [r for r in bench.records if SYSTEMS[r.system].family == OURS and not r.failed]
-    others = [r for r in bench.records if SYSTEMS[r.system].family != OURS and not r.failed]
+    own, others = _families(bench)
     return [rival for rival in others if not any(_no_worse(bench, r, rival) for r in own)]
+
+
+def _families(bench: Bench) -> tuple[list[Record], list[Record]]:
+    """(our systems, those of others) that could be measured."""
+    done = [r for r in bench.records if not r.failed]
+    own = [r for r in done if SYSTEMS[r.system].family == OURS]
+    return own, [r for r in done if r not in own]
+
+
+def _named(bench: Bench, rival: Record) -> str:
+    """A rival's label, and whether it is only faster than all of ours."""
+    own, _ = _families(bench)
+    faster = all(_step(bench, rival) < _step(bench, r) and rival.peak_bytes > r.peak_bytes for r in own)
+    return SYSTEMS[rival.system].label + (" (faster)" if faster else "")
 
 
 def _no_worse(bench: Bench, own: Record, rival: Record) -> bool:
@@ -64,7 +77,7 @@ def overview(benches: Mapping[str, Bench]) -> str:
     for model, bench in benches.items():
         by_name = {r.system: r for r in bench.records if not r.failed}
         base, eight, four, fp8 = (by_name.get(n) for n in ("compile", "fxapprox-8", "fxapprox-4", "fp8"))
-        ahead = "; ".join(SYSTEMS[r.system].label for r in rivals_ahead(bench)) or "none"
+        ahead = "; ".join(_named(bench, r) for r in rivals_ahead(bench)) or "none"
         lines.append(_line([
             model, *(f"{_step(bench, own):.2f}x" for own in (eight, four)),
             *(f"{_compile(bench, own):.2f}x" for own in (eight, four)), *(_peak(own, base) for own in (eight, four)),

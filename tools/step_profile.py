@@ -6,8 +6,9 @@ system runs in a process of its own. Kernels are told apart by the graph that ca
 
 --without takes back what was changed for a step's sake, to see what it gave: "loads" (eight bytes of a code by one
 instruction), "width" (eight elements at a time), "arrays" (a channel's arithmetic on numpy's arrays), "bytes" (codes of
-images are packed from bytes). --tried does what was not kept: "reuse" (Inductor holds a dead buffer for the next one of
-its size), "rows" (codes of images share bytes within rows), "levels" (a group's levels are equidistant).
+images are packed from bytes), "layout" (images, and groups' codes of them, are channels-last in backward, too). --tried
+does what was not kept: "reuse" (Inductor holds a dead buffer for the next one of its size), "rows" (codes of images
+share bytes within rows), "levels" (a group's levels are equidistant).
 
 Examples:
 
@@ -41,6 +42,7 @@ from fxapprox.bench.worker import Trial
 from fxapprox.cli import parse_systems
 from fxapprox.codecs import group, packing
 from fxapprox.codecs.packing import split_dim
+from fxapprox.passes import pipeline
 from fxapprox.torch_adapter import code_generation, inductor, operators
 from tools.bench_models import MODELS
 from tools.selection import select
@@ -54,6 +56,10 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
+def _never(*given: Any) -> bool:
+    return False
+
+
 def _within_rows(shape: Sequence[int], rows: int, *, within: bool = False) -> int | None:
     return split_dim(shape, rows, within=True)
 
@@ -64,6 +70,7 @@ KEPT: dict[str, Change] = {
     "width": (code_generation, "_not_for_radii", _as_it_is),
     "arrays": (operators, "PLAIN", frozenset()),
     "bytes": (packing, "code_in_memory", _as_it_is),
+    "layout": (pipeline, "images_channels_last", _never),
 }
 TRIED: dict[str, Change] = {
     "reuse": (inductor, "SETTINGS", {}),
