@@ -1,9 +1,9 @@
-"""Asks for images of backward's convolutions in channels-last memory, where forward's convolutions have theirs.
+"""Asks for decoded images of backward's convolutions in channels-last memory, where forward's convolutions have theirs.
 
 Inductor lays out images channels-last in graphs that have a convolution; a backward graph has only the gradients of
 some, whose operands it makes in the order in which they were traced. Saved images of plain torch.compile come
-channels-last from forward, and so does what is made from them element by element; decoded ones, and what has been
-through views since, do not, and oneDNN copies them.
+channels-last from forward, and so does what is made from them element by element; decoded ones do not, and oneDNN
+copies them, and the gradients beside them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from fxapprox.graph import tensor_of
 
 
 def lay_out(backward: fx.GraphModule) -> tuple[str, ...]:
-    """Puts the images that the gradients of convolutions are made from into channels-last memory.
+    """Puts what the gradients of convolutions are made from into channels-last memory, where the image is decoded.
 
     Requires: a backward graph whose forward graph Inductor lays out channels-last.
-    Ensures: no value changes; inputs of the graph, and images whose channels or pixels are symbolic, are read as they
-        come.
+    Ensures: no value changes; images whose channels or pixels are symbolic are read as they come. So is a gradient that
+        comes from outside the graph in another layout, and the image beside it: Inductor makes their layouts one.
     Changes numerics: no, but for the order in which a library adds.
 
-    Returns: the names of the images.
+    Returns: the names of the images and gradients.
     """
     found = []
     for node in backward.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default):
         gradient, image, *_ = node.args
-        for operand in dict.fromkeys((gradient, image)):
+        if not _is_decoded(image) or gradient.op == "placeholder":
+            continue
+        for operand in (gradient, image):
             like = _laid_out(operand)
             if like is None:
                 continue
@@ -42,10 +44,23 @@ def lay_out(backward: fx.GraphModule) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _is_decoded(image: fx.Node) -> bool:
+    """Whether the image is computed from codes. What is saved exactly comes channels-last from forward."""
+    seen, stack = {image}, [image]
+    while stack:
+        node = stack.pop()
+        if node.op == "placeholder" and adapter.is_part(node.name):
+            return True
+        fresh = set(node.all_input_nodes) - seen
+        seen |= fresh
+        stack += fresh
+    return False
+
+
 def _laid_out(operand: fx.Node) -> Tensor | None:
     """The fake tensor of the operand in channels-last memory; None where it is read as it comes."""
     value = tensor_of(operand)
-    if value is None or value.dim() != 4 or operand.op != "call_function":
+    if value is None or value.dim() != 4:
         return None
     fixed = all(isinstance(size, int) for size in value.shape[1:])
     return torch.empty_like(value, memory_format=torch.channels_last) if fixed else None

@@ -27,9 +27,9 @@ def gradients_of_convolutions(backward: fx.GraphModule) -> list[fx.Node]:
 
 
 def images_of(backward: fx.GraphModule) -> list[fx.Node]:
-    """What the gradients are made from, but the images that the network was given."""
-    operands = [operand for node in gradients_of_convolutions(backward) for operand in node.args[:2]]  # type: ignore[misc]
-    return [operand for operand in operands if not operand.name.startswith("primals")]
+    """What the gradients of convolutions behind the first are made from; the first one's image is the user's."""
+    convolutions = [node for node in gradients_of_convolutions(backward) if node.args[1].name != "primals_3"]  # type: ignore[union-attr]
+    return [operand for node in convolutions for operand in node.args[:2]]  # type: ignore[misc]
 
 
 def is_channels_last(node: fx.Node) -> bool:
@@ -37,15 +37,26 @@ def is_channels_last(node: fx.Node) -> bool:
     return value is not None and value.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_backward_makes_is_laid_out_and_inputs_are_not() -> None:
+def test_decoded_images_and_the_gradients_beside_them_are_laid_out() -> None:
     torch.manual_seed(0)
     backward = traced(network(), torch.randn(2, 8, 16, 16)).split(bits=8).backward
     before = images_of(backward)
     names = lay_out(backward)
     assert names == tuple(node.name for node in before)
-    assert len(names) == 5  # three gradients, and two decoded images; the first one is the user's
+    assert len(names) == 4
     assert all(map(is_channels_last, images_of(backward)))
+    for operand in images_of(backward):  # in memory once, whoever reads it
+        assert operand.target is adapter.IN_ORDER
+        assert [node.target for node in operand.all_input_nodes] == [adapter.IN_MEMORY]
     backward.graph.lint()
+
+
+def test_what_is_saved_exactly_or_given_is_read_as_it_comes() -> None:
+    exact = traced(network(), torch.randn(2, 8, 16, 16)).split(bits=None).backward
+    assert lay_out(exact) == ()
+    last = nn.Sequential(network(layers=1), nn.Conv2d(8, 8, 3))  # its gradient comes from outside
+    given = traced(last, torch.randn(2, 8, 16, 16)).split(bits=8).backward
+    assert lay_out(given) == ()
 
 
 def test_only_the_lowering_that_lays_out_images_is_told() -> None:
@@ -65,18 +76,11 @@ def test_graphs_without_convolutions_are_left_alone() -> None:
     assert lay_out(backward) == ()
 
 
-def test_what_is_read_elsewhere_is_read_in_the_same_memory() -> None:
-    backward = traced(network(layers=1), torch.randn(2, 8, 16, 16)).split(bits=8, lowering="inductor").backward
-    for operand in images_of(backward):
-        assert operand.target is adapter.IN_ORDER
-        (kept,) = operand.all_input_nodes
-        assert kept.target is adapter.IN_MEMORY
-
-
-def test_checkpoints_are_laid_out_as_well() -> None:
-    compiled = traced(network(layers=4), torch.randn(2, 8, 16, 16)).split(bits=4, lowering="inductor", checkpoint=2)
+def test_what_segments_compute_from_codes_is_laid_out() -> None:
+    joint = traced(network(layers=4), torch.randn(2, 8, 16, 16))
+    compiled = joint.split(bits=4, lowering="inductor", checkpoint=2, checkpoint_bits=8)
     assert compiled.segments
-    assert all(map(is_channels_last, images_of(compiled.backward)))
+    assert is_channels_last(images_of(compiled.backward)[1])  # of the last segment, whose boundary is a code
 
 
 @pytest.mark.inductor
