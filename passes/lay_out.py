@@ -20,15 +20,16 @@ def lay_out(backward: fx.GraphModule) -> tuple[str, ...]:
 
     Requires: a backward graph whose forward graph Inductor lays out channels-last.
     Ensures: no value changes; images whose channels or pixels are symbolic are read as they come. So is a gradient that
-        comes from outside the graph in another layout, and the image beside it: Inductor makes their layouts one.
+        comes from outside the graph, and the image beside it: Inductor makes their layouts one.
     Changes numerics: no, but for the order in which a library adds.
 
     Returns: the names of the images and gradients.
     """
     found = []
+    decoded = _decoded(backward.graph)
     for node in backward.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default):
         gradient, image, *_ = node.args
-        if not _is_decoded(image) or gradient.op == "placeholder":
+        if image not in decoded or gradient.op == "placeholder":
             continue
         for operand in (gradient, image):
             like = _laid_out(operand)
@@ -44,17 +45,13 @@ def lay_out(backward: fx.GraphModule) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_decoded(image: fx.Node) -> bool:
-    """Whether the image is computed from codes. What is saved exactly comes channels-last from forward."""
-    seen, stack = {image}, [image]
-    while stack:
-        node = stack.pop()
-        if node.op == "placeholder" and adapter.is_part(node.name):
-            return True
-        fresh = set(node.all_input_nodes) - seen
-        seen |= fresh
-        stack += fresh
-    return False
+def _decoded(graph: fx.Graph) -> set[fx.Node]:
+    """What is computed from codes. What is saved exactly comes channels-last from forward."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if adapter.is_part(node.name) if node.op == "placeholder" else not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _laid_out(operand: fx.Node) -> Tensor | None:

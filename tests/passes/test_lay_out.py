@@ -22,14 +22,10 @@ def network(channels: int = 8, layers: int = 3) -> nn.Sequential:
     return nn.Sequential(*made)
 
 
-def gradients_of_convolutions(backward: fx.GraphModule) -> list[fx.Node]:
-    return backward.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default)
-
-
 def images_of(backward: fx.GraphModule) -> list[fx.Node]:
-    """What the gradients of convolutions behind the first are made from; the first one's image is the user's."""
-    convolutions = [node for node in gradients_of_convolutions(backward) if node.args[1].name != "primals_3"]  # type: ignore[union-attr]
-    return [operand for node in convolutions for operand in node.args[:2]]  # type: ignore[misc]
+    """What the gradients of convolutions are made from, but of those whose image is the user's."""
+    nodes = backward.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default)
+    return [operand for node in nodes if node.args[1].op != "placeholder" for operand in node.args[:2]]  # type: ignore[misc, union-attr]
 
 
 def is_channels_last(node: fx.Node) -> bool:
