@@ -46,8 +46,11 @@ class Like:
         x = x.to(self.dtype)
         if self.order == tuple(range(len(self.order))):
             return x.contiguous()
-        inverse = [self.order.index(d) for d in range(len(self.order))]
-        return x.permute(self.order).contiguous().permute(inverse)
+        dense = x.permute(self.order).contiguous()
+        if any(known == 1 for known in map(expression, self.shape)):
+            # contiguous() lets such a dimension have any stride; a library would not see that an image is channels-last
+            dense = dense.view(dense.shape)
+        return dense.permute([self.order.index(d) for d in range(len(self.order))])
 
 
 @dataclass(frozen=True, slots=True)
