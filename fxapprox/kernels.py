@@ -10,9 +10,9 @@ fused kernel alone needs no memory either. The rules are those of torch/_inducto
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, islice, takewhile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, islice, pairwise, takewhile
 from operator import mul
 from typing import Any
 
@@ -37,10 +37,13 @@ POINTWISE = frozenset(
     " aten.max_pool2d_with_indices_backward prims.inductor_random prims.inductor_lookup_seed aten.slice_backward"
     " aten.select_backward aten.select_scatter aten.slice_scatter aten.triu aten.tril".split()
 )
+SCATTERS = frozenset("aten.index_put aten._unsafe_index_put".split())  # loops that write where an index says
 GATHERS = frozenset("aten._unsafe_index aten.index".split())  # their results have the layout that their sizes say
 SHAPE_ALONE = frozenset(  # of the second operand
     "aten.avg_pool2d_backward aten._adaptive_avg_pool2d_backward aten.max_pool2d_with_indices_backward".split()
 )
+CONVOLUTION_BACKWARD = "aten.convolution_backward"
+RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.unsqueeze".split())
 PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
 
 
@@ -105,16 +108,18 @@ class Kernel:
         name: of its last operation.
         makes: values in memory afterwards.
         reads: values it takes from memory.
-        whole: those of ``reads`` that a result may take the place of.
+        whole: by result, those values whose place it may take: it is made in the last loop that reads them.
         scratch: bytes that it needs while it runs.
+        frees: whether what has been read for the last time is freed after it.
     """
 
     name: str
     makes: tuple[Value, ...]
     reads: frozenset[Value]
-    whole: frozenset[Value] = frozenset()
+    whole: Mapping[Value, frozenset[Value]] = field(default_factory=dict)
     external: bool = False
     scratch: Size = 0
+    frees: bool = True
 
 
 @dataclass(slots=True)
@@ -149,6 +154,9 @@ def lower(gm: fx.GraphModule, *, lowering: str, channels_last: bool, half: adapt
         kernels = [Kernel(o.name, o.makes, o.reads, external=True, scratch=o.scratch) for o in operations]
     else:
         kernels = _fuse(operations, {id(v) for v in lowered.outputs if v is not None})
+        if lowered.on_cpu:  # loops up to the next external kernel are one C++ function
+            for kernel, following in pairwise(kernels):
+                kernel.frees = kernel.external or following.external
     return Lowered(kernels, lowered.inputs, lowered.outputs)
 
 
@@ -160,9 +168,11 @@ class _Lowering:
         self._env: dict[fx.Node, Any] = {}
         self._parts: dict[fx.Node, Any] = {}  # of views: which part of the memory they are, None: all of it
         self._loops: set[Value] = set()  # what loops have put into memory
+        self._reshaped: set[Value] = set()  # what loops make of these lies in the order of its sizes
         self.operations: list[Operation] = []
         self.inputs: dict[str, Value] = {}
         self.outputs: list[Value | None] = []
+        self.on_cpu = False
 
     def run(self, node: fx.Node) -> None:
         if node.op == "output":
@@ -173,6 +183,7 @@ class _Lowering:
         elif node.op in ("placeholder", "get_attr"):
             if (value := tensor_of(node)) is not None:
                 self._env[node] = self.inputs[node.name] = made = _in_memory(node.name, value)
+                self.on_cpu |= value.device.type == "cpu"
                 saved = self._channels_last and not node.name.startswith("primals")
                 made.channels_last = _laid_out_last(value) or (saved and _is_image(value))
         elif (made := self._call(node)) is not None:
@@ -190,7 +201,7 @@ class _Lowering:
             for value in _flat(operands):  # an operator with effects alone
                 self._realize(value)
             return None
-        kind = "external" if self._eager else _kind(node, name)
+        kind = "external" if self._eager else _kind(node, name)  # a scatter ends before it is read, as a reduction does
         results = node.meta["val"]
         if node.target is adapter.IN_ORDER and _flat(operands):
             return self._in_order(node, results, _flat(operands)[0])
@@ -209,19 +220,33 @@ class _Lowering:
                 Operation(node.name, made, frozenset(v for v, _ in loads), largest.rows, reduces=True)
             )
         elif made:
-            for value in _flat(operands):
+            direct = [a for a in node.args if isinstance(a, fx.Node)]  # by place, even where two are one
+            others = [n for n in node.all_input_nodes if n not in direct]
+            values = _flat([self._env.get(n) for n in (*direct, *others)])
+            for value in values:
                 self._realize(value)
-            scratch = self._scratch(node, name, made)
-            self.operations.append(Operation(node.name, made, frozenset(_flat(operands)), scratch=scratch))
+            if name == CONVOLUTION_BACKWARD and not self._eager:
+                values[:2] = self._in_one_order(*values[:3])
+            scratch = self._scratch(node, name, values, made)
+            self.operations.append(Operation(node.name, made, frozenset(values), scratch=scratch))
         return makes if isinstance(results, (tuple, list)) else makes[0]
 
-    def _scratch(self, node: fx.Node, name: str, made: Sequence[Value]) -> Size:
+    def _in_one_order(self, gradient: Value, image: Value, weight: Value) -> list[Value]:
+        """Gradient and image as a convolution's backward reads them: Inductor copies what lies in another order."""
+        last = image.channels_last or weight.channels_last
+        return [value if value.channels_last == last else self._copied(value, last) for value in (gradient, image)]
+
+    def _copied(self, value: Value, channels_last: bool) -> Value:
+        copied = replace(value, reads=frozenset({(value, None)}), channels_last=channels_last)
+        self._realize(copied)
+        return copied
+
+    def _scratch(self, node: fx.Node, name: str, values: Sequence[Value], made: Sequence[Value]) -> Size:
         """What libraries on the CPU allocate inside an operator: oneDNN, and the backward of fused attention.
 
         oneDNN brings images into a layout of its own, unless they are channels-last; weights always. Measured.
         """
         fake = tensor_of(node.all_input_nodes[0]) if node.all_input_nodes else None
-        values = [v for n in node.all_input_nodes for v in _flat([self._env.get(n)])]
         if fake is None or fake.device.type != "cpu" or not values:
             return 0
         if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
@@ -230,9 +255,9 @@ class _Lowering:
             image, weight = values[:2]
             made[0].channels_last = self._channels_last or image.channels_last
             return weight.size if made[0].channels_last else _larger(image.size + weight.size, made[0].size)
-        if name == "aten.convolution_backward":
+        if name == CONVOLUTION_BACKWARD:
             gradient, image, weight = values[:3]
-            made[0].channels_last = gradient.channels_last or image.channels_last
+            made[0].channels_last = image.channels_last or weight.channels_last
             return 2 * weight.size + sum(v.size for v in (gradient, image) if not v.channels_last)
         return 0
 
@@ -245,6 +270,10 @@ class _Lowering:
         operand = node.args[0]
         part = self._parts.get(operand) if isinstance(operand, fx.Node) else None  # type: ignore[arg-type]
         self._parts[node] = node if name in PARTS else part
+        if name in RESHAPES:
+            self._reshaped.add(source)
+            if source in self._loops:
+                source.channels_last = False
         if name in ("aten.as_strided", "fxapprox.in_memory", "fxapprox.fence"):
             self._realize(source)
         return source
@@ -322,6 +351,7 @@ class _Lowering:
         whole = frozenset(v for v, part in reads if part is None)
         self.operations.append(Operation(value.name, (value,), frozenset(v for v, _ in reads), value.rows, whole))
         self._loops.add(value)
+        value.channels_last &= value not in self._reshaped
         value.reads, value.ops, value.heavy = None, frozenset(), False
 
 
@@ -346,16 +376,18 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
             touched_in.setdefault(id(value), set()).add(at)
 
     def earlier(operation: Operation, following: Iterable[Operation]) -> int | None:
-        """The closed group with the loop that makes the last of what this one reads, if they can be one loop, and
-        share more than this one does with a loop that follows."""
-        at = max((made_in.get(id(v), -1) for v in operation.reads), default=-1)
-        loops = [o for o in groups[at] if o.rows and not operation.reads.isdisjoint(o.makes)] if at >= 0 else []
-        if not any(_one_loop(operation.rows, o.rows) for o in loops):
-            return None
-        touched = {v for o in groups[at] for v in (*o.reads, *o.makes)}
-        ahead = takewhile(lambda o: o.rows, following)
-        most = max((_shared(operation, {*o.reads, *o.makes}) for o in ahead), default=0)
-        return at if _shared(operation, touched) > most else None
+        """The closed group with which this loop can be one and shares most, if that is more than with those ahead."""
+        made = max((made_in.get(id(v), -1) for v in operation.reads), default=-1)
+        around = {at for v in operation.reads for at in touched_in.get(id(v), ()) if at >= made}
+        shared = {
+            at: _shared(operation, groups[at])
+            for at in around
+            if any(o.rows and _one_loop(operation.rows, o.rows) for o in groups[at])
+        }
+        ahead = _fitting(operation, takewhile(lambda o: o.rows, following))
+        most = max((_shared(operation, [o]) for o in ahead), default=0)
+        best = max(shared, key=lambda at: (shared[at], at), default=None)
+        return best if best is not None and shared[best] > most else None
 
     for i, operation in enumerate(operations):
         if not operation.rows:
@@ -380,8 +412,24 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
     ]
 
 
-def _shared(operation: Operation, touched: set[Value]) -> int:
-    """Bytes that an operation reads or makes, and others touch as well."""
+def _fitting(operation: Operation, following: Iterable[Operation]) -> Iterator[Operation]:
+    """Those of the loops that follow which may be one with a loop: not what needs sums of its results first."""
+    across = any(v.channels_last for v in operation.makes)  # a loop over channels is none over pixels
+    after_sums: set[Value] = set()
+    derived = {*operation.makes}
+    for other in following:
+        if not after_sums.isdisjoint(other.reads):
+            after_sums.update(other.makes)
+            continue
+        if not derived.isdisjoint(other.reads):
+            (after_sums if other.reduces else derived).update(other.makes)
+        if not (across and other.reduces):
+            yield other
+
+
+def _shared(operation: Operation, group: Sequence[Operation]) -> int:
+    """Bytes that an operation reads or makes, and a group as well."""
+    touched = {v for o in group for v in (*o.reads, *o.makes)}
     return sum(v.elements * v.dtype.itemsize for v in {*operation.reads, *operation.makes} & touched)
 
 
@@ -410,13 +458,22 @@ def _kernel(group: list[Operation], private: set[int]) -> Kernel:
         if o.reduces or id(v) not in private or not all(in_one_loop(o, r) for r in readers.get(id(v), ()))
     )
     reads = frozenset(v for o in group for v in o.reads if id(v) not in made_by)
-    whole = frozenset(v for o in group for v in o.whole if id(v) not in made_by)
+    place = {id(o): at for at, o in enumerate(group)}
+
+    def reads_last(o: Operation, value: Value) -> bool:
+        others = (r for r in readers[id(value)] if r is not o)
+        return all(place[id(r)] < place[id(o)] and not in_one_loop(r, o) for r in others)
+
+    whole = {v: frozenset(w for w in o.whole if reads_last(o, w)) for o in group for v in o.makes}
     return Kernel(group[-1].name, makes, reads, whole)
 
 
 def _one_loop(a: frozenset[int], b: frozenset[int]) -> bool:
-    """Whether two loop nests are one, up to merging dimensions: (3, 4, 5) and (12, 5), but not (10, 6)."""
-    return max(a) == max(b) and (a <= b or b <= a)
+    """Whether two loop nests are one, up to merging dimensions: (3, 4, 5) and (12, 5), but not (10, 6).
+
+    Two images over different dimensions are, where merging leaves three: (16, 16, 32, 32) and (16, 2, 8, 1024).
+    """
+    return max(a) == max(b) and (a <= b or b <= a or len(a & b) > 3)
 
 
 def _kind(node: fx.Node, name: str) -> str:
@@ -424,6 +481,8 @@ def _kind(node: fx.Node, name: str) -> str:
         return "output"
     if name in REDUCTIONS:
         return "pointwise" if _unrolled(node, name) > 1 else "reduction"
+    if name in SCATTERS:
+        return "external" if any(_selects(n) for n in node.all_input_nodes) else "reduction"
     rule = rule_of(node)
     if (
         name in POINTWISE
@@ -432,6 +491,12 @@ def _kind(node: fx.Node, name: str) -> str:
     ):
         return "pointwise"
     return "external"
+
+
+def _selects(node: fx.Node) -> bool:
+    """Whether it is a mask: as an index it has to be searched."""
+    value = tensor_of(node)
+    return value is not None and value.dtype in (torch.bool, torch.uint8)
 
 
 def _unrolled(node: fx.Node, name: str) -> int:

@@ -251,7 +251,7 @@ def _sharing(lowered: Lowered, slots: Mapping[Value, Value]) -> Lowered:
         return lowered
     parts = shared | {slots[slot] for slot in shared}  # no result may take the place of a part
     kernels = [
-        replace(k, reads=frozenset(slots.get(v, v) for v in k.reads), whole=k.whole - parts)
+        replace(k, reads=frozenset(slots.get(v, v) for v in k.reads), whole={m: w - parts for m, w in k.whole.items()})
         if not parts.isdisjoint(k.reads) else k
         for k in lowered.kernels
     ]  # fmt: skip
@@ -294,34 +294,39 @@ def _run(
     for at, kernel in enumerate(lowered.kernels):
         last.update((value, at) for value in (*kernel.makes, *kernel.reads))
     alive = set(counted)
+    waiting: list[Value] = []
     moments = []
     for at, kernel in enumerate(lowered.kernels):
         dying = {v for v in kernel.reads if last[v] == at and v in alive and v not in forever}
-        dying -= (replaced := _in_place(kernel, dying))
-        for value in replaced:
-            memory.free(value)
-        for value in kernel.makes:
-            memory.allocate(value, kinds.get(value, "temporary"))
+        for made in kernel.makes:
+            if (replaced := _in_place(made, kernel, dying)) is not None:
+                memory.free(replaced)
+                dying.remove(replaced)
+                alive.discard(replaced)
+            memory.allocate(made, kinds.get(made, "temporary"))
+            alive.add(made)
+            if last[made] == at and made not in forever:
+                dying.add(made)
         moments.append(Moment(kernel.name, half, *memory.run(kernel)))
-        unread = {v for v in kernel.makes if last[v] == at and v not in forever}
-        alive |= {*kernel.makes} - unread
-        for value in (*dying, *unread):
-            memory.free(value)
-        alive -= dying | replaced
+        alive -= dying
+        waiting += dying
+        if kernel.frees:
+            for value in waiting:
+                memory.free(value)
+            waiting = []
     for value in counted - last.keys() - forever:  # nothing marks the last use of what is not read
         memory.free(value)
     return moments
 
 
-def _in_place(kernel: Kernel, dying: set[Value]) -> set[Value]:
-    """Those of the dying operands whose memory a result takes over."""
-    taken: set[Value] = set()
-    for made in kernel.makes:
-        for value in kernel.whole & dying - taken:
-            if value.elements == made.elements and value.dtype == made.dtype:
-                taken.add(value)
-                break
-    return taken
+def _in_place(made: Value, kernel: Kernel, dying: Set[Value]) -> Value | None:
+    """The dying value whose memory a result takes over."""
+    places = (
+        value
+        for value in kernel.whole.get(made, frozenset()) & dying
+        if (value.elements, value.dtype, value.channels_last) == (made.elements, made.dtype, made.channels_last)
+    )
+    return min(places, key=lambda value: value.name, default=None)
 
 
 class _Memory:

@@ -85,6 +85,31 @@ def test_pointwise_results_live_in_their_readers() -> None:
     assert timeline(forward, nothing(), num_fwd_outputs=1, lowering="eager").peak({}) == 3 * SIZE
 
 
+def test_a_place_is_taken_in_the_last_loop_that_reads_it() -> None:
+    def build(_: fx.Graph, given: Callable[[str], fx.Node], call: Callable[..., fx.Node]) -> list:
+        x = given("primals_1")
+        h = call(torch.ops.aten.mm.default, x, x)
+        return [call(torch.ops.aten.neg.default, h), call(torch.ops.aten.exp.default, h)]
+
+    assert timeline(graph(build), nothing(), num_fwd_outputs=2).peak({}) == 3 * SIZE  # one loop reads h for both
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_on_the_cpu_loops_up_to_the_next_product_free_nothing(device: str) -> None:
+    def build(made: fx.Graph, given: Callable[[str], fx.Node], call: Callable[..., fx.Node]) -> list:
+        x = given("primals_1")
+        total = call(torch.ops.aten.sum.default, call(torch.ops.aten.mm.default, x, x))
+        ones = call(torch.ops.aten.full.default, [64, 64], 1.0)
+        product = call(torch.ops.aten.mm.default, ones, x)
+        for node in made.nodes:
+            node.meta["val"] = torch.empty(() if node is total else (64, 64), device=device)
+        return [total, product]
+
+    moments = timeline(graph(build), nothing(), num_fwd_outputs=2).moments
+    (live,) = (m.live for m in moments if m.name == "full_default")
+    assert live == 4 + (2 if device == "cpu" else 1) * SIZE
+
+
 def test_graphs_one_after_the_other() -> None:
     part = Timeline((Moment("a", "forward", 5, 0), Moment("b", "backward", 7, 0)), after_forward=3, after_backward=1)
     both = joined([part, part])
@@ -104,6 +129,14 @@ def small_cnn() -> tuple[nn.Module, Tensor]:
 
 def group_norms() -> tuple[nn.Module, Tensor]:
     layers = [layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.GELU())]
+    return nn.Sequential(*layers), torch.randn(16, 16, 32, 32)
+
+
+def upsampled() -> tuple[nn.Module, Tensor]:
+    def block(given: int, made: int) -> list[nn.Module]:
+        return [nn.Conv2d(given, made, 3, padding=1), nn.GroupNorm(4, made), nn.SiLU()]
+
+    layers = [*block(16, 16), nn.AvgPool2d(2), *block(16, 32), nn.Upsample(scale_factor=2), *block(32, 16)]
     return nn.Sequential(*layers), torch.randn(16, 16, 32, 32)
 
 
@@ -141,6 +174,17 @@ def test_the_real_peak_under_inductor(build: Callable[[], tuple[nn.Module, Tenso
     predicted, real = measured(model, x, bits=bits)
     # which temporaries of one kernel Inductor fuses away is not told to the last: one of x's size may be missed
     assert abs(predicted - real) < 0.05 * real + x.nbytes
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize(
+    ("build", "bits"), [(small_cnn, None), (group_norms, None), (group_norms, 8), (upsampled, None), (upsampled, 8)]
+)
+def test_the_real_peak_of_convolutions(build: Callable[[], tuple[nn.Module, Tensor]], bits: int | None) -> None:
+    """Copies into another layout, results in place of operands, scatters: each would be an image more or less."""
+    torch.manual_seed(0)
+    predicted, real = measured(*build(), bits=bits)
+    assert abs(predicted / real - 1) < 0.02
 
 
 class Wide(nn.Module):
