@@ -26,6 +26,7 @@ from fxapprox.operators import is_view, op_name, rule_of
 from fxapprox.sizes import Size
 
 UNROLLED = 8  # a reduction over fewer elements is pointwise
+DISTANT = 64  # loops so far apart that share no result are not made one
 HEAVY = frozenset(f"aten.{name}" for name in "exp log log10 log1p log2 sigmoid tanh".split())
 REDUCTIONS = frozenset(
     "aten.sum aten.mean aten.var_mean aten.var aten.std aten.amax aten.amin aten.prod aten.any aten.all aten.max"
@@ -378,7 +379,9 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
     def earlier(operation: Operation, following: Iterable[Operation]) -> int | None:
         """The closed group with which this loop can be one and shares most, if that is more than with those ahead."""
         made = max((made_in.get(id(v), -1) for v in operation.reads), default=-1)
-        around = {at for v in operation.reads for at in touched_in.get(id(v), ()) if at >= made}
+        near = range(max(made, len(groups) - DISTANT, 0), len(groups))
+        around = [at for at in near if any(at in touched_in.get(id(v), ()) for v in operation.reads)]
+        around += [made] if 0 <= made < near.start else []
         shared = {
             at: _shared(operation, groups[at])
             for at in around
