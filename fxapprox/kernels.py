@@ -202,7 +202,7 @@ class _Lowering:
             for value in _flat(operands):  # an operator with effects alone
                 self._realize(value)
             return None
-        kind = "external" if self._eager else _kind(node, name)  # a scatter ends before it is read, as a reduction does
+        kind = "external" if self._eager else _kind(node, name)
         results = node.meta["val"]
         if node.target is adapter.IN_ORDER and _flat(operands):
             return self._in_order(node, results, _flat(operands)[0])
@@ -380,12 +380,11 @@ def _fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
         """The closed group with which this loop can be one and shares most, if that is more than with those ahead."""
         made = max((made_in.get(id(v), -1) for v in operation.reads), default=-1)
         near = range(max(made, len(groups) - DISTANT, 0), len(groups))
-        around = [at for at in near if any(at in touched_in.get(id(v), ()) for v in operation.reads)]
-        around += [made] if 0 <= made < near.start else []
         shared = {
             at: _shared(operation, groups[at])
-            for at in around
-            if any(o.rows and _one_loop(operation.rows, o.rows) for o in groups[at])
+            for at in {made, *near} - {-1}
+            if any(at in touched_in.get(id(v), ()) for v in operation.reads)
+            and any(o.rows and _one_loop(operation.rows, o.rows) for o in groups[at])
         }
         ahead = _fitting(operation, takewhile(lambda o: o.rows, following))
         most = max((_shared(operation, [o]) for o in ahead), default=0)
@@ -484,7 +483,7 @@ def _kind(node: fx.Node, name: str) -> str:
         return "output"
     if name in REDUCTIONS:
         return "pointwise" if _unrolled(node, name) > 1 else "reduction"
-    if name in SCATTERS:
+    if name in SCATTERS:  # it ends before it is read, as a reduction does
         return "external" if any(_selects(n) for n in node.all_input_nodes) else "reduction"
     rule = rule_of(node)
     if (
