@@ -14,6 +14,7 @@ import torch._inductor.config as inductor_config
 from torch._inductor.virtualized import V
 
 from fxapprox.torch_adapter.cpp_files import in_few_files
+from fxapprox.torch_adapter.indexing import join_dimensions, stride_at_vec_range
 from fxapprox.torch_adapter.inlined import binding
 from fxapprox.torch_adapter.joint import Half
 from fxapprox.torch_adapter.operators import codes_of
@@ -29,10 +30,12 @@ def quick_inductor(half: Half) -> Iterator[None]:
     - An expression that is read at two places of another one is traced twice, what it reads four times, and so on; the
       printer then drops the copies. Not in forward: how Inductor splits a loop depends on how many operators it counts,
       and forward's own loops are to be those of plain torch.compile.
+    - What it asks about indices goes to sympy's general means, tens of milliseconds each time.
     - Every kernel is a C++ file of its own, and most of the time that takes goes into headers and the linker.
 
     And the processor: eight bytes of a code are loaded as such, and no more than eight at a time.
     """
+    from torch._inductor import sizevars
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.codegen import cpp
     from torch._inductor.codegen.cpp import CppKernelProxy, CppVecKernel
@@ -44,6 +47,8 @@ def quick_inductor(half: Half) -> Iterator[None]:
         patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None),
         patch.object(AsyncCompile, "cpp_pybinding", in_few_files(AsyncCompile.cpp_pybinding)),
         patch.object(cpp, "get_loop_body_lowp_fp", _not_for_radii(cpp.get_loop_body_lowp_fp)),
+        patch.object(cpp, "stride_at_vec_range", stride_at_vec_range),
+        patch.object(sizevars, "join_dimensions", join_dimensions),
         patch.object(CppVecKernel, "_get_vec_load_line", _codes_at_once(CppVecKernel._get_vec_load_line)),
         patch.object(CppKernelProxy, "codegen_functions", _without_empty_tails(CppKernelProxy.codegen_functions)),
         patch.object(Pointwise, "make_loader", _traced_once(Pointwise.make_loader))
