@@ -9,7 +9,6 @@ fused kernel alone needs no memory either. The rules are those of torch/_inducto
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice, pairwise, takewhile
@@ -22,6 +21,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.graph import nbytes_expression, numel, tensor_of
+from fxapprox.layouts import CONVOLUTION, PARTS, is_channels_last, is_image
 from fxapprox.operators import is_view, op_name, rule_of
 from fxapprox.sizes import Size
 
@@ -45,7 +45,6 @@ SHAPE_ALONE = frozenset(  # of the second operand
 )
 CONVOLUTION_BACKWARD = "aten.convolution_backward"
 RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.unsqueeze".split())
-PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
 
 
 @dataclass(eq=False, slots=True)
@@ -186,7 +185,7 @@ class _Lowering:
                 self._env[node] = self.inputs[node.name] = made = _in_memory(node.name, value)
                 self.on_cpu |= value.device.type == "cpu"
                 saved = self._channels_last and not node.name.startswith("primals")
-                made.channels_last = _laid_out_last(value) or (saved and _is_image(value))
+                made.channels_last = is_channels_last(value) or (saved and is_image(value))
         elif (made := self._call(node)) is not None:
             self._env[node] = made
             if isinstance(made, Value) and made.reads is not None:
@@ -252,7 +251,7 @@ class _Lowering:
             return 0
         if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
             return values[0].size
-        if name == "aten.convolution":
+        if name == CONVOLUTION:
             image, weight = values[:2]
             made[0].channels_last = self._channels_last or image.channels_last
             return weight.size if made[0].channels_last else _larger(image.size + weight.size, made[0].size)
@@ -297,7 +296,7 @@ class _Lowering:
 
     def _in_order(self, node: fx.Node, result: torch.Tensor, source: Value) -> Value:
         """The operand itself where it lies in this order, or was written by a loop, which can; a copy elsewhere."""
-        last = _laid_out_last(result)
+        last = is_channels_last(result)
         if source.reads is not None or (source.channels_last != last and source not in self._loops):
             source = self._pointwise(node, op_name(node), result)
             self._realize(source)
@@ -515,15 +514,6 @@ def _unrolled(node: fx.Node, name: str) -> int:
 def _in_memory(name: str, value: torch.Tensor) -> Value:
     sizes = reversed([adapter.hint(size) for size in value.shape])
     return Value(name, nbytes_expression(value), frozenset(accumulate(sizes, mul, initial=1)), value.dtype)
-
-
-def _is_image(value: torch.Tensor) -> bool:
-    """Whether it makes a difference how the tensor is laid out."""
-    return value.dim() == 4 and adapter.hint(value.shape[1]) > 1 and math.prod(map(adapter.hint, value.shape[2:])) > 1
-
-
-def _laid_out_last(value: torch.Tensor) -> bool:
-    return _is_image(value) and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _larger(a: Size, b: Size) -> Size:

@@ -199,7 +199,7 @@ def timeline(
             end of backward.
         plain: whether plain torch.compile compiles them.
     """
-    channels_last = images_channels_last(forward, lowering)  # backward takes over forward's layout
+    channels_last = lowering == "inductor" and adapter.prefers_channels_last(forward)  # backward takes it over
     halves: tuple[tuple[fx.GraphModule, adapter.Half], ...] = ((forward, "forward"), (backward, "backward"))
     first, second = (
         lower(gm, lowering=lowering, channels_last=channels_last, half=None if plain else half) for gm, half in halves
@@ -232,11 +232,6 @@ def timeline(
     behind = _run(second, "backward", memory, kinds=kinds, counted=incoming | carried, forever=gradients | stays)
     moments = _described(ahead, forward) + _described(behind, backward)
     return Timeline(tuple(moments), between, memory.now()[0], memory.lives())
-
-
-def images_channels_last(forward: fx.GraphModule, lowering: str) -> bool:
-    """Whether images will lie channels-last in memory, in both halves, in whatever order they were traced."""
-    return lowering == "inductor" and adapter.prefers_channels_last(forward)
 
 
 def _sharing(lowered: Lowered, slots: Mapping[Value, Value]) -> Lowered:

@@ -38,6 +38,7 @@ def checkpoint(
     num_fwd_outputs: int,
     codec: Codec | None = None,
     activations: Sequence[Activation] = (),
+    images: Collection[str] = (),
 ) -> tuple[Segment, ...]:
     """Replaces saved values by their boundaries, and computes them again just before backward reads them.
 
@@ -51,6 +52,7 @@ def checkpoint(
         count: how many segments; "sqrt" or a fraction: see ``segment``.
         codec: how the values at the boundaries are stored; None: exactly.
         activations: of the joint graph; asked with a codec.
+        images: names of the values that will lie channels-last in memory.
 
     Returns: the segments that are computed again, in forward's order; none if that saves nothing.
 
@@ -81,7 +83,10 @@ def checkpoint(
     carried = exact | branches.held
     carried |= {packed[node][1] for node in carried & packed.keys()}
     codes = {node for made in parts if type(made.entry.codec) is not Exact for node in made.nodes}
-    again = _Again(forward, backward, crossing, position, carried, codes, packed, branches, codec or Exact(), encoded)
+    codecs = {
+        node: codec.for_channels_last() if node.name in images else codec for node in encoded if codec is not None
+    }
+    again = _Again(forward, backward, crossing, position, carried, codes, packed, branches, codecs)
     found = []
     for start, end in zip([Cut(0, ()), *cuts[:-1]], cuts, strict=True):
         inside = [node for node in targets if start.at <= position[node] < end.at and node not in carried]
@@ -108,8 +113,7 @@ class _Again:
             keep that instead.
         packed: {a decision that is saved in few bits: (its codec, the saved part)}.
         branches: how operators come back whose operands are approximate.
-        codec: of the values in ``encoded``.
-        encoded: those of the carried values that are stored in a code.
+        codecs: of those of the carried values that are stored in a code.
         held, pairs, spliced: what ``notes`` tells.
     """
 
@@ -121,8 +125,7 @@ class _Again:
     codes: Collection[fx.Node]
     packed: dict[fx.Node, tuple[Codec, fx.Node]]
     branches: Branches
-    codec: Codec
-    encoded: Collection[fx.Node]
+    codecs: Mapping[fx.Node, Codec]
     inputs: dict[str, fx.Node] = field(init=False)
     masks: dict[fx.Node, fx.Node] = field(default_factory=dict)
     parts: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
@@ -183,10 +186,10 @@ class _Again:
         if value is None:
             return self.crossing.take(node)
         like = Like.of(value, memory_order(value))
-        if node in self.encoded:
+        if (codec := self.codecs.get(node)) is not None:
             if node not in self.parts:
-                self.parts[node] = self._save(self.codec, node)
-            return self._decode(node, self.codec, self.parts[node], like, before)
+                self.parts[node] = self._save(codec, node)
+            return self._decode(node, codec, self.parts[node], like, before)
         if value.dtype == torch.bool and node not in self.packed:
             (part,) = self._save(Mask(), node)
             self.packed[node] = Mask(), part

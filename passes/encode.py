@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,13 +53,13 @@ class Parts:
 
 
 def encode(
-    forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int, channels_last: bool = False
+    forward: fx.GraphModule, backward: fx.GraphModule, plan: Plan, *, num_fwd_outputs: int, images: Collection[str] = ()
 ) -> tuple[Parts, ...]:
     """Replaces each saved value by the parts of its code, and its reads in backward by the decoded value.
 
     Args:
         num_fwd_outputs: how many of forward's outputs are the user's.
-        channels_last: whether images will lie so in memory, whatever the graphs' strides say.
+        images: names of the values that will lie channels-last in memory, whatever the graphs' strides say.
 
     Requires: the two graphs that ``partition`` made from this plan.
     Ensures: forward's own outputs are untouched; the saved values keep AOTAutograd's order; no decision in backward
@@ -82,7 +82,7 @@ def encode(
         if type(entry.codec) is Exact or entry.name not in produced:
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
-        written = replace(entry, codec=entry.codec.for_channels_last()) if channels_last else entry
+        written = replace(entry, codec=entry.codec.for_channels_last()) if entry.name in images else entry
         made, decoded = _encode_one(written, writers, backward, produced, inputs, outputs)
         parts.append(replace(made, entry=entry))
         approximate |= decoded

@@ -23,6 +23,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Spliced
 from fxapprox.graph import flops, signature, storage_of, tensor_of
+from fxapprox.layouts import channels_last_images
 from fxapprox.operators import is_view
 
 FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call
@@ -40,15 +41,15 @@ def outline(
     Changes numerics: no.
 
     Encoders are left as they stand on other devices than the CPU (there each call is a launch or more, and fusing is
-    what counts), where sizes are symbolic, and for images that Inductor lays out channels-last; decoders of symbolic
+    what counts), where sizes are symbolic, and of images that Inductor lays out channels-last; decoders of symbolic
     sizes, too.
     """
-    decoders = [code.decode for code in codes]
-    if not adapter.prefers_channels_last(forward):
-        encoders, call = [code.encode for code in codes], adapter.call_function
-        forward = _outlined(forward, "encode", encoders, call, FEWEST, _may_read)
-        backward = _outlined(backward, "decode", decoders, call, FEWEST, _may_read, _read_by_products)
-    call, part = adapter.call_inlined, _pointwise_end
+    images = channels_last_images(forward)
+    rows, call = [code for code in codes if code.value not in images], adapter.call_function
+    forward = _outlined(forward, "encode", [code.encode for code in rows], call, FEWEST, _may_read)
+    decoders = [code.decode for code in rows]
+    backward = _outlined(backward, "decode", decoders, call, FEWEST, _may_read, _read_by_products)
+    decoders, call, part = [code.decode for code in codes], adapter.call_inlined, _pointwise_end
     return forward, _outlined(backward, "decoded", decoders, call, FEWEST_INLINED, _reads_tensors, part=part)
 
 

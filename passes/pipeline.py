@@ -19,7 +19,8 @@ from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.graph import Joint, flops
-from fxapprox.liveness import Timeline, images_channels_last, timeline
+from fxapprox.layouts import channels_last_images
+from fxapprox.liveness import Timeline, timeline
 from fxapprox.options import Options
 from fxapprox.pareto import Point
 from fxapprox.passes.allocate import allocate
@@ -183,8 +184,8 @@ class _Splitter:
         lap("plan")
         forward, backward = partition(self.joint, chosen)
         lap("partition")
-        channels_last = images_channels_last(forward, options.lowering)
-        parts = encode(forward, backward, chosen, num_fwd_outputs=count, channels_last=channels_last)
+        images = channels_last_images(forward) if options.lowering == "inductor" else frozenset()
+        parts = encode(forward, backward, chosen, num_fwd_outputs=count, images=images)
         lap("encode")
         pin_inputs(forward, num_fwd_outputs=count)
         materialize(forward)
@@ -196,11 +197,11 @@ class _Splitter:
         if options.checkpoint is not None:
             segments = checkpoint(
                 forward, backward, parts, options.checkpoint, num_fwd_outputs=count,
-                codec=Group(options.checkpoint_bits, channels_last=channels_last) if options.checkpoint_bits else None,
-                activations=self.activations,
+                codec=Group(options.checkpoint_bits) if options.checkpoint_bits else None,
+                activations=self.activations, images=images,
             )  # fmt: skip
             lap("checkpoint")
-        if channels_last:
+        if images:
             lay_out(backward)
             lap("lay out")
         return _Halves(forward, backward, chosen, parts, segments, recopied)

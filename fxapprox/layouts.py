@@ -1,0 +1,68 @@
+"""Which values of a graph are images that Inductor lays out channels-last, whatever their strides in the trace say.
+
+It does so with what convolutions read and make, and loops over that take over its order. Four dimensions alone make no
+image: those of attention are made by products, which write rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.graph import element_of, flops, symbolic_shape, tensor_of
+from fxapprox.operators import is_view, op_name
+from fxapprox.sizes import Size
+
+CONVOLUTION = "aten.convolution"
+PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
+PERMUTATIONS = frozenset("aten.permute aten.transpose aten.t".split())
+
+
+def channels_last_images(forward: fx.GraphModule) -> frozenset[str]:
+    """Names of the values that will be images in channels-last memory.
+
+    What is computed from an image is one, too, until a product or a permutation; through views of other shapes it is
+    followed, as GroupNorm's, but they are none themselves.
+    """
+    if not adapter.prefers_channels_last(forward):
+        return frozenset()
+    shapes: dict[fx.Node, tuple[Size, ...]] = {}
+    for node in forward.graph.nodes:
+        if (shape := _image_shape(node, shapes)) is not None:
+            shapes[node] = shape
+    return frozenset(node.name for node, shape in shapes.items() if _shape(tensor_of(node)) == shape)
+
+
+def is_image(value: torch.Tensor) -> bool:
+    """Whether it makes a difference how the tensor is laid out."""
+    return value.dim() == 4 and adapter.hint(value.shape[1]) > 1 and math.prod(map(adapter.hint, value.shape[2:])) > 1
+
+
+def is_channels_last(value: torch.Tensor) -> bool:
+    """Whether the tensor is an image that lies so in the trace."""
+    return is_image(value) and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _image_shape(node: fx.Node, known: Mapping[fx.Node, tuple[Size, ...]]) -> tuple[Size, ...] | None:
+    """The shape of the image whose elements a value has; None if it comes from none."""
+    value, name = element_of(node), op_name(node)
+    if value is None:
+        return None
+    own = _shape(value) if value.dim() == 4 else None
+    if name == CONVOLUTION or is_channels_last(value):
+        return own
+    sources = [source for source in node.all_input_nodes if source in known]
+    if not sources or flops(node) or name in PERMUTATIONS:
+        return None
+    if is_view(node):
+        return own if name in PARTS else known[sources[0]]
+    alike = [known[source] for source in sources if _shape(element_of(source)) == _shape(value)]
+    return alike[0] if alike else own
+
+
+def _shape(value: torch.Tensor | None) -> tuple[Size, ...] | None:
+    return symbolic_shape(value) if value is not None else None
