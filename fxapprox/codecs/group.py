@@ -78,7 +78,7 @@ class Group(Codec):
         low = torch.where(ok, groups, math.inf).amin(1, keepdim=True)
         high = torch.where(ok, groups, -math.inf).amax(1, keepdim=True)
         some = low <= high
-        special = ~ok.all(1, keepdim=True)
+        special = ~(groups.abs().amax(1, keepdim=True) < math.inf)  # a NaN is the largest of all
         anchor = in_memory_order(torch.where(some, low if self._low else low / 2 + high / 2, 0.0))
         radius = in_memory_order(self._rounded(torch.where(some, high / 2 - low / 2, 0.0)))
         gain = in_memory_order(radius.to(groups.dtype).reciprocal())
@@ -99,10 +99,12 @@ class Group(Codec):
         margin = self._curve[1]
         shape = groups_shape(like.shape, channels_last=self.channels_last)
         codes = unpack(packed, self.bits, shape, within=True).to(anchor.dtype)
-        lines = ((1 / fine, (margin - first) / fine - 1) for first, fine in self._choices)  # from codes to the grid
-        (step, start, width, taken), _ = group_decoder(anchor, radius, *itertools.chain(*lines))
-        values = self._from_anchor(codes * step + start) * width + anchor
-        values = torch.where(codes < taken, (codes - 1) * math.inf, values)  # of 0: NaN
+        lines = [(1 / fine, (margin - first) / fine - 1) for first, fine in self._choices]  # from codes to the grid
+        (step, start, width), _ = group_decoder(anchor, radius, *itertools.chain(*lines))
+        place = codes * step + start
+        values = self._from_anchor(place) * width + anchor
+        below = -1 - lines[0][0] / 4  # the grid's end: the code that is nearest lies more than half a step beyond it
+        values = torch.where(place < below, (codes - 1) * math.inf, values)  # of 0: NaN
         return like.restride(from_groups(values, like.shape, channels_last=self.channels_last))
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
@@ -159,10 +161,10 @@ class Group(Codec):
 def group_decoder(
     anchor: Array, radius: Array, special_step: float, special_start: float, step: float, start: float
 ) -> tuple[Sequence[Array], Sequence[Array]]:
-    """What decoding needs of a group: (a code's step on the grid, where the grid starts, the radius, codes taken)."""
+    """What decoding needs of a group: (a code's step on the grid, where the grid starts, the radius)."""
     special = cast(radius < 0, anchor.dtype)
     steps, starts = special * (special_step - step) + step, special * (special_start - start) + start
-    return (steps, starts, cast(abs(radius), anchor.dtype), special * SPECIALS), ()
+    return (steps, starts, cast(abs(radius), anchor.dtype)), ()
 
 
 def _either(special: Tensor, numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:
