@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.graph import element_of, flops, symbolic_shape, tensor_of
+from fxapprox.graph import element_of, flops, is_dense, memory_order, symbolic_shape, tensor_of
 from fxapprox.operators import is_view, op_name
 from fxapprox.sizes import Size
 
@@ -43,8 +43,11 @@ def is_image(value: torch.Tensor) -> bool:
 
 
 def is_channels_last(value: torch.Tensor) -> bool:
-    """Whether the tensor is an image that lies so in the trace."""
-    return is_image(value) and value.is_contiguous(memory_format=torch.channels_last)
+    """Whether the tensor is an image that lies so in the trace; sizes by their hints, which guard nothing."""
+    if not (is_image(value) and is_dense(value)):
+        return False
+    dims = [d for d in (0, 2, 3, 1) if adapter.hint(value.shape[d]) > 1]
+    return [d for d in memory_order(value) if d in dims] == dims
 
 
 def _image_shape(node: fx.Node, known: Mapping[fx.Node, tuple[Size, ...]]) -> tuple[Size, ...] | None:
