@@ -56,8 +56,8 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _never(*given: Any) -> bool:
-    return False
+def _no_images(*given: Any) -> frozenset[str]:
+    return frozenset()
 
 
 def _within_rows(shape: Sequence[int], rows: int, *, within: bool = False) -> int | None:
@@ -70,7 +70,7 @@ KEPT: dict[str, Change] = {
     "width": (code_generation, "_not_for_radii", _as_it_is),
     "arrays": (operators, "PLAIN", frozenset()),
     "bytes": (packing, "code_in_memory", _as_it_is),
-    "layout": (pipeline, "images_channels_last", _never),
+    "layout": (pipeline, "channels_last_images", _no_images),
 }
 TRIED: dict[str, Change] = {
     "reuse": (inductor, "SETTINGS", {}),
