@@ -47,10 +47,10 @@ def outline(
     images = channels_last_images(forward)
     rows, call = [code for code in codes if code.value not in images], adapter.call_function
     forward = _outlined(forward, "encode", [code.encode for code in rows], call, FEWEST, _may_read)
-    decoders = [code.decode for code in rows]
-    backward = _outlined(backward, "decode", decoders, call, FEWEST, _may_read, _read_by_products)
-    decoders, call, part = [code.decode for code in codes], adapter.call_inlined, _pointwise_end
-    return forward, _outlined(backward, "decoded", decoders, call, FEWEST_INLINED, _reads_tensors, part=part)
+    alone = [code.decode for code in rows]
+    backward = _outlined(backward, "decode", alone, call, FEWEST, _may_read, _read_by_products)
+    fused, inlined = [code.decode for code in codes], adapter.call_inlined
+    return forward, _outlined(backward, "decoded", fused, inlined, FEWEST_INLINED, _reads_tensors, part=_pointwise_end)
 
 
 @dataclass(frozen=True)
