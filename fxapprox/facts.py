@@ -36,6 +36,7 @@ class Facts:
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
         again: backward may run its operator again.
+        gradients: it is a gradient that forward computes.
         changed: it is an input that forward changes in place, or a view of one: backward would find the new value.
     """
 
@@ -50,6 +51,7 @@ class Facts:
     decisions: set[fx.Node] = field(default_factory=set)
     checkpointed: set[fx.Node] = field(default_factory=set)
     again: set[fx.Node] = field(default_factory=set)
+    gradients: set[fx.Node] = field(default_factory=set)
     changed: set[fx.Node] = field(default_factory=set)
 
     @classmethod
@@ -59,6 +61,8 @@ class Facts:
         returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
         for node in joint.forward_values:
             _add(facts, node, returned)
+            if node.name in joint.gradients:
+                facts.gradients.add(node)
         return facts
 
 

@@ -30,12 +30,14 @@ class Joint:
         gm: the graph.
         num_fwd_outputs: how many of its outputs are forward's.
         static_inputs: positions of the inputs that stay where they are (parameters, buffers).
+        gradients: names of the forward values that are gradients: those that a pass had forward compute.
         backward: the nodes that need a tangent; every other node is a forward value.
     """
 
     gm: fx.GraphModule
     num_fwd_outputs: int
     static_inputs: tuple[int, ...] = ()
+    gradients: frozenset[str] = frozenset()
     backward: frozenset[fx.Node] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -302,7 +302,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
         conditions=tuple(c for c in adapter.size_conditions(gm) if _free_symbols(c) <= used),
         entries=saved_entries(result.plan, result.activations),
         timeline=alive_when,
-        baseline_timeline=cache(lambda: baseline_timeline(result.joint, result.baseline, lowering)),
+        baseline_timeline=cache(lambda: baseline_timeline(result.traced, result.baseline, lowering)),
         setting=result.setting,
         segments=result.segments,
         settings=cache(result.pareto),

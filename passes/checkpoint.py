@@ -39,6 +39,7 @@ def checkpoint(
     codec: Codec | None = None,
     activations: Sequence[Activation] = (),
     images: Collection[str] = (),
+    gradients: Collection[str] = (),
 ) -> tuple[Segment, ...]:
     """Replaces saved values by their boundaries, and computes them again just before backward reads them.
 
@@ -53,6 +54,7 @@ def checkpoint(
         codec: how the values at the boundaries are stored; None: exactly.
         activations: of the joint graph; asked with a codec.
         images: names of the values that will lie channels-last in memory.
+        gradients: names of gradients that forward computes; they stay saved.
 
     Returns: the segments that are computed again, in forward's order; none if that saves nothing.
 
@@ -64,6 +66,7 @@ def checkpoint(
     saved = [node for node in crossing.inputs if node.op == "call_function"]
     packed = _packed(forward, parts)
     kept = values_to_keep(needed_for(saved), forward.graph, {*saved, *packed})
+    kept |= {node for node in saved if node.name in gradients}
     targets = [node for node in saved if node not in kept]
     coded = _encoded(forward, codec, known)
     cuts = segment(

@@ -135,6 +135,8 @@ def _class_of(node: fx.Node, value: torch.Tensor | None, asked: Asked, facts: Fa
         return Class.SENSITIVE, "not a tensor"
     if not value.dtype.is_floating_point:
         return Class.DISCRETE, "integers and masks are kept without loss" if not value.dtype.is_complex else "complex"
+    if node in facts.gradients:
+        return Class.SENSITIVE, "a gradient, computed in forward for a loss's gradient of 1"
     if node in facts.decisions:
         return Class.DISCRETE, "takes a decision"
     if node not in facts.depends:

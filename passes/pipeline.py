@@ -23,6 +23,7 @@ from fxapprox.layouts import channels_last_images
 from fxapprox.liveness import Timeline, timeline
 from fxapprox.options import Options
 from fxapprox.pareto import Point
+from fxapprox.passes.advance import advance
 from fxapprox.passes.allocate import allocate
 from fxapprox.passes.budget import Setting, budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.checkpoint import checkpoint
@@ -46,7 +47,8 @@ class Rewrite:
     """A joint graph and what became of it.
 
     Attributes:
-        joint: the prepared joint graph, as it was.
+        joint: the prepared joint graph that was split.
+        traced: the prepared joint graph as torch traced it, before gradients were moved to forward.
         forward, backward: the rewritten graphs, as they go to Inductor.
         activations: every forward value, classified; empty if the graph was left alone.
         plan: what is stored; empty if the graph was left alone.
@@ -62,6 +64,7 @@ class Rewrite:
     """
 
     joint: Joint
+    traced: Joint
     forward: fx.GraphModule
     backward: fx.GraphModule
     activations: tuple[Activation, ...] = ()
@@ -116,7 +119,7 @@ def _rewrite(
 ) -> Rewrite:
     clock = _Clock()
     adapter.prepare_joint(gm)
-    joint = Joint(gm, num_fwd_outputs, static)
+    traced = Joint(gm, num_fwd_outputs, static)
     clock.lap("prepare")
     saved = adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static)
     baseline = tuple(n.name for n in saved)
@@ -124,15 +127,17 @@ def _rewrite(
     clock.lap("baseline")
     why = ""
     try:
+        joint = advance(traced)
+        clock.lap("advance")
         activations = classify(joint, min_bytes=options.min_bytes)
         clock.lap("classify")
         if any(a.demand is not None for a in activations):
-            split = _Splitter(joint, activations, baseline, options, revise, clock)
+            split = _Splitter(joint, traced, activations, baseline, options, revise, clock)
             halves = split.within_budget() if options.memory_budget is not None else split.along(options)
             if halves is not None:
                 return Rewrite(
-                    joint, halves.forward, halves.backward, activations, halves.plan, halves.parts, halves.segments,
-                    baseline, copied, halves.recopied, "", clock.laps, halves.setting, split.pareto,
+                    joint, traced, halves.forward, halves.backward, activations, halves.plan, halves.parts,
+                    halves.segments, baseline, copied, halves.recopied, "", clock.laps, halves.setting, split.pareto,
                 )  # fmt: skip
             why = "nothing has a lower peak"
     except UnsupportedGraph as error:
@@ -142,8 +147,9 @@ def _rewrite(
         warnings.warn(f"fxapprox stores this graph exactly: {why}", stacklevel=2)
     forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
     return Rewrite(
-        joint, forward, backward, baseline=baseline, copied=copied, recopied=copied, fallback=why, seconds=clock.laps
-    )
+        traced, traced, forward, backward,
+        baseline=baseline, copied=copied, recopied=copied, fallback=why, seconds=clock.laps,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,7 @@ class _Splitter:
     """Splits one joint graph, along the plan of any options."""
 
     joint: Joint
+    traced: Joint
     activations: tuple[Activation, ...]
     baseline: tuple[str, ...]
     options: Options
@@ -198,7 +205,7 @@ class _Splitter:
             segments = checkpoint(
                 forward, backward, parts, options.checkpoint, num_fwd_outputs=count,
                 codec=Group(options.checkpoint_bits) if options.checkpoint_bits else None,
-                activations=self.activations, images=images,
+                activations=self.activations, images=images, gradients=self.joint.gradients,
             )  # fmt: skip
             lap("checkpoint")
         if images:
@@ -233,7 +240,7 @@ class _Splitter:
             warnings.simplefilter("ignore")  # an average that cannot be had is no news here
             halves = self._split(options)
         found = self._timeline(halves)
-        total = sum(map(flops, self.joint.forward_values))
+        total = sum(map(flops, self.traced.forward_values))
         point = Point(
             setting.text, options, found.peak(self._hints), estimated_time(halves.segments, total),
             estimated_error(halves.plan, self.activations, options, self._hints), found,
@@ -250,7 +257,7 @@ class _Splitter:
         return self._timeline(halves).peak(self._hints)
 
     def _baseline_peak(self) -> int:
-        return baseline_timeline(self.joint, self.baseline, self.options.lowering).peak(self._hints)
+        return baseline_timeline(self.traced, self.baseline, self.options.lowering).peak(self._hints)
 
     @property
     def _hints(self) -> dict[str, int]:

@@ -6,8 +6,8 @@ system runs in a process of its own. Kernels are told apart by the graph that ca
 
 --without takes back what was changed for a step's sake, to see what it gave: "loads" (eight bytes of a code by one
 instruction), "width" (eight elements at a time), "arrays" (a channel's arithmetic on numpy's arrays), "bytes" (codes of
-images are packed from bytes), "layout" (images, and groups' codes of them, are channels-last in backward, too). --tried
-does what was not kept: "reuse" (Inductor holds a dead buffer for the next one of its size), "rows" (codes of images
+images are packed from bytes), "layout" (images, and groups' codes of them, are channels-last in backward, too), "ahead" (the
+gradients of a product over a vocabulary are forward's). --tried does what was not kept: "reuse" (Inductor holds a dead buffer for the next one of its size), "rows" (codes of images
 share bytes within rows), "levels" (a group's levels are equidistant).
 
 Examples:
@@ -71,6 +71,7 @@ KEPT: dict[str, Change] = {
     "arrays": (operators, "PLAIN", frozenset()),
     "bytes": (packing, "code_in_memory", _as_it_is),
     "layout": (pipeline, "channels_last_images", _no_images),
+    "ahead": (pipeline, "advance", _as_it_is),
 }
 TRIED: dict[str, Change] = {
     "reuse": (inductor, "SETTINGS", {}),

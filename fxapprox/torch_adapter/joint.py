@@ -55,6 +55,11 @@ def traced_half(node: fx.Node) -> Half | None:
     return "forward" if tag == "is_forward" else "backward" if tag else None
 
 
+def make_forward(node: fx.Node) -> None:
+    """Tells torch that a node which was traced in backward belongs to forward."""
+    node.meta["partitioner_tag"] = "is_forward"
+
+
 def must_recompute(node: fx.Node) -> bool:
     """Whether the user's ``torch.utils.checkpoint`` region, or its policy, wants the value computed again."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):

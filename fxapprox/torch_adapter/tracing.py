@@ -56,6 +56,14 @@ def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> 
     return copied
 
 
+def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph, and for each of its nodes the one that is the copy."""
+    copied, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        copies[node] = copy_node(node, copied, copies.__getitem__)
+    return copied, copies
+
+
 def call_function(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:
     """Calls a graph module, an attribute of the graph's, at the graph's end; what it gives stands for ``results``.
 
