@@ -25,6 +25,7 @@ from fxapprox.activation import Spliced
 from fxapprox.graph import flops, signature, storage_of, tensor_of
 from fxapprox.layouts import channels_last_images
 from fxapprox.operators import is_view
+from fxapprox.passes.call_arithmetic import call_arithmetic
 
 FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call
 Call = Callable[[fx.Graph, str, Sequence[fx.Node], Sequence[fx.Node]], Sequence[fx.Node]]
@@ -49,6 +50,7 @@ def outline(
     forward = _outlined(forward, "encode", [code.encode for code in rows], call, FEWEST, _may_read)
     alone = [code.decode for code in rows]
     backward = _outlined(backward, "decode", alone, call, FEWEST, _may_read, _read_by_products)
+    forward, backward = call_arithmetic(forward), call_arithmetic(backward)
     fused, inlined = [code.decode for code in codes], adapter.call_inlined
     return forward, _outlined(backward, "decoded", fused, inlined, FEWEST_INLINED, _reads_tensors, part=_pointwise_end)
 
@@ -139,8 +141,8 @@ def _pointwise_end(nodes: set[fx.Node]) -> set[fx.Node]:
     stack = [node for node in nodes if not adapter.can_be_inlined(node)]
     while stack:
         node = stack.pop()
-        if node in inside:
-            inside.remove(node)
+        if node in inside or (node not in nodes and is_view(node)):  # a call's operand in another shape
+            inside.discard(node)
             stack += node.all_input_nodes
     return inside
 

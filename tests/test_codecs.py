@@ -373,7 +373,6 @@ def _require_within(parts: tuple[torch.Tensor, ...], codec: Codec, x: torch.Tens
 
 
 def test_statistics_in_bfloat16_give_the_types_that_tracing_sees() -> None:
-    """On numpy's arrays, which have no bfloat16, rows must not come out in another type than traced ones."""
     mean, rstd = torch.zeros(1, 4, 1, 1, dtype=torch.bfloat16), torch.ones(1, 4, 1, 1, dtype=torch.bfloat16)
     standard = Standard(8)
 

@@ -5,10 +5,11 @@ arithmetic (``torch_adapter.small``); everything else, which is allocation, auto
 system runs in a process of its own. Kernels are told apart by the graph that calls them.
 
 --without takes back what was changed for a step's sake, to see what it gave: "loads" (eight bytes of a code by one
-instruction), "width" (eight elements at a time), "arrays" (a channel's arithmetic on numpy's arrays), "bytes" (codes of
-images are packed from bytes), "layout" (images, and groups' codes of them, are channels-last in backward, too), "ahead" (the
-gradients of a product over a vocabulary are forward's). --tried does what was not kept: "reuse" (Inductor holds a dead buffer for the next one of its size), "rows" (codes of images
-share bytes within rows), "levels" (a group's levels are equidistant).
+instruction), "width" (eight elements at a time), "functions" (a channel's arithmetic is compiled), "bytes" (codes of
+images are packed from bytes), "layout" (images, and groups' codes of them, are channels-last in backward, too), "ahead"
+(the gradients of a product over a vocabulary are forward's). --tried does what was not kept: "reuse" (Inductor holds a
+dead buffer for the next one of its size), "rows" (codes of images share bytes within rows), "levels" (a group's levels
+are equidistant).
 
 Examples:
 
@@ -42,8 +43,8 @@ from fxapprox.bench.worker import Trial
 from fxapprox.cli import parse_systems
 from fxapprox.codecs import group, packing
 from fxapprox.codecs.packing import split_dim
-from fxapprox.passes import pipeline
-from fxapprox.torch_adapter import code_generation, inductor, operators
+from fxapprox.passes import outline, pipeline
+from fxapprox.torch_adapter import code_generation, inductor
 from tools.bench_models import MODELS
 from tools.selection import select
 
@@ -68,7 +69,7 @@ Change = tuple[ModuleType, str, Any]  # a module, a name in it, and what takes i
 KEPT: dict[str, Change] = {
     "loads": (code_generation, "_codes_at_once", _as_it_is),
     "width": (code_generation, "_not_for_radii", _as_it_is),
-    "arrays": (operators, "PLAIN", frozenset()),
+    "functions": (outline, "call_arithmetic", _as_it_is),
     "bytes": (packing, "code_in_memory", _as_it_is),
     "layout": (pipeline, "channels_last_images", _no_images),
     "ahead": (pipeline, "advance", _as_it_is),

@@ -26,8 +26,6 @@ import math
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.arrays import Array, cast, module_of
-
 
 def compress(v: Tensor, k: float) -> Tensor:
     """u(v): from [-1, 1] to [-1, 1]."""
@@ -71,15 +69,14 @@ def roundings(work: torch.dtype, kept: torch.dtype) -> float:
     return 32 * torch.finfo(work).eps + torch.finfo(kept).eps
 
 
-def round_to_bfloat16(x: Array, *, up: bool = False) -> Array:
+def round_to_bfloat16(x: Tensor, *, up: bool = False) -> Tensor:
     """Finite numbers above zero as float32 that fit into a bfloat16, by their bits: the nearest, or never smaller.
 
     Inductor leaves out a cast to bfloat16 and back, so the kernel that makes a code would take it with another number
     than the one that is stored.
     """
-    xp = module_of(x)
-    bits = (cast(x, xp.float32).view(xp.int32) + (0xFFFF if up else 0x8000)) & ~0xFFFF
-    return bits.view(xp.float32)
+    bits = (x.to(torch.float32).view(torch.int32) + (0xFFFF if up else 0x8000)) & ~0xFFFF
+    return bits.view(torch.float32)
 
 
 def work_dtype(x: Tensor) -> torch.dtype:

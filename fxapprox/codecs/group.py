@@ -18,7 +18,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.arrays import Array, cast
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import compress, expand, finite, root, round_to_bfloat16, roundings, unroot, work_dtype
 from fxapprox.codecs.groups import from_groups, group_shape, groups_shape, in_memory_order, into_groups, stored
@@ -157,14 +156,14 @@ class Group(Codec):
         return packed_bytes((rows, size), self.bits) + rows * (2 * width if self._low else width + 2)
 
 
-@small("Tensor anchor, Tensor radius, float special_step, float special_start, float step, float start")
+@small("Tensor anchor, Tensor radius, float special_step, float special_start, float step, float start", rows=3)
 def group_decoder(
-    anchor: Array, radius: Array, special_step: float, special_start: float, step: float, start: float
-) -> tuple[Sequence[Array], Sequence[Array]]:
+    anchor: Tensor, radius: Tensor, special_step: float, special_start: float, step: float, start: float
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What decoding needs of a group: (a code's step on the grid, where the grid starts, the radius)."""
-    special = cast(radius < 0, anchor.dtype)
+    special = (radius < 0).to(anchor.dtype)
     steps, starts = special * (special_step - step) + step, special * (special_start - start) + start
-    return (steps, starts, cast(abs(radius), anchor.dtype)), ()
+    return (steps, starts, radius.abs().to(anchor.dtype)), ()
 
 
 def _either(special: Tensor, numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:

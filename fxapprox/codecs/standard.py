@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.arrays import Array, cast
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import bend, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
@@ -80,18 +79,18 @@ class Standard(Codec):
         return packed_bytes(shape, self.bits) + channels * 2
 
 
-@small("Tensor? mean, Tensor rstd, Tensor high, Tensor low, int bits", kept=(torch.bfloat16,))
+@small("Tensor? mean, Tensor rstd, Tensor high, Tensor low, int bits", rows=2, kept=(torch.bfloat16,))
 def standard_encoder(
-    mean: Array | None, rstd: Array, high: Array, low: Array, bits: int
-) -> tuple[Sequence[Array], Sequence[Array]]:
+    mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bits: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What encoding needs of a channel, (gain, levels of a bent value's unit), and what is stored, (stretch,)."""
     stretch = stretch_of(mean, rstd, high, low, bits)
-    return (rstd / GRID[bits][2], cast(stretch, rstd.dtype) * 2 ** (bits - 1)), (stretch,)
+    return (rstd / GRID[bits][2], stretch.to(rstd.dtype) * 2 ** (bits - 1)), (stretch,)
 
 
-@small("Tensor stretch, Tensor rstd, int bits")
-def standard_decoder(stretch: Array, rstd: Array, bits: int) -> tuple[Sequence[Array], Sequence[Array]]:
+@small("Tensor stretch, Tensor rstd, int bits", rows=3)
+def standard_decoder(stretch: Tensor, rstd: Tensor, bits: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What decoding needs of a channel: (a level's step, the lowest level's place, gain)."""
     half = 2 ** (bits - 1)
-    step = 1 / (half * cast(stretch, rstd.dtype))
+    step = 1 / (half * stretch.to(rstd.dtype))
     return (step, (0.5 - half) * step, GRID[bits][2] / rstd), ()

@@ -23,7 +23,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.arrays import Array, cast, module_of
 from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import bend, finite, round_to_bfloat16, roundings, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
@@ -111,11 +110,12 @@ class Threshold(Carrier):
 
 @small(
     "Tensor mean, Tensor rstd, Tensor scale, Tensor shift, Tensor high, Tensor low, Tensor? clean, int bits",
+    rows=6,
     kept=(torch.uint8, None, torch.bfloat16),
 )
 def threshold_encoder(
-    mean: Array, rstd: Array, scale: Array, shift: Array, high: Array, low: Array, clean: Array | None, bits: int
-) -> tuple[Sequence[Array], Sequence[Array]]:
+    mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor, high: Tensor, low: Tensor, clean: Tensor | None, bits: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What encoding needs of a channel, (gain, above, below, start, bottom, split), and what is stored, (cut, signed,
     stretch).
 
@@ -129,34 +129,33 @@ def threshold_encoder(
         high, low: the channel's ends.
         clean: bool, whether all elements are finite; the others get the outermost levels of either side.
     """
-    xp = module_of(mean)
     stretch = stretch_of(mean, rstd, high, low, bits)
-    half, knee, tight = 2 ** (bits - 1), GRID[bits][2], cast(stretch, mean.dtype)
-    scale, shift = cast(scale, mean.dtype), cast(shift, mean.dtype)
+    half, knee, tight = 2 ** (bits - 1), GRID[bits][2], stretch.to(mean.dtype)
+    scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
     # bend(-shift / |scale| / knee) without its division by zero: where scale is 0, all are true or all are false
-    bent = (TINY - shift) / (abs(scale) * knee + (abs(shift) + TINY))
+    bent = (TINY - shift) / (scale.abs() * knee + (shift.abs() + TINY))
     # never the lowest place itself: its half would be 0, which cannot say which way it is turned
-    edge = xp.clip(bent * tight, LOWEST, 1)
-    spare = 0 if clean is None else 1 - cast(clean, xp.int32)
+    edge = (bent * tight).clamp(LOWEST, 1)
+    spare = 0 if clean is None else 1 - clean.to(torch.int32)
     # a side with a level to spare has at least two; of a NaN: any level
-    cut = xp.clip(cast(xp.round(edge * half + half), xp.int32), 1 + spare, 2 * half - 1 - spare)
-    split = cast(cut, mean.dtype)
+    cut = (edge * half + half).round().to(torch.int32).clamp(1 + spare, 2 * half - 1 - spare)
+    split = cut.to(mean.dtype)
     # from places on the grid (-1 to 1) to levels, on either side of the threshold
-    fine_above, fine_below = (2 * half - split) / xp.clip(1 - edge, 2e-6, None), split / xp.clip(1 + edge, 2e-6, None)
-    gain, start = xp.copysign(rstd / knee, scale), split - edge * fine_above
-    signed = xp.copysign(edge * 0.5 + 0.5, scale)
+    fine_above, fine_below = (2 * half - split) / (1 - edge).clamp_min(2e-6), split / (1 + edge).clamp_min(2e-6)
+    gain, start = torch.copysign(rstd / knee, scale), split - edge * fine_above
+    signed = torch.copysign(edge * 0.5 + 0.5, scale)
     return (gain, fine_above * tight, fine_below * tight, start, fine_below, split), (cut, signed, stretch)
 
 
-@small("Tensor split, Tensor signed, Tensor stretch, Tensor rstd, int bits")
+@small("Tensor split, Tensor signed, Tensor stretch, Tensor rstd, int bits", rows=6)
 def threshold_decoder(
-    split: Array, signed: Array, stretch: Array, rstd: Array, bits: int
-) -> tuple[Sequence[Array], Sequence[Array]]:
+    split: Tensor, signed: Tensor, stretch: Tensor, rstd: Tensor, bits: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What decoding needs of a channel: (cut, above, below, start, bottom, gain); see ``threshold_encoder``."""
-    edge, cut, grain = abs(signed), cast(split, signed.dtype), 1 / cast(stretch, signed.dtype)
+    edge, cut, grain = signed.abs(), split.to(signed.dtype), 1 / stretch.to(signed.dtype)
     above, below = (1 - edge) * 2 / (2**bits - cut) * grain, edge * 2 / cut * grain
     start = (edge * 2 - 1) * grain + (0.5 - cut) * above
-    gain = module_of(signed).copysign(GRID[bits][2] / rstd, signed)
+    gain = torch.copysign(GRID[bits][2] / rstd, signed)
     return (cut, above, below, start, below * 0.5 - grain, gain), ()
 
 
@@ -166,16 +165,15 @@ def ends(x: Tensor, rstd: Tensor, channel: Sequence[int]) -> tuple[Tensor, Tenso
     return (x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)) if x.numel() else (rstd, rstd)
 
 
-def stretch_of(mean: Array | None, rstd: Array, high: Array, low: Array, bits: int) -> Array:
+def stretch_of(mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bits: int) -> Tensor:
     """By how much a bent value is stretched so that the grid ends at the channel's reach: above 1, fits a bfloat16.
 
     The reach follows the channel's largest value, which tells heavy tails from light ones.
     """
-    xp = module_of(rstd)
-    most = xp.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
-    most = xp.where(most < math.inf, most, 0.0)  # of what is not finite: such a channel is NaN by its statistics
+    most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
+    most = torch.where(most < math.inf, most, 0.0)  # of what is not finite: such a channel is NaN by its statistics
     share, least, knee = GRID[bits]
-    return round_to_bfloat16(1 + knee / xp.clip(most * share, least, None))
+    return round_to_bfloat16(1 + knee / (most * share).clamp_min(least))
 
 
 def cell_bound(

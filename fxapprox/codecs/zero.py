@@ -14,7 +14,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.arrays import Array, cast, module_of
 from fxapprox.codecs.base import Carrier, Like, Predicate
 from fxapprox.codecs.grid import compress, expand, finite, roundings, work_dtype
 from fxapprox.codecs.group import round_up
@@ -93,13 +92,13 @@ class Zero(Carrier):
         return packed_bytes((rows, size), self.bits) + rows * 2
 
 
-@small("Tensor radius, int bits, int width")
-def zero_decoder(radius: Array, bits: int, width: int) -> tuple[Sequence[Array], Sequence[Array]]:
+@small("Tensor radius, int bits, int width", rows=3)
+def zero_decoder(radius: Tensor, bits: int, width: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """What decoding needs of a group: (the largest code of a finite value, a code's step on the grid, the radius).
 
     Args:
         width: bytes of a float here.
     """
-    radius = cast(radius, getattr(module_of(radius), f"float{8 * width}"))
-    top = (2**bits - 1) - cast(radius < 0, radius.dtype) * 2
-    return (top, 1 / top, abs(radius)), ()
+    radius = radius.to(torch.float64 if width == 8 else torch.float32)
+    top = (2**bits - 1) - (radius < 0).to(radius.dtype) * 2
+    return (top, 1 / top, radius.abs()), ()

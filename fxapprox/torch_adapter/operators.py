@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy
 import torch
 import torch._inductor.inductor_prims
 from torch._inductor.virtualized import V
@@ -84,66 +83,53 @@ def code_in_memory(codes: torch.Tensor) -> torch.Tensor:
     return IN_MEMORY(codes)
 
 
-Rows = Sequence[Any]
+Rows = Sequence[torch.Tensor]
 Arithmetic = Callable[..., tuple[Rows, Rows]]
+_ARITHMETIC: dict[Any, Callable[..., tuple[torch.Tensor, ...]]] = {}
 
 
-def small(arguments: str, kept: Sequence[torch.dtype | None] = ()) -> Callable[[Arithmetic], Arithmetic]:
+def small(arguments: str, rows: int, kept: Sequence[torch.dtype | None] = ()) -> Callable[[Arithmetic], Arithmetic]:
     """Makes an operator of arithmetic on a few numbers, such as a channel's statistics, for graphs on the CPU.
 
-    Inductor calls it instead of writing C++ for each of its operators, which takes it longer than the elements' own
-    code. There it runs on numpy's arrays, which are quicker at few numbers. On other devices each operator would be a
-    launch: there the function is traced as it stands, and its rows are put into memory.
+    There Inductor would write it anew for each layer; as one operator it can become a function that is compiled once
+    (``passes/call_arithmetic.py``). On other devices a call would be a launch or more: there the function is traced as
+    it stands, and its rows are put into memory.
 
-    The function takes tensors or arrays (of at least 32 bits where they are floats), and gives rows, which are
-    broadcast together, and what is kept.
+    The function takes tensors and numbers, and gives rows, which are broadcast together, and what is kept.
 
     Args:
         arguments: the schema's, "Tensor mean, int bits".
+        rows: how many rows it gives.
         kept: the types of what it returns behind its rows; None: as it is.
     """
 
     def decorate(compute: Arithmetic) -> Arithmetic:
         name = compute.__name__.strip("_")
 
-        def stored(rest: Rows) -> list[torch.Tensor]:
-            return [each if dtype is None else each.to(dtype) for each, dtype in zip(rest, kept, strict=True)]
+        def run(*args: Any) -> tuple[torch.Tensor, ...]:
+            found, rest = compute(*args)
+            stored = (each if dtype is None else each.to(dtype) for each, dtype in zip(rest, kept, strict=True))
+            results = (*torch.broadcast_tensors(*found), *stored)
+            return tuple(each.clone(memory_format=torch.contiguous_format) for each in results)  # no two share memory
 
-        def stacked(*args: Any) -> Any:
-            if all(type(arg) in PLAIN for arg in args):
-                with numpy.errstate(all="ignore"):  # of values that are not finite
-                    rows, rest = compute(*map(_array, args))
-                stack = numpy.empty((len(rows), *numpy.broadcast(*rows).shape), rows[0].dtype)
-                for number, row in enumerate(rows):
-                    stack[number] = row
-                together, *rest = map(torch.from_numpy, (stack, *map(numpy.asarray, rest)))
-            else:
-                rows, rest = compute(*args)
-                together = torch.stack(torch.broadcast_tensors(*rows))
-            return (together, *stored(rest)) if kept else together
-
-        _LIBRARY.define(f"{name}({arguments}) -> ({', '.join(['Tensor'] * (1 + len(kept)))})")
-        _LIBRARY.impl(name, stacked, "CompositeExplicitAutograd")
+        _LIBRARY.define(f"{name}({arguments}) -> ({', '.join(['Tensor'] * (rows + len(kept)))})")
+        _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        operator = getattr(torch.ops.fxapprox, name).default
+        _ARITHMETIC[operator] = run
 
         @functools.wraps(compute)
         def called(*args: Any) -> tuple[Rows, Rows]:
-            if any(arg.device.type != "cpu" for arg in args if isinstance(arg, torch.Tensor)):
-                rows, rest = compute(*args)
-                return [materialize(row) for row in rows], stored(rest)
-            found = getattr(torch.ops.fxapprox, name).default(*args)
-            together, *rest = found if kept else (found,)
-            return [together[row] for row in range(together.shape[0])], rest
+            if all(arg.device.type == "cpu" for arg in args if isinstance(arg, torch.Tensor)):
+                found = operator(*args)
+                return found[:rows], found[rows:]
+            found = run(*args)
+            return [materialize(row) for row in found[:rows]], found[rows:]
 
         return called
 
     return decorate
 
 
-PLAIN = {torch.Tensor, torch.nn.Parameter, int, float, type(None)}  # what needs no tracing; a fake tensor has no memory
-
-
-def _array(x: Any) -> Any:
-    """A tensor as a numpy array; anything else as it is."""
-    if not isinstance(x, torch.Tensor):
-        return x
-    return (x.float() if x.dtype is torch.bfloat16 else x).detach().numpy()  # numpy has no bfloat16
+def arithmetic_of(target: Any) -> Callable[..., tuple[torch.Tensor, ...]] | None:
+    """What an operator that ``small`` made computes, in torch's operators; None for other operators."""
+    return _ARITHMETIC.get(target)

@@ -69,8 +69,12 @@ def call_function(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results
 
     Inductor compiles it once for all of its calls.
     """
-    call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *inputs))
-    return _results_of(call, results)
+    return _results_of(call_subgraph(graph, name, inputs), results)
+
+
+def call_subgraph(graph: fx.Graph, name: str, inputs: Sequence[fx.Node]) -> fx.Node:
+    """A call of a graph module, an attribute of the graph's; it gives a tuple."""
+    return graph.call_function(torch.ops.higher_order.invoke_subgraph, (graph.get_attr(name), name, *inputs))
 
 
 def call_inlined(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:

@@ -54,7 +54,8 @@ def test_softmax_and_its_logits() -> None:
 
 def test_logits_that_are_computed_again_are_as_delicate_as_a_softmax() -> None:
     head = torch.randn(8, 16 * 8, requires_grad=True)
-    values = classified(lambda x: F.cross_entropy((x @ W)[:, :8].tanh() @ head, torch.zeros(32, dtype=torch.long)), X)
+    labels = torch.zeros(32, dtype=torch.long)  # each token's loss: of one loss, forward makes the gradients
+    values = classified(lambda x: F.cross_entropy((x @ W)[:, :8].tanh() @ head, labels, reduction="none"), X)
     assert of_op(values, "aten.tanh")[0].kind is Class.SOFTMAX
 
 

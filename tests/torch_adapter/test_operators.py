@@ -11,7 +11,7 @@ from torch import Tensor
 from fxapprox import torch_adapter as adapter
 
 
-@adapter.small("Tensor x, Tensor? y, int times", kept=(torch.uint8,))
+@adapter.small("Tensor x, Tensor? y, int times", rows=2, kept=(torch.uint8,))
 def _multiples_for_a_test(x: Any, y: Any, times: int) -> tuple[Sequence[Any], Sequence[Any]]:
     return (x * times, x if y is None else y), (x > 0,)
 
