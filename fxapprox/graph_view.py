@@ -252,7 +252,7 @@ def _fates(report: Report) -> dict[str, _Fate]:
         a.name: _Fate("free" if a.free else "recomputed" if a.name in recomputed else "not needed", a.reason)
         for a in report.activations
     }
-    found.update((d.value, _Fate(d.storage, d.reason)) for d in report.decisions)
+    found.update((d.value, _Fate(d.storage, d.reason)) for d in (*report.decisions, *report.gradients))
     return found
 
 

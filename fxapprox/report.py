@@ -23,6 +23,7 @@ from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_
 from fxapprox.liveness import CODED, Timeline, joined, timeline
 from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
+from fxapprox.passes.advance import returned_gradients
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
@@ -47,6 +48,8 @@ class Report:
         graphs: where this is the sum of several graphs: their reports.
         copies: the inputs (weights, images) of which plain torch.compile on this device stores a second, channels-last
             copy for backward, because Inductor's lowering makes one; the partitioner does not see them.
+        gradients: those that forward computes and backward returns, mostly of a weight: like parameters they are not
+            counted, because backward has them in memory from its first operator on, whoever computes them.
         baseline_expr, saved_expr: the bytes as expressions of the sizes.
         sizes: the dynamic dimensions that the expressions are made of.
         conditions: what the sizes have to fulfil for this graph to serve them.
@@ -73,6 +76,7 @@ class Report:
     backward: fx.GraphModule | None = field(default=None, repr=False, compare=False)
     graphs: tuple[Report, ...] = ()
     copies: tuple[Decision, ...] = field(default=(), kw_only=True)
+    gradients: tuple[Decision, ...] = field(default=(), kw_only=True)
     baseline_expr: sympy.Expr = field(kw_only=True)
     saved_expr: sympy.Expr = field(kw_only=True)
     sizes: tuple[SizeSymbol, ...] = field(default=(), kw_only=True)
@@ -143,6 +147,11 @@ class Report:
         return sum(copy.bytes_before for copy in self.copies)
 
     @property
+    def early_gradient_bytes(self) -> int:
+        """What forward leaves for backward beyond ``saved_bytes``, in gradients that backward only returns."""
+        return sum(gradient.bytes_after for gradient in self.gradients)
+
+    @property
     def ratio(self) -> float:
         """How many times less is stored; 1.0 where nothing is stored either way."""
         return (
@@ -179,6 +188,7 @@ class Report:
             saved_bytes=evaluate(self.saved_expr, values),
             decisions=tuple(sorted(decisions, key=_largest_first)),
             copies=tuple(copy.at(values) for copy in self.copies),
+            gradients=tuple(gradient.at(values) for gradient in self.gradients),
             graphs=tuple(graph._at(values) for graph in self.graphs),
             sizes=tuple(replace(symbol, hint=values[symbol.name]) for symbol in self.sizes),
         )
@@ -277,6 +287,9 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
         if node.name in values:
             storage = "recomputed" if node.name in result.plan.recomputed else "not needed"
             decisions.append(_decision(values[node.name], storage, size, 0, None, hints))
+    returned = returned_gradients(result.joint)
+    gradients = tuple(decision for decision in decisions if decision.value in returned)
+    decisions = [decision for decision in decisions if decision.value not in returned]
     kept = result.fallback or not result.activations
     saved = baseline if kept else sympy.sympify(sum(d.expr_after for d in decisions))
     copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in result.copied)
@@ -284,7 +297,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
     alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
     alive_when = alive_when.named(_names_of_saved(result))
     used = alive_when.symbols | _free_symbols(
-        baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after))
+        baseline, saved, *(size for d in (*decisions, *copies, *gradients) for size in (*d.sizes, d.expr_after))
     )
     return Report(
         evaluate(baseline, hints),
@@ -296,6 +309,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
         result.forward,
         result.backward,
         copies=copies,
+        gradients=gradients,
         baseline_expr=baseline,
         saved_expr=saved,
         sizes=tuple(symbol for symbol in adapter.dynamic_sizes(gm) if symbol.name in used),
@@ -339,6 +353,7 @@ def merge(reports: Sequence[Report]) -> Report:
         seconds,
         graphs=tuple(reports),
         copies=tuple(copy for r in reports for copy in r.copies),
+        gradients=tuple(gradient for r in reports for gradient in r.gradients),
         baseline_expr=sum((r.baseline_expr for r in reports), sympy.Integer(0)),
         saved_expr=sum((r.saved_expr for r in reports), sympy.Integer(0)),
         sizes=sizes,
@@ -384,6 +399,7 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
         report,
         decisions=tuple(map(own, report.decisions)),
         copies=tuple(map(own, report.copies)),
+        gradients=tuple(map(own, report.gradients)),
         baseline_expr=renamed(report.baseline_expr, names),
         saved_expr=renamed(report.saved_expr, names),
         sizes=tuple(replace(symbol, name=names.get(symbol.name, symbol.name)) for symbol in report.sizes),

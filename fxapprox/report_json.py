@@ -34,6 +34,7 @@ def document(report: Report) -> dict[str, Any]:
         "decisions": [{"graph": index, **_plain(decision)} for decision, index in placed],
         "rows": _rows([decision for decision, _ in placed]),
         "copies": [_plain(copy) for copy in report.copies],
+        "gradients": [_plain(gradient) for gradient in report.gradients],
     }
 
 
@@ -46,6 +47,7 @@ def _totals(report: Report) -> dict[str, Any]:
         "baseline_peak_bytes": report.baseline_peak_bytes,
         "gradient_bytes": report.gradient_bytes,
         "baseline_copies_bytes": report.baseline_copies_bytes,
+        "early_gradient_bytes": report.early_gradient_bytes,
         "setting": report.setting,
         "fallback": report.fallback,
     }

@@ -44,8 +44,9 @@ def _times_text(ratio: float) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What is to be said beside the totals: copies, checkpoints, what a budget chose, dynamic sizes; a line each."""
+    """What is to be said beside the totals: what is not counted, checkpoints, a budget's choice, dynamic sizes."""
     lines = [_copies_text(report)] if report.copies else []
+    lines += [_gradients_text(report)] if report.gradients else []
     lines += [_segments_text(report)] if report.segments else []
     lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
     lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
@@ -74,6 +75,14 @@ def _copies_text(report: Report) -> str:
     own = f"this plan {size_text(kept)}" if kept else "this plan none of it"
     count = len(report.copies)
     return f"not counted: {more} in channels-last copies of {count} inputs, which plain torch.compile stores; {own}"
+
+
+def _gradients_text(report: Report) -> str:
+    what = f"{len(report.gradients)} gradients" if len(report.gradients) > 1 else "a gradient"
+    size = size_text(report.early_gradient_bytes)
+    return (
+        f"not counted: {size} in {what} that forward computes with the loss; all of backward has them in memory anyway"
+    )
 
 
 def batches_table(memory: int, rows: Mapping[str, BatchFit | DoesNotFit]) -> Table:

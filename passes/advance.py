@@ -62,6 +62,22 @@ def advance(joint: Joint) -> Joint:
     return joint
 
 
+def returned_gradients(joint: Joint) -> frozenset[str]:
+    """Names of those of ``joint.gradients`` that backward only returns: scaled, cast, reshaped, or with more added."""
+    moved = (node for node in joint.gm.graph.nodes if node.name in joint.gradients)
+    return frozenset(node.name for node in moved if _is_returned(joint, node))
+
+
+def _is_returned(joint: Joint, node: fx.Node) -> bool:
+    readers = [user for user in node.users if user in joint.backward]
+    while readers:
+        reader = readers.pop()
+        if op_name(reader) not in ("aten.mul", "aten.add", "prims.convert_element_type") and not is_view(reader):
+            return False
+        readers += (user for user in reader.users if user.op != "output")
+    return any(user in joint.backward for user in node.users)
+
+
 def _is_scalar_gradient(node: fx.Node) -> bool:
     value = tensor_of(node)
     return adapter.is_tangent(node) and value is not None and value.dim() == 0 and value.dtype in WIDE_RANGE

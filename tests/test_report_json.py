@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fxapprox
 from fxapprox.report_json import SCHEMA
+from tests.passes.test_advance import LanguageModel, batch
 from tests.passes.test_checkpoint import clamped
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "report-json.md"
@@ -42,6 +43,7 @@ def documents() -> dict[str, dict[str, Any]]:
             clamped(), torch.randn(4, 3, 16, 16), min_bytes=0, bits=4, checkpoint=3, checkpoint_bits=8
         ),
         "broken": fxapprox.explain(broken, x, min_bytes=0, bits=4),
+        "gradients": fxapprox.explain(LanguageModel(), *batch(), min_bytes=0, bits=4),
     }
     return {name: json.loads(report.to_json()) for name, report in reports.items()}
 
@@ -61,11 +63,12 @@ def test_the_document_names_every_field() -> None:
     documented = re.findall(r"^\| `([\w.\[\]]+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(documented) == len(set(documented))
     found = {field for document in documents().values() for field in fields(document)}
-    copies = {field for field in found if field.startswith("copies[]")}
-    assert found - copies == set(documented)
-    assert {f.replace("copies", "decisions") for f in copies} == {
-        f for f in documented if f.startswith("decisions[].")
-    } - {"decisions[].graph"}
+    alike = {name: {field for field in found if field.startswith(f"{name}[]")} for name in ("copies", "gradients")}
+    assert found.difference(*alike.values()) == set(documented)
+    for name, own in alike.items():
+        assert {field.replace(name, "decisions") for field in own} == {
+            field for field in documented if field.startswith("decisions[].")
+        } - {"decisions[].graph"}
 
 
 def test_the_document_names_the_version() -> None:

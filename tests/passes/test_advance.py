@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import fxapprox
 from fxapprox.graph import Joint
+from fxapprox.measure import stored_bytes
 from fxapprox.operators import op_name
 from fxapprox.passes import pipeline
 from fxapprox.passes.advance import LINEAR, PRODUCTS, SUMS, advance
@@ -138,6 +140,23 @@ def test_neither_logits_nor_hidden_state_are_stored(as_traced: Callable[..., Tra
     sizes = [n.meta["val"].numel() for n in halves.joint.gm.graph.nodes if n.name in kept]
     assert max(sizes) < VOCABULARY * TOKENS
     assert not same_gradients(joint, halves, 1.0)  # the layer below is in a code
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_weights_gradient_is_named_and_not_counted_as_stored(tied: bool) -> None:
+    model = LanguageModel()
+    if tied:
+        model.head.weight = model.embedding.weight
+    compiled = fxapprox.compile(model, bits=8, lowering="eager", min_bytes=0, strict=True)
+    given = batch()
+    loss = compiled(*given)
+    (report,) = fxapprox.reports(compiled)
+    (gradient,) = report.gradients
+    assert gradient.shape == (VOCABULARY, WIDTH)
+    assert report.early_gradient_bytes == gradient.bytes_after == 4 * VOCABULARY * WIDTH
+    assert gradient not in report.decisions
+    assert stored_bytes(loss, exclude=[*model.parameters(), *given]) == report.saved_bytes + report.early_gradient_bytes
+    assert "not counted: 16.0 KiB in a gradient that forward computes" in str(report)
 
 
 def test_the_graph_given_is_untouched(as_traced: Callable[..., Traced]) -> None:
