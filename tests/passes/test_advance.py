@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 import fxapprox
 from fxapprox.graph import Joint
@@ -235,6 +236,24 @@ def test_a_segment_does_not_compute_gradients_again(as_traced: Callable[..., Tra
     assert options.get("checkpoint") != 3 or halves.segments
     assert not any(name.endswith("_ahead") for segment in halves.segments for name in segment.recomputed)
     assert same_gradients(joint, halves, 1.0)
+
+
+class Checkpointed(LanguageModel):
+    """The user checkpoints head and loss: logits would be computed again in backward."""
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Any:
+        hidden = F.gelu(self.layer(self.embedding(tokens)))
+
+        def end(hidden: Tensor) -> Tensor:
+            return F.cross_entropy(self.head(self.norm(hidden)).flatten(0, 1), targets.flatten())
+
+        return checkpoint(end, hidden, use_reentrant=False)
+
+
+def test_in_a_region_that_the_user_checkpoints(as_traced: Callable[..., Traced]) -> None:
+    joint = as_traced(Checkpointed(), *batch())
+    assert moved(joint)
+    assert same_gradients(joint, joint.split(bits=None), 1.0)
 
 
 def test_dynamic_sizes() -> None:
