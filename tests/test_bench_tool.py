@@ -46,6 +46,7 @@ def test_overview(tmp_path: Path) -> None:
     assert row in lines
     step = "a step takes 1.00x (median over models), 1.00x at most"
     assert f"- fxapprox, 8 bits: {step}; compiling takes 1.20x at most." in lines
+    assert lines[2].startswith(f"`python -m tools.bench --out {out.as_posix()} --systems compile,")
     assert sum(line.startswith("## m") for line in lines) == 2
     assert "![time and peak of bert](cpu/bert.png)" in lines
 

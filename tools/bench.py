@@ -13,7 +13,7 @@ Examples:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,7 @@ from tools.selection import select
 OURS = "fxapprox"
 INTRODUCTION = """# CPU benchmark
 
-`python -m tools.bench --out docs/results/bench_cpu`. Everything to plain `torch.compile`, which takes 1.00x; errors are
+`{command}`. Everything to plain `torch.compile`, which takes 1.00x; errors are
 gradients' against float64. A system of others is named in the last column where none of ours takes no more time and no
 more memory: our curve does not pass below and left of it. "Faster": than each of ours, which all take less memory.
 """
@@ -109,13 +109,21 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _command(out: Path, benches: Iterable[Bench]) -> str:
+    """What measures it all."""
+    measured = dict.fromkeys(record.system for bench in benches for record in bench.records)
+    chosen = f" --systems {','.join(measured)}" if measured and measured.keys() != SYSTEMS.keys() else ""
+    return f"python -m tools.bench --out {out.as_posix()}{chosen}"
+
+
 def write_results(out: Path) -> None:
     """The document, from all files in the directory."""
     benches = {model: records.read(out / f"{model}.json") for model in MODELS if (out / f"{model}.json").exists()}
     sections = [
         show.markdown(b) + f"\n![time and peak of {model}]({out.name}/{model}.png)\n" for model, b in benches.items()
     ]
-    write_text(out.with_name(f"{out.name}.md"), "\n".join([INTRODUCTION, overview(benches), *sections]))
+    introduction = INTRODUCTION.format(command=_command(out, benches.values()))
+    write_text(out.with_name(f"{out.name}.md"), "\n".join([introduction, overview(benches), *sections]))
 
 
 def main(
