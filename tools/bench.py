@@ -32,9 +32,11 @@ from tools.selection import select
 OURS = "fxapprox"
 INTRODUCTION = """# CPU benchmark
 
-`{command}`. Everything to plain `torch.compile`, which takes 1.00x; errors are
-gradients' against float64. A system of others is named in the last column where none of ours takes no more time and no
-more memory: our curve does not pass below and left of it. "Faster": than each of ours, which all take less memory.
+`{command}`
+
+Everything to plain `torch.compile`, which takes 1.00x; errors are gradients' against float64. A system of others is
+named in the last column where none of ours takes no more time and no more memory: our curve does not pass below and
+left of it. "Faster": than each of ours, which all take less memory.
 """
 HEAD = (
     "model|8 bits, step|4 bits, step|8 bits, compile|4 bits, compile|8 bits, peak|4 bits, peak|8 bits, error|fp8, error"
