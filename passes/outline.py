@@ -50,6 +50,7 @@ def outline(
     forward = _outlined(forward, "encode", [code.encode for code in rows], call, FEWEST, _may_read)
     alone = [code.decode for code in rows]
     backward = _outlined(backward, "decode", alone, call, FEWEST, _may_read, _read_by_products)
+    # before decoders are inlined, as these read its results and can hold no call; in functions it is spelled out
     forward, backward = call_arithmetic(forward), call_arithmetic(backward)
     fused, inlined = [code.decode for code in codes], adapter.call_inlined
     return forward, _outlined(backward, "decoded", fused, inlined, FEWEST_INLINED, _reads_tensors, part=_pointwise_end)
