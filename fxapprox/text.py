@@ -80,9 +80,7 @@ def _copies_text(report: Report) -> str:
 def _gradients_text(report: Report) -> str:
     what = f"{len(report.gradients)} gradients" if len(report.gradients) > 1 else "a gradient"
     size = size_text(report.early_gradient_bytes)
-    return (
-        f"not counted: {size} in {what} that forward computes with the loss; all of backward has them in memory anyway"
-    )
+    return f"not counted: {size} in {what} that forward computes with the loss, and backward has in memory anyway"
 
 
 def batches_table(memory: int, rows: Mapping[str, BatchFit | DoesNotFit]) -> Table:
