@@ -141,6 +141,11 @@ def _value_of(argument: Any) -> Any:
     return argument.meta.get("val") if isinstance(argument, fx.Node) else argument
 
 
+def is_fixed_on_cpu(value: torch.Tensor) -> bool:
+    """Whether it is on the CPU, and none of its sizes is a symbol."""
+    return value.device.type == "cpu" and all(isinstance(size, int) for size in value.shape)
+
+
 def is_dense(value: torch.Tensor) -> bool:
     """Whether every element has a place of its own and there are no gaps between them."""
     expected = 1

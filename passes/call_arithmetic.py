@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.graph import Inliner, erase_unused, signature, tensor_of
+from fxapprox.graph import Inliner, erase_unused, is_fixed_on_cpu, signature, tensor_of
 
 
 def call_arithmetic(gm: fx.GraphModule) -> fx.GraphModule:
@@ -64,9 +64,7 @@ def _small_in(graph: fx.Graph) -> list[fx.Node]:
 
 def _can_be_passed(node: fx.Node) -> bool:
     value = tensor_of(node)
-    if value is None or value.device.type != "cpu" or not all(isinstance(size, int) for size in value.shape):
-        return False
-    return value.is_contiguous()
+    return value is not None and is_fixed_on_cpu(value) and value.is_contiguous()
 
 
 def _flat(node: fx.Node) -> fx.Node:

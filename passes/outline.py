@@ -22,7 +22,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Spliced
-from fxapprox.graph import flops, signature, storage_of, tensor_of
+from fxapprox.graph import flops, is_fixed_on_cpu, signature, storage_of, tensor_of
 from fxapprox.layouts import channels_last_images
 from fxapprox.operators import is_view
 from fxapprox.passes.call_arithmetic import call_arithmetic
@@ -188,7 +188,7 @@ def _may_read(region: _Region) -> bool:
     """Whether the inputs can come from memory: on the CPU, of fixed sizes, and the same bits there."""
     for node in region.inputs:
         value = tensor_of(node)
-        if value is None or value.device.type != "cpu" or not all(isinstance(size, int) for size in value.shape):
+        if value is None or not is_fixed_on_cpu(value):
             return False
         if value.dtype.is_floating_point and value.dtype not in WHOLE and not _in_memory(node):
             return False
