@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -124,17 +125,22 @@ def _import_file(place: str) -> ModuleType:
     path = pathlib.Path(place)
     if not path.is_file():
         raise TargetError(f"no such file: {place}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(_unused_name(path.stem), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[spec.name] = module  # where Dynamo, pickle and dataclasses look up what the file defines
     sys.path.insert(0, str(path.resolve().parent))  # as python itself does for a script
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise TargetError(f"{place} could not be imported: {described(error)}") from error
     return module
+
+
+def _unused_name(stem: str) -> str:
+    """A module name that no other module goes by: a file may be called as one that is imported already."""
+    return next(name for n in count() if (name := f"{stem}_{n}" if n else stem) not in sys.modules)
 
 
 def _import_module(name: str) -> ModuleType:

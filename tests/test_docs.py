@@ -60,6 +60,7 @@ def test_page(
     for block, after in pairwise([*found, Block("", "", 0)]):
         if (file := _file(block)) is not None:
             Path(file).write_text("\n".join(block.lines), encoding="utf-8")
+            monkeypatch.delitem(sys.modules, Path(file).stem, raising=False)  # another test's file may be called alike
         elif runnable(block):
             _run_python(block, page, module)
             _compare(capsys.readouterr().out, after.lines if after.language == "text" else [], page, block.line)
@@ -67,7 +68,7 @@ def test_page(
             for line, command, shown in _commands(block):
                 _compare(_run_command(command, monkeypatch, capsys), shown, page, line)
     for name in [name for name, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(tmp_path))]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def _file(block: Block) -> str | None:

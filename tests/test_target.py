@@ -228,6 +228,24 @@ def test_models_that_fail(name: str, message: str, place: Path, caplog: pytest.L
     assert not caplog.records  # torch's own account of it is left out
 
 
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    """Each is a module of its own: Dynamo looks up by its module's name what the code of a model reads."""
+    names = set()
+    for function in ("sin", "tanh"):
+        place = tmp_path / function / "same_name.py"
+        place.parent.mkdir()
+        place.write_text(
+            f"import torch\nfrom torch import {function} as F\n\n"
+            "class Net(torch.nn.Linear):\n    def forward(self, x):\n        return F(super().forward(x))\n\n"
+            "def net(): return Net(4, 4), (torch.randn(2, 4),), torch.sum\n"
+        )
+        target = load(f"{place}:net")
+        assert explain(target.step, *target.args).activations
+        names.add(type(target.model).__module__)
+        assert sys.modules[type(target.model).__module__].F is getattr(torch, function)
+    assert len(names) == 2
+
+
 def test_errors_of_ours_keep_their_traceback(place: Path) -> None:
     target = load("targets.py:breaks")
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="ZeroDivisionError"), running(target):
