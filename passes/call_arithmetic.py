@@ -118,5 +118,4 @@ def _function(node: fx.Node, gm: fx.GraphModule) -> tuple[fx.GraphModule, list[i
     for given in inputs:
         if not given.users:
             function.graph.erase_node(given)
-    function.recompile()
-    return function, read
+    return adapter.function_of_ours(function.graph, function), read

@@ -11,14 +11,15 @@ from unittest.mock import patch
 
 import torch
 import torch._inductor.config as inductor_config
+from torch import fx
 from torch._inductor.virtualized import V
 
-from fxapprox.torch_adapter.cpp_files import in_few_files
+from fxapprox.torch_adapter.cpp_files import CppKernels, asked_for, when_written
 from fxapprox.torch_adapter.indexing import join_dimensions, stride_at_vec_range
 from fxapprox.torch_adapter.inlined import binding
 from fxapprox.torch_adapter.joint import Half
 from fxapprox.torch_adapter.operators import codes_of
-from fxapprox.torch_adapter.tracing import is_part
+from fxapprox.torch_adapter.tracing import is_function_of_ours, is_part
 
 
 @contextlib.contextmanager
@@ -31,21 +32,31 @@ def quick_inductor(half: Half) -> Iterator[None]:
       printer then drops the copies. Not in forward: how Inductor splits a loop depends on how many operators it counts,
       and forward's own loops are to be those of plain torch.compile.
     - What it asks about indices goes to sympy's general means, tens of milliseconds each time.
-    - Every kernel is a C++ file of its own, and most of the time that takes goes into headers and the linker.
+    - Every kernel is a C++ file of its own, and most of the time that takes goes into headers and the linker; none is
+      compiled before the last one is written.
+    - Its passes over a graph visit each of our functions, which hold nothing that they look for.
+    - What it knows of a value it compares with what it knew before, and takes the same for another: in torch 2.13 all
+      that follows from the result of a call of a function is then worked out again, four times a step.
 
     And the processor: eight bytes of a code are loaded as such, and no more than eight at a time.
     """
-    from torch._inductor import sizevars
+    from torch._inductor import compile_fx, fx_utils, sizevars
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.codegen import cpp
     from torch._inductor.codegen.cpp import CppKernelProxy, CppVecKernel
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
     from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
     from torch._inductor.ir import Pointwise
 
     DtypePropagationOpsHandler()
+    kernels = CppKernels(AsyncCompile.submit)
     with (
         patch.object(DtypePropagationOpsHandler, "__init__", lambda self: None),
-        patch.object(AsyncCompile, "cpp_pybinding", in_few_files(AsyncCompile.cpp_pybinding)),
+        patch.object(PythonWrapperCodegen, "define_kernel", when_written(kernels, PythonWrapperCodegen.define_kernel)),
+        patch.object(AsyncCompile, "cpp_pybinding", asked_for(kernels, AsyncCompile.cpp_pybinding)),
+        patch.object(fx_utils, "_is_fake_tensor_same", _same_if_identical(fx_utils._is_fake_tensor_same))
+        if hasattr(fx_utils, "_is_fake_tensor_same") else contextlib.nullcontext(),
+        patch.object(compile_fx, "post_grad_passes", _of_others(compile_fx.post_grad_passes)),
         patch.object(cpp, "get_loop_body_lowp_fp", _not_for_radii(cpp.get_loop_body_lowp_fp)),
         patch.object(cpp, "stride_at_vec_range", stride_at_vec_range),
         patch.object(sizevars, "join_dimensions", join_dimensions),
@@ -55,6 +66,25 @@ def quick_inductor(half: Half) -> Iterator[None]:
         if half == "backward" else contextlib.nullcontext(),
     ):  # fmt: skip
         yield
+
+
+def _same_if_identical(compare: Callable[..., bool]) -> Callable[..., bool]:
+    """Compares two values, of which none differs from itself."""
+
+    def same(new: Any, old: Any, *args: Any, **kwargs: Any) -> bool:
+        return new is old or compare(new, old, *args, **kwargs)
+
+    return same
+
+
+def _of_others(passes: Callable[..., None]) -> Callable[..., None]:
+    """Passes over graphs; our own functions hold nothing that they look for."""
+
+    def run(gm: fx.GraphModule, *args: Any) -> None:
+        if not is_function_of_ours(gm):
+            passes(gm, *args)
+
+    return run
 
 
 def _traced_once(make_loader: Callable[[Any], Callable[..., Any]]) -> Callable[[Any], Callable[..., Any]]:

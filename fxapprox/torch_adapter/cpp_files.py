@@ -1,20 +1,77 @@
 # pyright: reportPrivateImportUsage=false
-"""Inductor's C++ kernels a batch to a file: most of the compiler's time goes into what every file begins with."""
+"""Inductor's C++ kernels a batch to a file, compiled while others are being written.
+
+Most of the compiler's time goes into what every file begins with; and Inductor, left alone, starts the compiler only
+when a graph's last kernel is written.
+"""
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-LARGEST_FILE = 24  # kernels: when one changes, its whole file is compiled again
+FULL = 200_000  # characters in a file; what comes before them takes the compiler as long as 70,000 more
 
 
-def in_few_files(compile_alone: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles the C++ kernels of a graph in as few files as there are compiler processes.
+class CppKernels:
+    """The kernels of a graph, several to a file, which goes to the compiler as soon as it is full.
 
-    A generated module asks for all of its kernels, then waits for each; the first wait starts the compiler.
+    What shares a file depends on the kernels and their order alone, so that a later process finds the same files.
+
+    Args:
+        submit: runs a function in one of the compiler threads; returns its future.
     """
+
+    def __init__(self, submit: Callable[..., Any]) -> None:
+        self._submit = submit
+        self._kernels: dict[tuple[tuple[str, ...], str], int] = {}  # C++ types of arguments and code, its number
+        self._open: list[int] = []  # numbers of those in the file that is not full yet
+        self._length = 0  # of that file
+        self._functions: dict[int, Callable[[], Any]] = {}  # what waits for a kernel
+
+    def add(self, argtypes: Sequence[str], source: str) -> int:
+        """The number of a kernel, C++ types of its arguments and its code; one that is known is not added again."""
+        kernel = tuple(argtypes), source
+        if kernel in self._kernels:
+            return self._kernels[kernel]
+        self._kernels[kernel] = number = len(self._kernels)
+        if not _is_plain(source):  # a template's macros and headers could get into the way of others
+            self._compile([number])
+            return number
+        self._open.append(number)
+        self._length += len(source)
+        if self._length >= FULL:
+            self._close()
+        return number
+
+    def function(self, number: int) -> Callable[..., None]:
+        """A kernel, as what Python calls; waits for the compiler."""
+        if number not in self._functions:
+            self._close()
+        return self._functions[number]()
+
+    def _close(self) -> None:
+        self._compile(self._open)
+        self._open, self._length = [], 0
+
+    def _compile(self, numbers: Sequence[int]) -> None:
+        """Starts the compiler on one file."""
+        from torch._inductor.codecache import CppPythonBindingsCodeCache as Cache
+
+        kernels = list(self._kernels)
+        alone = [functools.partial(Cache.load_pybinding_async, *kernels[n], submit_fn=self._submit) for n in numbers]
+        if len(numbers) == 1:
+            self._functions[numbers[0]] = alone[0]()
+            return
+        library = _library([kernels[number] for number in numbers], self._submit)
+        for place, number in enumerate(numbers):
+            self._functions[number] = functools.partial(_function, library, place, alone[place])
+
+
+def asked_for(kernels: CppKernels, compile_alone: Callable[..., Any]) -> Callable[..., Any]:
+    """What a generated module asks for each of its kernels with: a future of it."""
     from torch._inductor.async_compile import get_compile_threads, kernel_code_log
     from torch._inductor.codecache import LambdaFuture
 
@@ -22,69 +79,28 @@ def in_few_files(compile_alone: Callable[..., Any]) -> Callable[..., Any]:
         if get_compile_threads() <= 1:  # nobody waits for anything then
             return compile_alone(self, argtypes, source)
         kernel_code_log.info("CPP+Bindings Kernel:\n%s", source)
-        kernels = vars(self).setdefault("_fxapprox_kernels", CppKernels(self.submit, get_compile_threads()))
         return LambdaFuture(functools.partial(kernels.function, kernels.add(argtypes, source)))
 
     return requested
 
 
-class CppKernels:
-    """Kernels that share files.
+def when_written(kernels: CppKernels, define: Callable[..., None]) -> Callable[..., None]:
+    """Defines a kernel in a generated module, and has the compiler begin with what that module will ask for.
 
-    Args:
-        submit: runs a function in one of the compiler threads; returns its future.
-        threads: how many of them there are.
+    Not those of functions: the module asks for them after all others, wherever they are called.
     """
+    from torch._inductor.async_compile import get_compile_threads
+    from torch._inductor.codegen.wrapper import SubgraphPythonWrapperCodegen
 
-    def __init__(self, submit: Callable[..., Any], threads: int) -> None:
-        self._submit, self._threads = submit, threads
-        self._kernels: list[tuple[Sequence[str], str]] = []
-        self._functions: list[Callable[[], Any]] = []
+    def defined(self: Any, kernel_name: str, kernel_body: str, *args: Any, **kwargs: Any) -> None:
+        known_now = kernel_body.startswith("async_compile.cpp_pybinding(") and get_compile_threads() > 1
+        if known_now and not isinstance(self, SubgraphPythonWrapperCodegen):
+            call = ast.parse(kernel_body.strip(), mode="eval").body
+            assert isinstance(call, ast.Call)
+            kernels.add(*map(ast.literal_eval, call.args))
+        define(self, kernel_name, kernel_body, *args, **kwargs)
 
-    def add(self, argtypes: Sequence[str], source: str) -> int:
-        """One more kernel, C++ types of its arguments and its code; returns its number."""
-        self._kernels.append((argtypes, source))
-        return len(self._kernels) - 1
-
-    def function(self, number: int) -> Callable[..., None]:
-        """A kernel, as what Python calls; compiles all that have been added when first called."""
-        if not self._functions:
-            self._functions = self._start()
-        return self._functions[number]()
-
-    def _start(self) -> list[Callable[[], Any]]:
-        """Starts the compiler; for each kernel the function that waits for it."""
-        from torch._inductor.codecache import CppPythonBindingsCodeCache as Cache
-
-        alone = functools.partial(Cache.load_pybinding_async, submit_fn=self._submit)
-        found: dict[int, Callable[[], Any]] = {}
-        for batch in self._batches():
-            if len(batch) == 1:
-                found[batch[0]] = alone(*self._kernels[batch[0]])
-                continue
-            library = _library([self._kernels[number] for number in batch], self._submit)
-            for place, number in enumerate(batch):
-                found[number] = functools.partial(
-                    _function, library, place, functools.partial(alone, *self._kernels[number])
-                )
-        return [found[number] for number in range(len(self._kernels))]
-
-    def _batches(self) -> list[list[int]]:
-        """Numbers of kernels for each file: of about the same length, as few as keep all threads busy.
-
-        Only plain loops come together; templates bring macros and headers, which could get into each other's way.
-        """
-        single, plain = [], []
-        for number, (_, source) in enumerate(self._kernels):
-            (plain if _is_plain(source) else single).append(number)
-        files = max(min(self._threads, len(plain)), -(-len(plain) // LARGEST_FILE))
-        batches: list[list[int]] = [[] for _ in range(files)]
-        lengths = [0] * files
-        for number in sorted(plain, key=lambda number: -len(self._kernels[number][1])):
-            shortest = lengths.index(min(lengths))
-            batches[shortest].append(number)
-            lengths[shortest] += len(self._kernels[number][1])
-        return [[number] for number in single] + batches
+    return defined
 
 
 KERNEL = 'extern "C"'  # what a kernel's one function begins with

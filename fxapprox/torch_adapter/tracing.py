@@ -64,6 +64,18 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return copied, copies
 
 
+def function_of_ours(graph: fx.Graph, attributes: Any) -> fx.GraphModule:
+    """A module to be called by one of the functions below; ``attributes``: whence what the graph gets comes."""
+    made = fx.GraphModule(attributes, graph)
+    made.meta["fxapprox_function"] = True
+    return made
+
+
+def is_function_of_ours(gm: fx.GraphModule) -> bool:
+    """Whether :func:`function_of_ours` has made it, or what it is a copy of."""
+    return gm.meta.get("fxapprox_function", False)
+
+
 def call_function(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:
     """Calls a graph module, an attribute of the graph's, at the graph's end; what it gives stands for ``results``.
 

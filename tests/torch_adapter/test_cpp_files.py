@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
-from fxapprox.torch_adapter.cpp_files import LARGEST_FILE, CppKernels
+import fxapprox
+from fxapprox.torch_adapter import code_generation, cpp_files
+from fxapprox.torch_adapter.cpp_files import FULL, CppKernels
+from tests.torch_adapter.test_code_generation import layers
 
 
 def libraries() -> int:
@@ -39,20 +43,46 @@ def run_on_ones(kernels: CppKernels, number: int) -> float:
     return found
 
 
+def long(factor: str) -> tuple[Sequence[str], str]:
+    """A kernel that fills half of a file."""
+    argtypes, code = scaled(factor)
+    return argtypes, code + "\n" * (FULL // 2)
+
+
 @pytest.mark.inductor
 def test_kernels_share_files() -> None:
     factors = ["2.0f", "3.0f", "5.0f", "7.0f", "9.0f"]
     with fresh_cache():
-        kernels = CppKernels(AsyncCompile.submit, threads=2)
-        numbers = [kernels.add(*scaled(factor)) for factor in factors]
+        kernels = CppKernels(AsyncCompile.submit)
+        numbers = [kernels.add(*long(factor)) for factor in factors]
         assert [run_on_ones(kernels, number) for number in numbers] == [2.0, 3.0, 5.0, 7.0, 9.0]
-        assert libraries() == 2
+        assert libraries() == 3
+
+
+@pytest.mark.inductor
+def test_a_full_file_goes_to_the_compiler_at_once() -> None:
+    begun = 0
+
+    def submit(task: Callable[[], Any]) -> Any:
+        nonlocal begun
+        begun += 1
+        return AsyncCompile.submit(task)
+
+    with fresh_cache():
+        kernels = CppKernels(submit)
+        counts = []
+        for factor in ("2.0f", "3.0f", "5.0f"):
+            kernels.add(*long(factor))
+            counts.append(begun)
+        assert counts == [0, 1, 1]
+        assert kernels.add(*long("3.0f")) == 1  # known by now
+        assert run_on_ones(kernels, 2) == 5.0
 
 
 @pytest.mark.inductor
 def test_a_kernel_that_cannot_be_compiled_leaves_the_others_alone() -> None:
     with fresh_cache():
-        kernels = CppKernels(AsyncCompile.submit, threads=1)
+        kernels = CppKernels(AsyncCompile.submit)
         good, bad, last = (kernels.add(*scaled(factor)) for factor in ("2.0f", "no_such_name", "3.0f"))
         assert run_on_ones(kernels, good) == 2.0
         with pytest.raises(RuntimeError, match="no_such_name"):
@@ -60,21 +90,32 @@ def test_a_kernel_that_cannot_be_compiled_leaves_the_others_alone() -> None:
         assert run_on_ones(kernels, last) == 3.0
 
 
+@pytest.mark.inductor
 def test_templates_get_a_file_of_their_own() -> None:
     argtypes, code = scaled("2.0f")
-    kernels = CppKernels(AsyncCompile.submit, threads=1)
-    for source in (code, "#define SIZE 4\n" + code, code, code + "static void helper() {}\n", code):
-        kernels.add(argtypes, source)
-    assert sorted(map(sorted, kernels._batches())) == [[0, 2, 3, 4], [1]]
+    with fresh_cache():
+        kernels = CppKernels(AsyncCompile.submit)
+        for source in (code, "#define SIZE 4\n" + code, code + "//", code + "static void helper() {}\n", code + "///"):
+            kernels.add(argtypes, source)
+        assert [run_on_ones(kernels, number) for number in range(5)] == [2.0] * 5
+        assert libraries() == 2
 
 
-def test_files_are_of_like_length_and_no_larger_than_a_compiler_can_take() -> None:
-    kernels = CppKernels(AsyncCompile.submit, threads=2)
-    argtypes, code = scaled("2.0f")
-    for lines in range(3 * LARGEST_FILE):
-        kernels.add(argtypes, code + "\n" * 100 * lines)
-    batches = kernels._batches()
-    assert sorted(number for batch in batches for number in batch) == list(range(3 * LARGEST_FILE))
-    lengths = [sum(len(kernels._kernels[number][1]) for number in batch) for batch in batches]
-    assert len(batches) == 3
-    assert max(lengths) < 1.1 * min(lengths)
+@pytest.mark.inductor
+def test_a_graph_asks_for_what_the_compiler_has_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for no other code, nor in another order; a later process finds the same files."""
+    monkeypatch.setattr(cpp_files, "FULL", 4000)
+    made: list[CppKernels] = []
+    monkeypatch.setattr(code_generation, "CppKernels", lambda submit: made.append(CppKernels(submit)) or made[-1])
+    seen = []
+    with fresh_cache():
+        for _ in range(2):
+            made.clear()
+            torch._dynamo.reset()
+            model, x = layers()
+            fxapprox.compile(model, bits=4, min_bytes=0, dynamic=False)(x).square().mean().backward()
+            seen.append(([list(kernels._kernels) for kernels in made], libraries()))
+    (first, files), (second, later) = seen
+    assert first == second
+    assert len(first) == 2
+    assert files == later > 2
