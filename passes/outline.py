@@ -6,8 +6,8 @@ function (``invoke_subgraph``, as ``torch.compiler.nested_compile_region`` makes
 
 Such a function's kernels fuse with nothing around it, so a code becomes one only where that moves no more memory: an
 encoder reads its value once, in a loop over groups, whichever loop it stands in; a decoder writes its value, so only
-those become functions whose value is read by products alone, which want it in memory. Of the other decoders the
-pointwise operators become a function that Inductor lowers once and fuses with whatever reads its results.
+those become functions whose value is read by products alone, which want it in memory. Of the other encoders and
+decoders the pointwise operators become functions that Inductor lowers once and fuses with whatever is around them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def outline(
     Ensures: the graphs given are untouched; inputs, outputs and all other operators are the same, in the same order.
     Changes numerics: no.
 
-    Encoders are left as they stand on other devices than the CPU (there each call is a launch or more, and fusing is
-    what counts), where sizes are symbolic, and of images that Inductor lays out channels-last; decoders of symbolic
-    sizes, too.
+    Encoders are not called but inlined on other devices than the CPU (there each call is a launch or more, and fusing
+    is what counts), and of images that Inductor lays out channels-last. Encoders of symbolic sizes, and decoders that
+    read such sizes, are left as they stand.
     """
     images = channels_last_images(forward)
     rows, call = [code for code in codes if code.value not in images], adapter.call_function
@@ -52,8 +52,11 @@ def outline(
     backward = _outlined(backward, "decode", alone, call, FEWEST, _may_read, _read_by_products)
     # before decoders are inlined, as these read its results and can hold no call; in functions it is spelled out
     forward, backward = call_arithmetic(forward), call_arithmetic(backward)
-    fused, inlined = [code.decode for code in codes], adapter.call_inlined
-    return forward, _outlined(backward, "decoded", fused, inlined, FEWEST_INLINED, _reads_tensors, part=_pointwise_end)
+    inlined, fewest = adapter.call_inlined, FEWEST_INLINED
+    fused = [code.encode for code in codes]
+    forward = _outlined(forward, "encoded", fused, inlined, fewest, _reads_fixed_sizes, parts=_pointwise_parts)
+    fused = [code.decode for code in codes]
+    return forward, _outlined(backward, "decoded", fused, inlined, fewest, _reads_tensors, parts=_pointwise_end)
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,15 @@ class _Region:
         for node in self.nodes:
             env[node] = adapter.copy_node(node, graph, env.__getitem__)
         graph.output(tuple(env[node] for node in self.results))
-        return fx.GraphModule(gm, graph)
+        return adapter.function_of_ours(graph, gm)
 
 
 def _outlined(
     gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]], call: Call, fewest: int,
-    *conditions: Callable[[_Region], bool], part: Callable[[set[fx.Node]], set[fx.Node]] = lambda nodes: nodes,
+    *conditions: Callable[[_Region], bool],
+    parts: Callable[[set[fx.Node]], Iterable[set[fx.Node]]] = lambda nodes: [nodes],
 ) -> fx.GraphModule:  # fmt: skip
-    """A copy of the graph with calls in place of codes, or of a part of each; the graph itself if no two are alike.
+    """A copy of the graph with calls in place of codes, or of parts of each; the graph itself if no two are alike.
 
     Args:
         name: what functions are called, with a number behind it.
@@ -126,17 +130,17 @@ def _outlined(
     alike: dict[Hashable, list[_Region]] = {}
     taken: set[fx.Node] = set()
     for names in codes:
-        inside = part({nodes[n] for n in names if n in nodes})
-        if len(inside) < fewest or inside & taken:
-            continue
-        region = _Region.of(inside, position)
-        if _can_be_called(region, position) and all(holds(region) for holds in conditions):
-            taken |= inside
-            alike.setdefault(region.key(), []).append(region)
+        for inside in parts({nodes[n] for n in names if n in nodes}):
+            if len(inside) < fewest or inside & taken:
+                continue
+            region = _Region.of(inside, position)
+            if _can_be_called(region, position) and all(holds(region) for holds in conditions):
+                taken |= inside
+                alike.setdefault(region.key(), []).append(region)
     return _with_calls(gm, name, [regions for regions in alike.values() if len(regions) > 1], call)
 
 
-def _pointwise_end(nodes: set[fx.Node]) -> set[fx.Node]:
+def _pointwise_end(nodes: set[fx.Node]) -> list[set[fx.Node]]:
     """The operators that can be inlined, but those from which others follow that cannot."""
     inside = set(nodes)
     stack = [node for node in nodes if not adapter.can_be_inlined(node)]
@@ -145,7 +149,20 @@ def _pointwise_end(nodes: set[fx.Node]) -> set[fx.Node]:
         if node in inside or (node not in nodes and is_view(node)):  # a call's operand in another shape
             inside.discard(node)
             stack += node.all_input_nodes
-    return inside
+    return [inside]
+
+
+def _pointwise_parts(nodes: set[fx.Node]) -> list[set[fx.Node]]:
+    """The operators that can be inlined, in as many parts as others stand between them; no view of what is outside."""
+    stages: dict[fx.Node, int] = {}
+    for node in sorted(nodes):
+        sources = [source for source in node.all_input_nodes if source in stages]
+        stages[node] = max((stages[source] + (not adapter.can_be_inlined(source)) for source in sources), default=0)
+    parts: list[set[fx.Node]] = [set() for _ in range(1 + max(stages.values(), default=0))]
+    for node, stage in stages.items():
+        if adapter.can_be_inlined(node):
+            parts[stage].add(node)
+    return [{node for node in part if storage_of(node) in part} for part in parts]
 
 
 def _with_calls(gm: fx.GraphModule, name: str, functions: Sequence[Sequence[_Region]], call: Call) -> fx.GraphModule:
@@ -198,6 +215,12 @@ def _may_read(region: _Region) -> bool:
 def _reads_tensors(region: _Region) -> bool:
     """Whether no size is among the inputs."""
     return all(tensor_of(node) is not None for node in region.inputs)
+
+
+def _reads_fixed_sizes(region: _Region) -> bool:
+    """Whether the inputs are tensors without a symbol in their sizes."""
+    values = [tensor_of(node) for node in region.inputs]
+    return all(value is not None and all(isinstance(size, int) for size in value.shape) for value in values)
 
 
 def _in_memory(node: fx.Node) -> bool:

@@ -51,7 +51,7 @@ _OTHERS = frozenset(
     (
         torch.ops.prims.convert_element_type, torch.ops.prims.iota, torch.ops.aten.view, torch.ops.aten.unsqueeze,
         torch.ops.aten.squeeze, torch.ops.aten.permute, torch.ops.aten.expand, torch.ops.aten.slice,
-        torch.ops.aten.select,
+        torch.ops.aten.select, torch.ops.aten.scalar_tensor,
     )
 )  # fmt: skip
 

@@ -138,14 +138,22 @@ def test_low_precision_is_read_from_memory_only_where_it_is_there() -> None:
     assert not calls(outlined(traced(Chain(), torch.randn(32, 64, dtype=torch.bfloat16)).split(bits=8)).forward)
 
 
-def test_symbolic_sizes_and_channels_last_images_stay() -> None:
+def test_encoders_of_channels_last_images_are_inlined() -> None:
+    joint = traced(Rectified(), torch.randn(4, 16, 16, 16))
+    halves = joint.split(bits=4)
+    found = outlined(halves)
+    assert not calls(found.forward)
+    assert len(inlined_calls(found.forward)) >= 3
+    assert len(set(inlined_calls(found.forward))) <= 2
+    assert len(found.forward.graph.nodes) < len(halves.forward.graph.nodes)
+    assert joint.step(found).same_as(joint.step(halves))
+
+
+def test_symbolic_sizes_stay() -> None:
     report = fxapprox.explain(Perceptrons(), torch.randn(32, 64), bits=8, min_bytes=0, dynamic=True)
     assert report.forward is not None
     assert report.backward is not None
     assert outline(report.forward, report.backward, report.spliced)[0] is report.forward
-    convolutions = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.SiLU()) for _ in range(3)]
-    halves = traced(nn.Sequential(*convolutions), torch.randn(4, 16, 16, 16)).split(bits=8)
-    assert outlined(halves).forward is halves.forward
 
 
 @pytest.mark.inductor
