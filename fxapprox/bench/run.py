@@ -134,7 +134,8 @@ def bench(
         found = tuple(records[system] for system in systems)
     if all(record.failed for record in found):
         raise TargetError(f"{target}: no system runs it: {found[0].failed}")
-    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
+    cuda = device.startswith("cuda")
+    where = torch.cuda.get_device_name(device) if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
     return Bench(target, where, torch.__version__, torch.get_num_threads(), reference, found)
 
 

@@ -35,7 +35,8 @@ def table(bench: Bench) -> Table:
 
 def markdown(bench: Bench) -> str:
     """As a section of a document."""
-    lines = [f"## {bench.target}", "", _markdown_line(["system", *(name.replace("\n", " ") for name in HEAD)])]
+    lines = [f"## {bench.target}", "", f"{_where(bench)}.", ""]
+    lines.append(_markdown_line(["system", *(name.replace("\n", " ") for name in HEAD)]))
     lines += ["|---" + "|---:" * len(HEAD) + "|"]
     for record in bench.records:
         own = [record.failed.replace("|", "/"), *[""] * (len(HEAD) - 1)] if record.failed else cells(bench, record)
@@ -109,7 +110,11 @@ def _markdown_line(texts: list[str]) -> str:
 
 
 def _title(bench: Bench) -> str:
-    return f"{bench.target}: one training step on {bench.device}, torch {bench.torch}, {bench.threads} threads"
+    return f"{bench.target}. {_where(bench)}"
+
+
+def _where(bench: Bench) -> str:
+    return f"One training step on {bench.device}, torch {bench.torch}, {bench.threads} threads"
 
 
 def _note(bench: Bench) -> str:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -65,6 +66,7 @@ def test_eager_systems_in_turn(target: str) -> None:
     found = run.bench(f"{target}:plain", ("eager", "checkpoint", "int8-hooks"), rounds=3, console=quiet())
     eager, _, hooks = found.records
     assert found.reference == "float64"
+    assert found.device == f"CPU ({torch.backends.cpu.get_cpu_capability()})"
     assert [len(record.step_seconds) for record in found.records] == [3, 3, 3]
     assert eager.gradient_error is not None
     assert hooks.gradient_error is not None
@@ -138,6 +140,7 @@ def test_ratios_are_of_the_same_round() -> None:
     text = show.markdown(bench)
     row = "| fxapprox, 4 bits | 1.0 | 2.0 | 4.0 | 0.40 | 1.00x | 0.75-1.10 | 1.30x | 10.00% | same bits |"
     assert row in text
+    assert "One training step on CPU, torch 2.13.0, 2 threads." in text
     assert "RuntimeError: no fp8 / here" in text
 
 
