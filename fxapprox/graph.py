@@ -143,7 +143,12 @@ def _value_of(argument: Any) -> Any:
 
 def is_fixed_on_cpu(value: torch.Tensor) -> bool:
     """Whether it is on the CPU, and none of its sizes is a symbol."""
-    return value.device.type == "cpu" and all(isinstance(size, int) for size in value.shape)
+    return value.device.type == "cpu" and has_fixed_sizes(value)
+
+
+def has_fixed_sizes(value: torch.Tensor) -> bool:
+    """Whether none of its sizes is a symbol."""
+    return all(isinstance(size, int) for size in value.shape)
 
 
 def is_dense(value: torch.Tensor) -> bool:

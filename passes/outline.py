@@ -22,7 +22,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Spliced
-from fxapprox.graph import flops, is_fixed_on_cpu, signature, storage_of, tensor_of
+from fxapprox.graph import flops, has_fixed_sizes, is_fixed_on_cpu, signature, storage_of, tensor_of
 from fxapprox.layouts import channels_last_images
 from fxapprox.operators import is_view
 from fxapprox.passes.call_arithmetic import call_arithmetic
@@ -220,7 +220,7 @@ def _reads_tensors(region: _Region) -> bool:
 def _reads_fixed_sizes(region: _Region) -> bool:
     """Whether the inputs are tensors without a symbol in their sizes."""
     values = [tensor_of(node) for node in region.inputs]
-    return all(value is not None and all(isinstance(size, int) for size in value.shape) for value in values)
+    return all(value is not None and has_fixed_sizes(value) for value in values)
 
 
 def _in_memory(node: fx.Node) -> bool:
