@@ -47,8 +47,8 @@ class CppKernels:
         return number
 
     def function(self, number: int) -> Callable[..., None]:
-        """A kernel, as what Python calls; waits for the compiler."""
-        if number not in self._functions:
+        """A kernel, as what Python calls; waits for the compiler, which first gets what is left."""
+        if self._open:
             self._close()
         return self._functions[number]()
 

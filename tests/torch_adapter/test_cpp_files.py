@@ -80,6 +80,29 @@ def test_a_full_file_goes_to_the_compiler_at_once() -> None:
 
 
 @pytest.mark.inductor
+def test_the_last_file_does_not_wait_for_the_first() -> None:
+    begun: list[Callable[[], Any]] = []
+
+    class Later:
+        """What is compiled when somebody waits for it."""
+
+        def __init__(self, task: Callable[[], Any]) -> None:
+            begun.append(task)
+            self.task = task
+
+        def result(self) -> Any:
+            assert len(begun) == 2, "waits for a file while another one has not been begun with"
+            return self.task()
+
+    with fresh_cache():
+        kernels = CppKernels(Later)
+        numbers = [kernels.add(*long(factor)) for factor in ("2.0f", "3.0f")] + [kernels.add(*scaled("5.0f"))]
+        assert len(begun) == 1
+        assert run_on_ones(kernels, numbers[0]) == 2.0
+        assert run_on_ones(kernels, numbers[2]) == 5.0
+
+
+@pytest.mark.inductor
 def test_a_kernel_that_cannot_be_compiled_leaves_the_others_alone() -> None:
     with fresh_cache():
         kernels = CppKernels(AsyncCompile.submit)
