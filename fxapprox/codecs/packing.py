@@ -60,14 +60,14 @@ def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
     to memory.
     """
     order = codes.dim_order()
-    dense, axis = codes.permute(order), order.index(dim)
+    permuted = list(order) != sorted(order)
+    dense, axis = codes.permute(order) if permuted else codes, order.index(dim)
     powers = (1 << _shifts(bits, axis, dense)).to(dense.dtype)
     placed = (dense.unflatten(axis, (8 // bits, -1)) * powers).to(torch.uint8)
     if bits == 1:
         placed = placed.unflatten(axis, (2, 4)).sum(axis, dtype=torch.uint8)
     packed = placed.sum(axis, dtype=torch.uint8)
-    inverse = [order.index(d) for d in range(len(order))]
-    return packed if inverse == sorted(inverse) else packed.permute(inverse)
+    return packed.permute([order.index(d) for d in range(len(order))]) if permuted else packed
 
 
 def unpack(packed: Tensor, bits: int, shape: Sequence[int], *, within: bool = False) -> Tensor:
