@@ -153,11 +153,18 @@ def _pointwise_end(nodes: set[fx.Node]) -> list[set[fx.Node]]:
 
 
 def _pointwise_parts(nodes: set[fx.Node]) -> list[set[fx.Node]]:
-    """The operators that can be inlined, in as many parts as others stand between them; no view of what is outside."""
+    """The operators that can be inlined, in as many parts as others stand between them; no view of what is outside.
+
+    Each is in the last part that it can be in, so that few values are passed from one part to a later one.
+    """
+    ordered = sorted(nodes)
     stages: dict[fx.Node, int] = {}
-    for node in sorted(nodes):
+    for node in ordered:
         sources = [source for source in node.all_input_nodes if source in stages]
         stages[node] = max((stages[source] + (not adapter.can_be_inlined(source)) for source in sources), default=0)
+    for node in reversed(ordered):
+        if adapter.can_be_inlined(node) and nodes.issuperset(node.users):
+            stages[node] = min((stages[user] for user in node.users), default=stages[node])
     parts: list[set[fx.Node]] = [set() for _ in range(1 + max(stages.values(), default=0))]
     for node, stage in stages.items():
         if adapter.can_be_inlined(node):

@@ -112,8 +112,8 @@ def test_decoders_that_products_alone_read() -> None:
 
 
 def test_one_code_of_a_kind_stays_where_it_is() -> None:
-    layers = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 1))
-    halves = traced(layers, torch.randn(32, 64)).split(bits=8)
+    layers = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 1))
+    halves = traced(layers, torch.randn(32, 64)).split(bits=8)  # 32 groups and 64
     found = outlined(halves)
     assert found.forward is halves.forward
     assert not calls(found.backward)
@@ -147,6 +147,14 @@ def test_encoders_of_channels_last_images_are_inlined() -> None:
     assert len(set(inlined_calls(found.forward))) <= 2
     assert len(found.forward.graph.nodes) < len(halves.forward.graph.nodes)
     assert joint.step(found).same_as(joint.step(halves))
+
+
+def test_little_is_passed_between_the_parts_of_an_encoder() -> None:
+    """A value is computed in the part that reads it: one part makes the codes, the other packs them."""
+    halves = traced(Rectified(), torch.randn(4, 16, 16, 16)).split(bits=4)
+    parts = [node for node in outlined(halves).forward.graph.nodes if op_name(node) == "inlined"]
+    assert len(parts) == 2 * 4
+    assert all(len(part.users) == 1 for part in parts)
 
 
 def test_symbolic_sizes_stay() -> None:
