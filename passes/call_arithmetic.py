@@ -85,6 +85,7 @@ def _spell_out(function: fx.GraphModule) -> None:
             part.replace_all_uses_with(results[part.args[1]])  # type: ignore[index]
     if small:
         erase_unused(function.graph)
+        adapter.views_to_reshapes(function.graph)
         function.recompile()
 
 

@@ -97,6 +97,7 @@ from fxapprox.torch_adapter.tracing import (
     take_place,
     tensors_in,
     trace,
+    views_to_reshapes,
 )
 
 __all__ = [
@@ -182,4 +183,5 @@ __all__ = [
     "trace_artifact",
     "traced_half",
     "user_error",
+    "views_to_reshapes",
 ]

@@ -66,9 +66,16 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
 
 def function_of_ours(graph: fx.Graph, attributes: Any) -> fx.GraphModule:
     """A module to be called by one of the functions below; ``attributes``: whence what the graph gets comes."""
+    views_to_reshapes(graph)
     made = fx.GraphModule(attributes, graph)
     made.meta["fxapprox_function"] = True
     return made
+
+
+def views_to_reshapes(graph: fx.Graph) -> None:
+    """Makes reshapes of a function's views, as Inductor does in graphs: operands may lie otherwise than when traced."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
 
 
 def is_function_of_ours(gm: fx.GraphModule) -> bool:
