@@ -19,6 +19,7 @@ from fxapprox.sizes import Size, evaluate
 
 if TYPE_CHECKING:
     from fxapprox.codecs import Codec
+    from fxapprox.storage import Storage
 
 
 class Use(enum.IntEnum):
@@ -308,7 +309,7 @@ class Decision:
         value: node name in the joint graph.
         shape, dtype: of the value; symbolic sizes by their hints.
         kind, reach: see ``Class`` and ``Reach``.
-        storage: how it is kept, e.g. "4-bit threshold", "exact", "1-bit mask", "free".
+        how: how it is kept; see ``Storage``.
         bits: per element of a code with loss, scales aside; None for what is exact, a decision, or not stored.
         bytes_before, bytes_after: of the value itself, and of what is stored for it.
         predicates: predicates that its code carries.
@@ -322,7 +323,7 @@ class Decision:
     dtype: str
     kind: Class
     reach: Reach | None
-    storage: str
+    how: Storage
     bits: int | None
     bytes_before: int
     bytes_after: int
@@ -333,6 +334,11 @@ class Decision:
     sizes: tuple[Size, ...]
     expr_before: sympy.Expr
     expr_after: sympy.Expr
+
+    @property
+    def storage(self) -> str:
+        """How it is kept, in words: "4-bit threshold", "exact", "1-bit mask", "free"."""
+        return self.how.text
 
     def at(self, values: Mapping[str, int]) -> Decision:
         """The decision with shape and bytes for these sizes, given by the symbols' names."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fxapprox.amounts import size_text
 from fxapprox.errors import FxApproxError
 from fxapprox.graph_view import Box, GraphView, graph_view
+from fxapprox.storage import Fate
 from fxapprox.table import shape_text
 
 if TYPE_CHECKING:
@@ -28,14 +28,10 @@ COLOURS = {
     "unneeded": ("#ffffff", "not needed in backward"),
     "gradient": ("#f6f0c4", "gradients"),
 }
-GROUPS = {  # words in what a report says of the storage: which colour; the first that fits
-    "recomputed": "recomputed",
-    "code of|its code": "carried",
-    "1-bit mask|integer": "lossless",
-    "exact|copied": "exact",
-    "free": "free",
-    "not needed": "unneeded",
-}
+GROUPS = {
+    Fate.RECOMPUTED: "recomputed", Fate.CARRIED: "carried", Fate.COPIED: "exact", Fate.FREE: "free",
+    Fate.UNNEEDED: "unneeded", Fate.NOT_COPIED: "unneeded",
+}  # fmt: skip
 SHAPES = {"input": "oval", "output": "oval", "boundary": "octagon"}
 CODEC_BORDER = 2.5  # quantize and dequantize stand out
 CROSSING = "#2b6cb0"  # edges from forward to backward: what has to be kept
@@ -168,12 +164,12 @@ def _label(box: Box) -> str:
 
 def storage_group(box: Box) -> str:
     """The key in ``COLOURS`` for the way a box's value is kept."""
-    if not box.storage:
+    how = box.how
+    if how is None:
         return "gradient" if box.half == "backward" else "free"
-    for words, group in GROUPS.items():
-        if re.search(words, box.storage):
-            return group
-    return "code"
+    if how.codec is None or how.segment is not None:
+        return GROUPS[how.fate] if how.segment is None else "recomputed"
+    return "code" if not how.lossless else "exact" if how.is_exact else "lossless"
 
 
 def _legend(pydot: Any, groups: Collection[str]) -> Any:

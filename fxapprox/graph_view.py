@@ -19,8 +19,10 @@ from fxapprox.activation import Activation
 from fxapprox.crossing import Crossing
 from fxapprox.graph import Joint, module_path, nbytes, source_line, tensor_of
 from fxapprox.operators import op_name
+from fxapprox.storage import Fate, Storage
 
 if TYPE_CHECKING:
+    from fxapprox.codecs import Codec
     from fxapprox.report import Report
 
 STAGES = ("joint", "plan", "forward", "backward")
@@ -41,8 +43,8 @@ class Box:
         op: e.g. "aten.convolution"; of a codec its description, e.g. "4-bit threshold"; of an input what the user calls
             it, e.g. "blocks.0.weight", "saved" for what forward leaves for backward, "gradient" for an incoming one.
         module, source: path of the module that made it, and the user's source line.
-        storage: how the value is kept for backward, e.g. "4-bit threshold", "exact", "recomputed", "free",
-            "not needed"; "" for gradients, and in the joint graph, where nothing is decided yet.
+        how: how the value is kept for backward; None for gradients, and in the joint graph, where nothing is decided
+            yet.
         bytes: of the value, or of its code; 0 for what is no tensor. Symbolic sizes by their hints.
         shape, dtype: of the value, for codecs of the value that they stand for; () and "" for what is no tensor.
         reason: why it is kept so; in the joint graph, why it has its class.
@@ -56,13 +58,18 @@ class Box:
     op: str
     module: str
     source: str
-    storage: str
+    how: Storage | None
     bytes: int
     shape: tuple[int, ...]
     dtype: str
     reason: str
     arguments: tuple[str, ...]
     nodes: tuple[str, ...]
+
+    @property
+    def storage(self) -> str:
+        """How the value is kept, in words; "" where nothing is decided."""
+        return self.how.text if self.how is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +93,12 @@ class _Code:
 
     kind: Literal["quantize", "dequantize"]
     value: str
-    op: str
+    codec: Codec
     turn: int
+
+    @property
+    def op(self) -> str:
+        return self.codec.text
 
     @property
     def name(self) -> str:
@@ -95,10 +106,10 @@ class _Code:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fate:
-    """What becomes of a forward value."""
+class _Kept:
+    """What becomes of a forward value, and why."""
 
-    storage: str
+    how: Storage | None
     reason: str
 
 
@@ -169,15 +180,16 @@ class _Drawing:
         nodes = self.groups[key]
         about = self._value(key)
         value = self.values.get(about)
-        fate = self.fates.get(about, _Fate("", value.reason if value is not None else ""))
-        storage = self.again.get(nodes[0].name) or fate.storage
+        kept = self.fates.get(about, _Kept(None, value.reason if value is not None else ""))
+        segment = self.again.get(nodes[0].name)
+        how = kept.how if segment is None else Storage.recomputed(segment)
         shape, dtype, size = _traits(nodes[0])
         if isinstance(key, _Code):
             results = self._results(key)
             shape, dtype, size = _traits(results[0]) if value is None else _traits_of(value)
             size = sum(_traits(part)[2] for part in results) if key.kind == "quantize" else size
-            if key.op not in storage:  # a boundary may be coded once more, in another way
-                storage = ", ".join(filter(None, (key.op, self.again.get(nodes[0].name))))
+            if how is None or how.codec is None or how.codec.text != key.op:  # coded once more, in another way
+                how = Storage.stored(key.codec, segment)
         return Box(
             name=self.names[key],
             kind=self._kind(key, about),
@@ -185,11 +197,11 @@ class _Drawing:
             op=self._op(key),
             module=(value.module if value is not None else "") or module_path(nodes[0]),
             source=(value.source if value is not None else "") or source_line(nodes[0]),
-            storage=storage,
+            how=how,
             bytes=size,
             shape=shape,
             dtype=dtype,
-            reason=fate.reason,
+            reason=kept.reason,
             arguments=self._arguments(key),
             nodes=tuple(node.name for node in nodes),
         )
@@ -245,14 +257,16 @@ class _Drawing:
         return [node for node in self.groups[key] if any(self.keys[user] != key for user in node.users)]
 
 
-def _fates(report: Report) -> dict[str, _Fate]:
+def _fates(report: Report) -> dict[str, _Kept]:
     """What becomes of each forward value."""
     recomputed = set(report.recomputed)
     found = {
-        a.name: _Fate("free" if a.free else "recomputed" if a.name in recomputed else "not needed", a.reason)
+        a.name: _Kept(
+            Storage(Fate.FREE if a.free else Fate.RECOMPUTED if a.name in recomputed else Fate.UNNEEDED), a.reason
+        )
         for a in report.activations
     }
-    found.update((d.value, _Fate(d.storage, d.reason)) for d in (*report.decisions, *report.gradients))
+    found.update((d.value, _Kept(d.how, d.reason)) for d in (*report.decisions, *report.gradients))
     return found
 
 
@@ -269,10 +283,9 @@ def _stands_for(report: Report) -> dict[str, str]:
     return {made: inside.get(source, source) for made, source in (*inputs, *again)}
 
 
-def _again(report: Report) -> dict[str, str]:
-    """{node of backward: the segment that it is computed again in, in words}."""
-    segments = enumerate(report.segments, 1)
-    return {made: f"recomputed in segment {i}" for i, segment in segments for made, _ in segment.again}
+def _again(report: Report) -> dict[str, int]:
+    """{node of backward: the segment that it is computed again in, counted from 1}."""
+    return {made: i for i, segment in enumerate(report.segments, 1) for made, _ in segment.again}
 
 
 def _gradients(report: Report, stage: str, gm: fx.GraphModule) -> frozenset[fx.Node]:
@@ -287,7 +300,7 @@ def _codes(report: Report, stage: str) -> dict[str, _Code]:
     encode: dict[str, _Code] = {}
     decode: dict[str, _Code] = {}
     for turn, spliced in enumerate(report.spliced):
-        quantize = _Code("quantize", spliced.value, spliced.codec.text, turn)
+        quantize = _Code("quantize", spliced.value, spliced.codec, turn)
         encode.update(dict.fromkeys(spliced.encode, quantize))
         decode.update(dict.fromkeys(spliced.decode, replace(quantize, kind="dequantize")))
     if stage == "backward":  # what is computed again is encoded again

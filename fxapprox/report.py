@@ -27,6 +27,7 @@ from fxapprox.passes.advance import returned_gradients
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
+from fxapprox.storage import Fate, Storage
 from fxapprox.user_code import GraphBreak
 
 
@@ -260,7 +261,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
     baseline = sympy.sympify(sum(before.values()))
     decisions: list[Decision] = []
     left = _returned(result)
-    again = {name: index for index, segment in enumerate(result.segments) for name in segment.recomputed}
+    again = {name: index for index, segment in enumerate(result.segments, 1) for name in segment.recomputed}
     for parts in sorted(result.parts, key=lambda p: not isinstance(p.entry.codec, Exact)):
         entry = parts.entry
         if entry.name not in values or adapter.is_symbolic_scalar(nodes[entry.name]):
@@ -268,25 +269,24 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
         after = _taken(left, (node.name for node in parts.nodes))
         was = before.pop(storage_of(nodes[entry.name]), 0)
         segment = next((again[node.name] for node in parts.nodes if node.name in again), None)
-        text = entry.codec.text + (f", recomputed in segment {segment + 1}" if segment is not None else "")
-        decisions.append(_decision(values[entry.name], text, was, after, entry, hints))
+        how = Storage.stored(entry.codec, segment)
+        decisions.append(_decision(values[entry.name], how, was, after, entry, hints))
         for name in entry.predicates:
-            text = f"in the code of {entry.name}"
             was = before.pop(storage_of(nodes[name]), 0)
-            decisions.append(_decision(values[name], text, was, 0, None, hints))
+            decisions.append(_decision(values[name], Storage.carried(entry.name), was, 0, None, hints))
     made = {node.name: node for node in result.forward.graph.nodes}
     boundaries = {name for segment in result.segments for name in segment.boundary}
     for held in (held for segment in result.segments for held in segment.held):
         name = _value_behind(made[held.name], values)
         inside = name != held.name and isinstance(held.codec, Exact)
-        how = "inside its code" if inside else held.codec.text
-        text = f"{'boundary' if held.name in boundaries else 'for recomputation'}, {how}"
+        how = Storage.carried("") if inside else Storage.stored(held.codec)
+        how = replace(how, role="boundary" if held.name in boundaries else "for recomputation")
         was = before.pop(storage_of(nodes[name]), 0)
-        decisions.append(_decision(values[name], text, was, _taken(left, held.parts), None, hints))
+        decisions.append(_decision(values[name], how, was, _taken(left, held.parts), None, hints))
     for node, size in before.items():
         if node.name in values:
-            storage = "recomputed" if node.name in result.plan.recomputed else "not needed"
-            decisions.append(_decision(values[node.name], storage, size, 0, None, hints))
+            fate = Fate.RECOMPUTED if node.name in result.plan.recomputed else Fate.UNNEEDED
+            decisions.append(_decision(values[node.name], Storage(fate), size, 0, None, hints))
     returned = returned_gradients(result.joint)
     gradients = tuple(decision for decision in decisions if decision.value in returned)
     decisions = [decision for decision in decisions if decision.value not in returned]
@@ -428,7 +428,7 @@ def _free_symbols(*sizes: Size | sympy.Basic) -> set[str]:
 
 
 def _decision(
-    value: Activation, storage: str, before: Size, after: Size, entry: Stored | None, hints: Mapping[str, int]
+    value: Activation, how: Storage, before: Size, after: Size, entry: Stored | None, hints: Mapping[str, int]
 ) -> Decision:
     return Decision(
         value=value.name,
@@ -436,8 +436,8 @@ def _decision(
         dtype=str(value.dtype).removeprefix("torch."),
         kind=entry.kind if entry is not None else value.kind,
         reach=value.reach,
-        storage=storage,
-        bits=entry.codec.bits if entry is not None and entry.kind is not Class.DISCRETE else None,
+        how=how,
+        bits=entry.codec.bits if entry is not None and not entry.codec.lossless else None,
         bytes_before=evaluate(before, hints),
         bytes_after=evaluate(after, hints),
         predicates=entry.predicates if entry is not None else (),
@@ -462,7 +462,7 @@ def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
         dtype=str(value.dtype).removeprefix("torch."),
         kind=Class.FREE,
         reach=None,
-        storage="copied (channels-last)" if kept else "not copied (channels-last)",
+        how=Storage(Fate.COPIED if kept else Fate.NOT_COPIED),
         bits=None,
         bytes_before=evaluate(size, hints),
         bytes_after=evaluate(size, hints) if kept else 0,

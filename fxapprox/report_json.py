@@ -9,6 +9,7 @@ import sympy
 
 from fxapprox.activation import Class, Decision, Reach, Segment
 from fxapprox.folding import fold
+from fxapprox.storage import Storage
 
 if TYPE_CHECKING:
     from fxapprox.report import Report
@@ -77,6 +78,17 @@ def _rows(decisions: list[Decision]) -> list[dict[str, Any]]:
     ]
 
 
+def _how(how: Storage) -> dict[str, Any]:
+    return {
+        "fate": how.fate.name.lower(),
+        "codec": how.codec.label if how.codec is not None else None,
+        "lossless": how.lossless,
+        "carrier": how.carrier,
+        "role": how.role,
+        "segment": how.segment - 1 if how.segment is not None else None,
+    }
+
+
 def _plain(decision: Decision) -> dict[str, Any]:
     """The decision's fields as JSON has them: enumerations by their text, expressions as strings."""
     plain = {}
@@ -86,6 +98,8 @@ def _plain(decision: Decision) -> dict[str, Any]:
             value = [size if isinstance(size, int) else str(size) for size in value]
         elif isinstance(value, (Class, Reach)):
             value = value.value
+        elif isinstance(value, Storage):
+            plain["storage"], value = value.text, _how(value)
         elif isinstance(value, sympy.Basic):
             value = str(value)
         plain[item.name] = value

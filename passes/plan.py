@@ -18,7 +18,7 @@ import networkx as nx
 from networkx.algorithms.flow import boykov_kolmogorov
 
 from fxapprox.activation import CLASS_OF_USE, LEAST_BITS, Activation, Affine, Class, Plan, Stored, Use
-from fxapprox.codecs import LOSSLESS, Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
+from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.errors import OptionError, UnsupportedGraph
 from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.sizes import evaluate
@@ -61,7 +61,7 @@ def plan_storing(
     Raises:
         UnsupportedGraph: backward needs more than these.
     """
-    lossless = {name for name, codec in codecs.items() if isinstance(codec, LOSSLESS)}
+    lossless = {name for name, codec in codecs.items() if codec.lossless}
     chosen = {name: codec for name, codec in codecs.items() if not isinstance(codec, (Mask, Integer))}
     given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: chosen.get(value.name))
     return _plan_of(_Problem.of(activations, given, hints), lossless, set(codecs.keys() - lossless))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fxapprox.activation import Activation, Plan
-from fxapprox.codecs import LOSSLESS
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
 from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST
@@ -57,7 +56,7 @@ def _compare(plan: Plan, entries: tuple[SavedEntry, ...]) -> None:
         if mine.codec != entry.codec or set(mine.carried) != set(entry.carries):
             raise InvalidPlan(f"{entry.value!r} would be stored in {mine.codec}, not in {entry.codec}")
         bits = entry.codec.bits
-        if not isinstance(entry.codec, LOSSLESS) and bits is not None and bits < FEWEST.get(mine.kind, 8):
+        if not entry.codec.lossless and bits is not None and bits < FEWEST.get(mine.kind, 8):
             raise InvalidPlan(f"{entry.value!r} needs {FEWEST.get(mine.kind, 8)} bits ({mine.kind.value}), not {bits}")
     if found:
         raise InvalidPlan(f"backward needs {next(iter(found))!r} stored as well")

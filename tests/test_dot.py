@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import fxapprox
+from fxapprox.codecs import Cast, Exact, Group, Mask, Threshold
 from fxapprox.dot import COLOURS, dot_text, drawing, storage_group
 from fxapprox.graph_view import graph_view
+from fxapprox.storage import Fate, Storage
 from tests.test_graph_view import reported
 
 
@@ -50,14 +52,16 @@ def test_modules_are_nested_clusters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("storage", "group"),
-    [("4-bit threshold", "code"), ("boundary, 8-bit group", "code"), ("1-bit mask", "lossless"), ("exact", "exact"),
-     ("in the code of relu", "carried"), ("4-bit group, recomputed in segment 2", "recomputed"), ("free", "free"),
-     ("for recomputation, 1-bit mask", "lossless"), ("not needed", "unneeded")],
+    ("how", "group"),
+    [(Storage.stored(Threshold(4)), "code"), (Storage(Fate.STORED, Group(8), role="boundary"), "code"),
+     (Storage.stored(Mask()), "lossless"), (Storage.stored(Exact()), "exact"), (Storage.carried("relu"), "carried"),
+     (Storage.stored(Group(4), segment=2), "recomputed"), (Storage(Fate.FREE), "free"),
+     (Storage(Fate.STORED, Mask(), role="for recomputation"), "lossless"), (Storage(Fate.UNNEEDED), "unneeded"),
+     (Storage.stored(Cast()), "code"), (None, "free")],
 )  # fmt: skip
-def test_colours_say_how_a_value_is_kept(storage: str, group: str) -> None:
+def test_colours_say_how_a_value_is_kept(how: Storage | None, group: str) -> None:
     box = graph_view(reported("pooled", "codes"), "plan").boxes[0]
-    assert storage_group(replace(box, storage=storage)) == group
+    assert storage_group(replace(box, how=how)) == group
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")

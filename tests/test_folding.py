@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxapprox.activation import Class, Decision, Reach
+from fxapprox.codecs import Group
 from fxapprox.folding import fold, unfolded
+from fxapprox.storage import Fate, Storage
 
 
 def decision(module: str, value: str = "mm", *, before: int = 64, after: int = 8, **other: object) -> Decision:
     about: dict[str, object] = {
-        "shape": (16,), "dtype": "float32", "kind": Class.LINEAR, "reach": Reach.CHAIN, "storage": "4-bit group",
+        "shape": (16,), "dtype": "float32", "kind": Class.LINEAR, "reach": Reach.CHAIN, "how": Storage.stored(Group(4)),
         "bits": 4, "predicates": (), "source": "net.py:3 in forward: x", "reason": "linear in aten.mm", "sizes": (16,),
         "expr_before": sympy.Integer(before), "expr_after": sympy.Integer(after), **other,
     }  # fmt: skip
@@ -38,7 +40,7 @@ def test_gaps_are_shown() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"before": 128}, {"after": 16}, {"shape": (4, 4)}, {"dtype": "int32"}, {"storage": "8-bit group"},
+    [{"before": 128}, {"after": 16}, {"shape": (4, 4)}, {"dtype": "int32"}, {"how": Storage.stored(Group(8))},
      {"kind": Class.SMOOTH}, {"reach": Reach.TERMINAL}, {"reason": "smooth in aten.exp"}, {"value": "addmm"},
      {"source": "net.py:4 in forward: y"}],
     ids=lambda other: next(iter(other)),
@@ -49,9 +51,7 @@ def test_whatever_differs_stands_alone(other: dict) -> None:
 
 def test_names_that_torch_made_up_do_not_count() -> None:
     pair = [
-        decision(
-            f"layers.{i}", f"le_{i}", storage=f"in the code of mm_{i}, recomputed in segment {i}", reason=f"as mm_{i}"
-        )
+        decision(f"layers.{i}", f"le_{i}", how=Storage(Fate.CARRIED, carrier=f"mm_{i}", segment=i), reason=f"as mm_{i}")
         for i in (1, 2)
     ]
     assert folded(*pair) == [("layers.1-2", 2)]

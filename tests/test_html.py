@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
+from fxapprox.codecs import Cast, Exact, Group, Identity, Integer, Mask, Threshold
 from fxapprox.html.storage import GROUPS, storage_group
+from fxapprox.storage import Fate, Storage
 from tests import models
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
@@ -155,7 +157,7 @@ def test_rows_are_filtered(page: playwright.Page, report: fxapprox.Report) -> No
     assert set(cells(page, 2)) == {"blocks.3.qkv"}
     page.get_by_role("searchbox", name="Filter decisions").fill("")
     page.locator("select[name=group]").select_option("bits4")
-    assert len(cells(page, 5)) == sum(storage_group(d.storage) == "bits4" for d in report.decisions)
+    assert len(cells(page, 5)) == sum(storage_group(d.how) == "bits4" for d in report.decisions)
     page.locator("select[name=class]").select_option("statistic")
     assert page.locator("#decisions").get_by_text("no value matches").is_visible()
     assert page.locator("#decisions .more").is_hidden()
@@ -330,11 +332,26 @@ def test_files_that_cannot_be_written(report: fxapprox.Report, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("text", "group"),
-    [("4-bit threshold", "bits4"), ("exact", "exact"), ("recomputed", "recomputed"), ("not needed", "dropped"),
-     ("in the code of conv", "inside"), ("1-bit mask", "lossless"), ("boundary, 8-bit group", "boundary"),
-     ("4-bit group, recomputed in segment 2", "recomputed"), ("free", "free"), ("", "none")],
+    ("how", "group"),
+    [(Storage.stored(Threshold(4)), "bits4"), (Storage.stored(Exact()), "exact"), (Storage.stored(Mask()), "lossless"),
+     (Storage.stored(Identity()), "lossless"), (Storage.stored(Integer(0, 200)), "lossless"),
+     (Storage.stored(Cast()), "lossy"), (Storage.stored(Cast(torch.float8_e5m2)), "bits8"),
+     (Storage.stored(Group(4), segment=2), "recomputed"), (Storage.carried("conv"), "inside"),
+     (Storage.recomputed(), "recomputed"), (Storage(Fate.UNNEEDED), "dropped"), (Storage(Fate.FREE), "free"),
+     (Storage(Fate.STORED, Group(8), role="boundary"), "boundary"), (None, "none")],
 )  # fmt: skip
-def test_groups_of_storage(text: str, group: str) -> None:
-    assert storage_group(text) == group
+def test_groups_of_storage(how: Storage | None, group: str) -> None:
+    assert storage_group(how) == group
     assert group in GROUPS
+
+
+def test_a_lossy_cast_is_not_called_lossless() -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    report = fxapprox.explain(
+        lambda x: net(x).square().mean(), torch.randn(64, 64),
+        policy=lambda value: Cast(torch.bfloat16) if value.is_float and value.approximable else None,
+    )  # fmt: skip
+    cast = [d for d in report.decisions if d.storage == "16-bit cast"]
+    assert cast
+    assert {storage_group(d.how) for d in cast} == {"lossy"}
+    assert all(d.bits == 16 for d in cast)

@@ -14,10 +14,7 @@ from fxapprox.codecs.standard import Standard
 from fxapprox.codecs.threshold import Threshold
 from fxapprox.codecs.zero import Zero
 
-LOSSLESS = (Exact, Identity, Mask, Integer)
-
 __all__ = [
-    "LOSSLESS",
     "Carrier",
     "Cast",
     "Codec",

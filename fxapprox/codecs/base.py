@@ -76,10 +76,12 @@ class Codec:
 
     Attributes:
         label: how a report names it.
+        lossless: whether ``decode`` gives back every bit.
         bits: bits per element, without scales; None where that depends on the value.
     """
 
     label: ClassVar[str] = "codec"
+    lossless: ClassVar[bool] = False
     bits: int | None
 
     @property
@@ -130,6 +132,7 @@ class Exact(Codec):
     """The value as it is."""
 
     label: ClassVar[str] = "exact"
+    lossless: ClassVar[bool] = True
     bits: int | None = None
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -160,6 +163,7 @@ class Identity(Carrier):
     """Stores everything exactly, but through the same rewrite as a real codec: what the tests compare with."""
 
     label: ClassVar[str] = "identity"
+    lossless: ClassVar[bool] = True
     bits: int | None = None
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:

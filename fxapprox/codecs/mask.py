@@ -20,6 +20,7 @@ class Mask(Codec):
     """A bool in one bit; torch itself takes a byte."""
 
     label: ClassVar[str] = "1-bit mask"
+    lossless: ClassVar[bool] = True
     bits: int | None = 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -44,6 +45,7 @@ class Integer(Codec):
     """
 
     label: ClassVar[str] = "integer"
+    lossless: ClassVar[bool] = True
     low: int
     high: int
 

@@ -25,6 +25,7 @@ class Probe(Carrier):
     """
 
     label: ClassVar[str] = "probe"
+    lossless: ClassVar[bool] = True
     inner: Codec
     tried: tuple[int, ...]
     carries: bool

@@ -65,7 +65,7 @@ def _decision(decision: Decision) -> dict[str, Any]:
         "shape": list(decision.shape),
         "class": decision.kind.value,
         "storage": decision.storage,
-        "group": storage_group(decision.storage),
+        "group": storage_group(decision.how),
         "before": decision.bytes_before,
         "after": decision.bytes_after,
         "reason": decision.reason,

@@ -47,7 +47,7 @@ def _graph(view: GraphView, title: str, texts: dict[Hashable, int]) -> dict[str,
 
 def _box(box: Box, module: str, texts: dict[Hashable, int]) -> list[int]:
     traits: dict[str, Hashable] = {name: getattr(box, name) for name in FIELDS if name not in ("module", "group")}
-    traits.update(module=module, group=storage_group(box.storage))
+    traits.update(module=module, group=storage_group(box.how))
     return [box.bytes if name == "bytes" else texts.setdefault(traits[name], len(texts)) for name in FIELDS]
 
 

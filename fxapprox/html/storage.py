@@ -1,9 +1,11 @@
-"""The few groups into which ways to store a value fall: each has a colour and a sign in the report."""
+"""The few groups into which ways to keep a value fall: each has a colour and a sign in the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from fxapprox.storage import Fate, Storage
 
 if TYPE_CHECKING:
     from fxapprox.activation import Decision
@@ -14,6 +16,7 @@ GROUPS = {
     "bits3": "3 bits",
     "bits4": "4 bits",
     "bits8": "8 bits",
+    "lossy": "another code with loss",
     "lossless": "lossless code",
     "exact": "exact",
     "inside": "inside another code",
@@ -25,23 +28,30 @@ GROUPS = {
 }
 
 
-def storage_group(text: str) -> str:
-    """The key in ``GROUPS`` of a storage, given as reports print it ("4-bit threshold", "recomputed")."""
-    starts = (
-        ("boundary", "boundary"), ("for recomputation", "boundary"), ("recomputed", "recomputed"),
-        ("in the code of", "inside"), ("inside", "inside"), ("not ", "dropped"), ("free", "free"), ("exact", "exact"),
-        ("copied", "exact"), ("2-bit", "bits2"), ("3-bit", "bits3"), ("4-bit", "bits4"), ("8-bit", "bits8"),
-    )  # fmt: skip
-    if ", recomputed in segment" in text:
-        return "recomputed"
-    return next((group for start, group in starts if text.startswith(start)), "lossless" if text else "none")
+_FATES = {
+    Fate.CARRIED: "inside", Fate.RECOMPUTED: "recomputed", Fate.UNNEEDED: "dropped", Fate.FREE: "free",
+    Fate.COPIED: "exact", Fate.NOT_COPIED: "dropped",
+}  # fmt: skip
+
+
+def storage_group(how: Storage | None) -> str:
+    """The key in ``GROUPS`` of the way in which a value is kept; None: nothing is decided."""
+    if how is None:
+        return "none"
+    if how.segment is not None or how.role:
+        return "recomputed" if how.segment is not None else "boundary"
+    if how.codec is None:
+        return _FATES[how.fate]
+    if how.lossless:
+        return "exact" if how.is_exact else "lossless"
+    return group if (group := f"bits{how.codec.bits}") in GROUPS else "lossy"
 
 
 def totals(decisions: Iterable[Decision]) -> list[tuple[str, int, int, int]]:
     """(key of the group, how many values, bytes under plain torch.compile, bytes of this plan) of each that occurs."""
     found: dict[str, tuple[int, int, int]] = {}
     for decision in decisions:
-        group = storage_group(decision.storage)
+        group = storage_group(decision.how)
         count, before, after = found.get(group, (0, 0, 0))
         found[group] = count + 1, before + decision.bytes_before, after + decision.bytes_after
     return [(group, *found[group]) for group in GROUPS if group in found]

@@ -32,7 +32,7 @@ function typeText(value) {
 }
 
 const SIGNS = {
-  bits2: "2", bits3: "3", bits4: "4", bits8: "8", lossless: "≡", exact: "■", inside: "⊂", boundary: "▲",
+  bits2: "2", bits3: "3", bits4: "4", bits8: "8", lossy: "≈", lossless: "≡", exact: "■", inside: "⊂", boundary: "▲",
   recomputed: "↻", dropped: "–", free: "○", none: "",
 };
 const HOLLOW = new Set(["recomputed", "dropped", "free", "none"]);
