@@ -15,9 +15,10 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Clamp, Use
+from fxapprox.arguments import argument, operands
 from fxapprox.decisions import rectified
 from fxapprox.facts import SMALL
-from fxapprox.graph import numel, operands, tensor_of
+from fxapprox.graph import numel, tensor_of
 from fxapprox.operators import ATTENTION_FORWARD, is_view, op_name, table_use
 
 COMPARISONS_WITH_ZERO = {"aten.gt": True, "aten.le": False}  # of z or of max(z, 0): what they are where z > 0
@@ -48,7 +49,7 @@ class Branches:
         if node in self.signs:
             return ()
         if node in self.clamps:
-            return (node.args[0],)  # type: ignore[return-value]
+            return (argument(node, 0),)
         return node.all_input_nodes
 
 
@@ -89,7 +90,7 @@ def branches_of(
         elif activation is None:
             found.approximate.add(node)  # inside a codec
         elif rectified(node) is not None:
-            found.rectifiers[node] = node.args[0]  # type: ignore[assignment]
+            found.rectifiers[node] = argument(node, 0)
             found.approximate.add(node)
         elif activation.clamp is not None and all(original(s).name == activation.clamp.operand for _, s in touched):
             found.clamps[node] = activation.clamp
@@ -104,8 +105,13 @@ def branches_of(
 def _sign(node: fx.Node, by_operand: Mapping[fx.Node, fx.Node]) -> tuple[fx.Node, bool] | None:
     """(rectifier, what the node is where its operand is positive), if it compares with zero what a rectifier reads."""
     side = COMPARISONS_WITH_ZERO.get(op_name(node))
-    operand = node.args[0]
-    if side is None or node.args[1] != 0 or not isinstance(operand, fx.Node) or original(operand) not in by_operand:
+    operand = argument(node, 0)
+    if (
+        side is None
+        or argument(node, 1) != 0
+        or not isinstance(operand, fx.Node)
+        or original(operand) not in by_operand
+    ):
         return None
     return by_operand[original(operand)], side
 
@@ -114,11 +120,11 @@ def _may_be_approximate(
     node: fx.Node, touched: Iterable[tuple[int, fx.Node]], activation: Activation, bits: int | None
 ) -> bool:
     """Whether an operator's result may follow from these approximate operands."""
-    value, maker = tensor_of(node), node.args[0]
+    value, maker = tensor_of(node), argument(node, 0)
     if value is None:
         return True  # several results: those that may not be approximate are held one by one
     if op_name(node) == "getitem" and isinstance(maker, fx.Node) and not is_view(maker):
-        return op_name(maker) in ATTENTION_FORWARD and bool(node.args[1] == 0)
+        return op_name(maker) in ATTENTION_FORWARD and bool(argument(node, 1) == 0)
     if not value.dtype.is_floating_point:
         return False
     sizes = [numel(inner) for _, source in touched if (inner := tensor_of(source)) is not None]
@@ -137,5 +143,5 @@ def _may_be_approximate(
 def original(node: fx.Node) -> fx.Node:
     """The joint graph's value, behind the hint that it is to be put into memory."""
     while node.target is adapter.IN_MEMORY:
-        node = node.args[0]  # type: ignore[assignment]
+        node = argument(node, 0)
     return node

@@ -14,10 +14,11 @@ import torch
 from torch import fx
 
 from fxapprox.activation import Affine, Clamp
+from fxapprox.arguments import argument, arguments
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint, tensor_of
 from fxapprox.normalization import statistics_of
-from fxapprox.operators import op_name, rule_of
+from fxapprox.operators import is_plain, op_name, rule_of
 
 CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
 JOINED = ("aten.bitwise_or", "aten.bitwise_and", "aten.logical_or", "aten.logical_and", "aten.__or__", "aten.__and__")
@@ -54,8 +55,9 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
     name = facts.ops[node]
     if rectified(node) is not None:
         rectifier, threshold, upper, ties = node, 0.0, True, None
-    elif name in COMPARISONS and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], (int, float)):
-        rectifier, threshold, upper = node.args[0], float(node.args[1]), COMPARISONS[name]
+    elif (compared := _compared(node)) is not None:
+        rectifier, threshold = compared
+        upper = COMPARISONS[name]
         ties = name in TIES_ABOVE
     else:
         return None
@@ -80,9 +82,17 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
 def rectified(node: fx.Node) -> fx.Node | None:
     """z, if the node is max(z, 0)."""
     name = op_name(node)
-    if name == "aten.relu" or (name == "aten.clamp_min" and node.args[1] == 0):
-        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+    if name == "aten.relu" or (name == "aten.clamp_min" and argument(node, "min") == 0):
+        return argument(node, "self")
     return None
+
+
+def _compared(node: fx.Node) -> tuple[fx.Node, float] | None:
+    """(z, a number), if the node compares them."""
+    if op_name(node) not in COMPARISONS:
+        return None
+    z, number = arguments(node)
+    return (z, float(number)) if isinstance(z, fx.Node) and isinstance(number, (int, float)) else None
 
 
 def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]:
@@ -104,7 +114,7 @@ def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]
 
 def _rounded(node: fx.Node) -> fx.Node | None:
     """The value of a wider floating point type that this one is, rounded; None if it is none."""
-    source = node.args[0] if op_name(node) in ("prims.convert_element_type", "aten._to_copy") else None
+    source = argument(node, 0) if op_name(node) in ("prims.convert_element_type", "aten._to_copy") else None
     value, wide = tensor_of(node), tensor_of(source) if isinstance(source, fx.Node) else None
     if value is None or wide is None or not value.is_floating_point() or not wide.is_floating_point():
         return None
@@ -114,13 +124,13 @@ def _rounded(node: fx.Node) -> fx.Node | None:
 def _affine_step(node: fx.Node, facts: Facts) -> tuple | None:
     """(operand, operator, coefficient) if the node is operand op coefficient, the coefficient one per channel."""
     name = facts.ops[node].removeprefix("aten.")
-    if node.op != "call_function" or name not in ("add", "sub", "mul", "div", "neg") or node.kwargs:
+    if node.op != "call_function" or name not in ("add", "sub", "mul", "div", "neg") or not is_plain(node):
         return None
     value = tensor_of(node)
     if value is None or node in facts.free or not facts.roots[node]:
         return None
     size = facts.sizes[node]
-    large = [a for a in node.args if isinstance(a, fx.Node) and facts.sizes.get(a) == size
+    large = [a for a in arguments(node) if isinstance(a, fx.Node) and facts.sizes.get(a) == size
              and a not in facts.free and facts.roots[a]]  # fmt: skip
     operand = tensor_of(large[0]) if len(large) == 1 else None
     if operand is None or operand.shape != value.shape or not operand.is_floating_point():
@@ -129,8 +139,8 @@ def _affine_step(node: fx.Node, facts: Facts) -> tuple | None:
         return None  # under autocast a normalization takes bfloat16 and gives float32, not the other way round
     if name == "neg":
         return large[0], "neg", 0.0
-    position = node.args.index(large[0])
-    other = node.args[1 - position]
+    position = arguments(node).index(large[0])
+    other = argument(node, 1 - position)
     if isinstance(other, fx.Node):
         small = tensor_of(other)
         if small is None or small.dim() > value.dim() or facts.sizes[other] * SMALL > size:
@@ -166,22 +176,21 @@ def _clamp(node: fx.Node, joint: Joint, facts: Facts) -> Clamp | None:
     Backward of hardswish and hardsigmoid asks where y <= -3 and y < 3; forward clamps y + 3 to 0 and 6. Both decide
     alike, to the last bit: rounding y + 3 is monotone, and whole numbers are not rounded.
     """
-    operand = node.args[0] if node.args else None
-    if not isinstance(operand, fx.Node) or not _is_whole(node.args[1]):
+    operand, limit = argument(node, 0), argument(node, 1)
+    if not isinstance(operand, fx.Node) or not _is_whole(limit):
         return None
-    limit: float = node.args[1]  # type: ignore[assignment]
     y, threshold = operand, limit
     while isinstance(y, fx.Node) and _is_whole(threshold):
         for user in y.users:
-            decides = op_name(user) in COMPARISONS and user.args[0] is y and user.args[1] == threshold
+            decides = _compared(user) == (y, threshold)
             if decides and user not in joint.backward and _is_read_as_mask(user, joint):
                 if node in facts.checkpointed or user in facts.checkpointed:
                     return None
                 return Clamp(operand.name, user.name, COMPARISONS[op_name(user)] == CLAMPS[op_name(node)], limit)
-        if op_name(y) == "aten.add" and not y.kwargs and _is_whole(y.args[1]):
-            y, threshold = y.args[0], threshold - y.args[1]  # type: ignore[operator,assignment]
+        if op_name(y) == "aten.add" and is_plain(y) and _is_whole(argument(y, 1)):
+            y, threshold = argument(y, 0), threshold - argument(y, 1)
         elif op_name(y) in CLAMPS and CLAMPS[op_name(y)] != CLAMPS[op_name(node)] and _wraps(node, y) and y is operand:
-            y = y.args[0]  # type: ignore[assignment]
+            y = argument(y, 0)
         else:
             return None
     return None
@@ -201,4 +210,4 @@ def _is_whole(number: object) -> bool:
 def _wraps(outer: fx.Node, inner: fx.Node) -> bool:
     """Whether two clamps leave an interval open between their limits."""
     lower, upper = (outer, inner) if CLAMPS[op_name(outer)] else (inner, outer)
-    return _is_whole(inner.args[1]) and lower.args[1] <= upper.args[1]  # type: ignore[operator]
+    return _is_whole(argument(inner, 1)) and argument(lower, 1) <= argument(upper, 1)

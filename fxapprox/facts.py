@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.arguments import argument
 from fxapprox.graph import Joint, numel, tensor_of
 from fxapprox.intervals import Interval, interval
 from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, op_name
@@ -95,7 +96,7 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
 
 
 def _is_view_of_free(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:
-    return rule is not None and rule.view and node in facts.sizes and node.args[0] in facts.free
+    return rule is not None and rule.view and node in facts.sizes and argument(node, 0) in facts.free
 
 
 def _is_wide_projection(node: fx.Node, facts: Facts) -> bool:
@@ -129,9 +130,9 @@ def _is_statistic(node: fx.Node, rule: Rule | None, facts: Facts, sources: Itera
     """Whether the node is a small reduction of an activation, or is computed from such alone (rstd from variance)."""
     if node not in facts.floats:
         return False
-    maker = node.args[0] if facts.ops[node] == "getitem" and isinstance(node.args[0], fx.Node) else node
-    if facts.ops[maker] in REDUCTIONS and isinstance(maker.args[0], fx.Node):
-        source = maker.args[0]
+    maker = argument(node, 0) if facts.ops[node] == "getitem" else node
+    source = argument(maker, 0)
+    if facts.ops[maker] in REDUCTIONS and isinstance(source, fx.Node):
         return source in facts.sizes and facts.sizes[node] * SMALL <= facts.sizes[source]
     if rule is None or not rule.cheap:
         return False

@@ -15,6 +15,7 @@ from torch import fx
 from torch.utils.flop_counter import flop_registry
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.arguments import argument, operands
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.operators import is_label, is_view, op_name, table_use
 from fxapprox.sizes import Size
@@ -79,18 +80,6 @@ def nodes_between(sources: Iterable[fx.Node], results: Iterable[fx.Node]) -> tup
             found.append(node)
             stack += node.all_input_nodes
     return tuple(found)
-
-
-def operands(node: fx.Node) -> Iterator[tuple[int, fx.Node]]:
-    """(position, operand) of every operand; those in a list share the list's position, keywords have -1."""
-    for position, arg in enumerate(node.args):
-        for leaf in arg if isinstance(arg, (tuple, list)) else (arg,):
-            if isinstance(leaf, fx.Node):
-                yield position, leaf
-    for arg in node.kwargs.values():
-        for leaf in arg if isinstance(arg, (tuple, list)) else (arg,):
-            if isinstance(leaf, fx.Node):
-                yield -1, leaf
 
 
 def tensor_of(node: fx.Node) -> torch.Tensor | None:
@@ -181,8 +170,7 @@ def memory_order(value: torch.Tensor) -> tuple[int, ...]:
 
 def storage_of(node: fx.Node) -> fx.Node:
     """The node whose memory this one's value lies in: itself, unless it is a view."""
-    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], fx.Node):
-        source = node.args[0]
+    while node.op == "call_function" and is_view(node) and isinstance(source := argument(node, 0), fx.Node):
         if op_name(node) == "getitem" and not is_view(source):
             return node  # one output of an operator with several
         node = source

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import fx
 
+from fxapprox.arguments import argument
 from fxapprox.graph import tensor_of
-from fxapprox.operators import INDEX_MAKERS, is_view, op_name
+from fxapprox.operators import INDICES, is_plain, is_view, op_name
 
 INF = math.inf
 Interval = tuple[float, float]
@@ -23,10 +25,7 @@ EVERYTHING: Interval = (-INF, INF)
 def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
     """An interval that holds every finite element of the node's value, from those of its operands."""
     name = op_name(node)
-    args = [known.get(a, EVERYTHING) if isinstance(a, fx.Node) else (a, a) if isinstance(a, (int, float)) else None
-            for a in node.args]  # fmt: skip
-    first = args[0] if args else None
-    second = args[1] if len(args) > 1 else None
+    first, second = (_range_of(argument(node, place), known) for place in (0, 1))
     if name == "aten.full" and second is not None:
         return second
     if node.op != "call_function" or first is None:
@@ -45,15 +44,17 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
     if name == "aten.clamp_max" and second is not None:
         return (min(low, second[0]), min(high, second[1]))
     if name == "aten.where":
-        sides = [side or EVERYTHING for side in args[1:]]
-        return (min(low for low, _ in sides), max(high for _, high in sides))
+        (low, high), (lows, highs) = (
+            _range_of(argument(node, side), known) or EVERYTHING for side in ("self", "other")
+        )
+        return (min(low, lows), max(high, highs))
     if name == "aten.neg":
         return (-high, -low)
     if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
         return (0.0, INF)
-    if name in ("aten.mul", "aten.div") and second is not None and not node.kwargs:
+    if name in ("aten.mul", "aten.div") and second is not None and is_plain(node):
         return _product(node, name, first, second)
-    if name in ("aten.add", "aten.sub") and second is not None and not node.kwargs.get("alpha"):
+    if name in ("aten.add", "aten.sub") and second is not None and is_plain(node):
         if name == "aten.sub" and _is_shift_by_maximum(node):
             return (-INF, 0.0)
         lows, highs = (second[0], second[1]) if name == "aten.add" else (-second[1], -second[0])
@@ -67,8 +68,15 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
     return EVERYTHING
 
 
+def _range_of(value: object, known: Mapping[fx.Node, Interval]) -> Interval | None:
+    """The interval of an argument; None if it is no number."""
+    if isinstance(value, fx.Node):
+        return known.get(value, EVERYTHING)
+    return (value, value) if isinstance(value, (int, float)) else None
+
+
 def _product(node: fx.Node, name: str, first: Interval, second: Interval) -> Interval:
-    if name == "aten.mul" and node.args[0] is node.args[1]:
+    if name == "aten.mul" and argument(node, 0) is argument(node, 1):
         return (0.0, INF)
     if name == "aten.div":
         if not (second[0] == second[1] and second[0] != 0):
@@ -82,36 +90,35 @@ def _product(node: fx.Node, name: str, first: Interval, second: Interval) -> Int
 
 def _is_shift_by_maximum(node: fx.Node) -> bool:
     """x - amax(x) or x - logsumexp(x): never positive."""
-    source, shift = node.args[0], node.args[1]
+    source, shift = argument(node, 0), argument(node, 1)
     while isinstance(shift, fx.Node) and is_view(shift) and op_name(shift) != "getitem":
-        shift = shift.args[0]
+        shift = argument(shift, 0)
     if not isinstance(shift, fx.Node):
         return False
     if op_name(shift) in ("aten.amax", "aten.logsumexp"):
-        return shift.args[0] is source
+        return argument(shift, 0) is source
     if op_name(shift) == "aten.log" and isinstance(source, fx.Node):  # log_softmax: (x - max) - log(sum(exp(x - max)))
-        total = shift.args[0]
-        inner = total.args[0] if isinstance(total, fx.Node) and op_name(total) == "aten.sum" else None
-        return isinstance(inner, fx.Node) and op_name(inner) == "aten.exp" and inner.args[0] is source
+        total = argument(shift, 0)
+        inner = argument(total, 0) if op_name(total) == "aten.sum" else None
+        return isinstance(inner, fx.Node) and op_name(inner) == "aten.exp" and argument(inner, 0) is source
     return False
 
 
 def _is_over_exponentials(node: fx.Node) -> bool:
     """sum(exp(x - amax(x))): of every row at least one term is 1."""
-    exponential = node.args[0]
-    shifted = exponential.args[0] if isinstance(exponential, fx.Node) and op_name(exponential) == "aten.exp" else None
+    exponential = argument(node, 0)
+    shifted = argument(exponential, 0) if op_name(exponential) == "aten.exp" else None
     if not isinstance(shifted, fx.Node) or op_name(shifted) != "aten.sub" or not _is_shift_by_maximum(shifted):
         return False
-    maximum = shifted.args[1]
+    maximum = argument(shifted, 1)
     while isinstance(maximum, fx.Node) and is_view(maximum):
-        maximum = maximum.args[0]
+        maximum = argument(maximum, 0)
     return isinstance(maximum, fx.Node) and op_name(maximum) == "aten.amax" and _dims(maximum) == _dims(node)
 
 
 def _dims(reduction: fx.Node) -> list[int]:
     """The dimensions that a reduction reduces, counted from the first."""
-    source, dims = reduction.args[0], reduction.args[1] if len(reduction.args) > 1 else []
-    value = tensor_of(source) if isinstance(source, fx.Node) else None
+    value, dims = tensor_of(argument(reduction, 0)), argument(reduction, "dim")
     rank = value.dim() if value is not None else 0
     given = [d for d in dims if isinstance(d, int)] if isinstance(dims, (list, tuple)) else []
     return sorted(d % rank for d in given) if rank and given else list(range(rank))
@@ -119,30 +126,27 @@ def _dims(reduction: fx.Node) -> list[int]:
 
 def span_of(node: fx.Node) -> tuple[int, int] | None:
     """The range an integer (or a sign) lies in, where its operator fixes it."""
-    maker, position = node, 0
-    if op_name(node) == "getitem" and isinstance(node.args[0], fx.Node):
-        maker, position = node.args[0], node.args[1]
-    name = op_name(maker)
-    if name not in INDEX_MAKERS or not maker.args or not isinstance(maker.args[0], fx.Node):
+    maker, number = (argument(node, 0), argument(node, 1)) if op_name(node) == "getitem" else (node, 0)
+    name, value = op_name(maker), tensor_of(node)
+    if value is None or value.dtype.is_complex:
         return None
     if name in ("aten.sign", "aten.sgn"):
         return (-1, 1)
-    source = tensor_of(maker.args[0])
-    if source is None or (name not in ("aten.argmax", "aten.argmin") and position != 1):
+    among, result = INDICES.get(name, ("", 0))
+    count = _choices(maker, among) if among and result == number else None
+    return (0, max(count - 1, 0)) if count is not None else None
+
+
+def _choices(maker: fx.Node, among: str | int) -> int | None:
+    """Among how many elements an operator chooses; None where that is not fixed."""
+    source, given = tensor_of(argument(maker, 0)), argument(maker, among) if isinstance(among, str) else None
+    if source is None:
         return None
-    if name == "prims._low_memory_max_pool_with_offsets":
-        kernel = maker.args[1]
-        if not isinstance(kernel, (list, tuple)):
-            return None
-        window = [size for size in kernel if isinstance(size, int)]
-        return (0, math.prod(window) - 1) if len(window) == len(kernel) else None
-    sizes = list(source.shape)
-    if name == "aten.max_pool2d_with_indices":
-        sizes = sizes[-2:]
-    else:
-        dim = {"aten.topk": 2}.get(name, 1)
-        axis = maker.args[dim] if len(maker.args) > dim else (None if name in ("aten.argmax", "aten.argmin") else -1)
-        if axis is not None and sizes:
-            sizes = [sizes[axis]] if isinstance(axis, int) else [1]
-    static = [size for size in sizes if isinstance(size, int)]
-    return (0, max(math.prod(static) - 1, 0)) if len(static) == len(sizes) else None
+    sizes: list[Any] = list(source.shape)
+    if isinstance(among, int):
+        sizes = sizes[-among:]
+    elif among == "kernel_size":
+        sizes = list(given)  # type: ignore[arg-type]
+    elif given is not None and sizes:
+        sizes = [sizes[given]] if isinstance(given, int) else [None]
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None

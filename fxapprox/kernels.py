@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.arguments import argument
 from fxapprox.graph import nbytes_expression, numel, tensor_of
 from fxapprox.layouts import CONVOLUTION, PARTS, is_channels_last, is_image
 from fxapprox.operators import is_view, op_name, rule_of
@@ -263,11 +264,11 @@ class _Lowering:
 
     def _view(self, node: fx.Node, name: str, source: Any) -> Any:
         if name == "getitem" and isinstance(source, tuple):
-            index = node.args[1]
+            index = argument(node, 1)
             return source[index] if isinstance(index, int) and index < len(source) else None
         if isinstance(source, tuple):
             return source
-        operand = node.args[0]
+        operand = argument(node, 0)
         part = self._parts.get(operand) if isinstance(operand, fx.Node) else None  # type: ignore[arg-type]
         self._parts[node] = node if name in PARTS else part
         if name in RESHAPES:
@@ -313,7 +314,7 @@ class _Lowering:
     def _loads(self, node: fx.Node) -> frozenset[tuple[Value, Any]]:
         """What has to be read from memory to compute a node's operands."""
         found: set[tuple[Value, Any]] = set()
-        unread = node.args[1:2] if op_name(node) in SHAPE_ALONE else ()
+        unread = [argument(node, 1)] if op_name(node) in SHAPE_ALONE else ()
         for source in node.all_input_nodes:
             if source in unread:
                 continue
@@ -502,9 +503,10 @@ def _selects(node: fx.Node) -> bool:
 
 def _unrolled(node: fx.Node, name: str) -> int:
     """How many elements a short reduction adds up; 1 for everything else."""
-    if name not in REDUCTIONS or not isinstance(node.args[0], fx.Node):
+    source = argument(node, 0) if name in REDUCTIONS else None
+    if not isinstance(source, fx.Node):
         return 1
-    value, result = tensor_of(node.args[0]), tensor_of(node)
+    value, result = tensor_of(source), tensor_of(node)
     if value is None or result is None or numel(result) <= 1:
         return 1
     times = numel(value) // max(numel(result), 1)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import fx
 
 from fxapprox.activation import Moments
+from fxapprox.arguments import argument
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.graph import numel, tensor_of
-from fxapprox.operators import is_view, op_name
+from fxapprox.operators import is_plain, is_view, op_name
 
 ENOUGH = 8  # elements that a statistic is of, at least
 
@@ -38,11 +39,13 @@ def moments_of(node: fx.Node) -> Moments | None:
     found = _normalization(node)
     if found is not None:
         return Moments(*found)
-    if op_name(node) != "aten.sub" or not all(isinstance(a, fx.Node) for a in node.args):
+    if op_name(node) != "aten.sub" or not is_plain(node):
         return None
-    x, mean = node.args
+    x, mean = argument(node, 0), argument(node, 1)
+    if not isinstance(x, fx.Node) or not isinstance(mean, fx.Node):
+        return None
     found = _normalization(x)  # type: ignore[arg-type]
-    if found is None or not _is_mean_of(x, mean) or tensor_of(node).shape != tensor_of(x).shape:  # type: ignore[union-attr, arg-type]
+    if found is None or not _is_mean_of(x, mean) or tensor_of(node).shape != tensor_of(x).shape:  # type: ignore[union-attr]
         return None
     return Moments(None, found[1])
 
@@ -50,12 +53,12 @@ def moments_of(node: fx.Node) -> Moments | None:
 def _normalization(x: fx.Node) -> tuple[str, str] | None:
     """Names of the (mean, rstd) over the batch, of each channel, by which x is normalized."""
     for centred in x.users:
-        for scaled in centred.users if op_name(centred) == "aten.sub" and centred.args[0] is x else ():
-            if op_name(scaled) != "aten.mul" or len(scaled.args) != 2:
+        for scaled in centred.users if op_name(centred) == "aten.sub" and argument(centred, 0) is x else ():
+            if op_name(scaled) != "aten.mul":
                 continue
-            factor = scaled.args[1] if scaled.args[0] is centred else scaled.args[0]
-            mean, rstd = statistics_of(x, [("mul", factor), ("sub", centred.args[1])])
-            if mean and rstd and _over_the_batch(x, centred.args[1]):
+            factor = argument(scaled, 1 if argument(scaled, 0) is centred else 0)
+            mean, rstd = statistics_of(x, [("mul", factor), ("sub", argument(centred, 1))])
+            if mean and rstd and _over_the_batch(x, argument(centred, 1)):
                 return mean, rstd
     return None
 
@@ -63,11 +66,11 @@ def _normalization(x: fx.Node) -> tuple[str, str] | None:
 def _is_mean_of(x: fx.Node, mean: fx.Node) -> bool:
     """Whether the mean is that of a var_mean of x, or of x in another type: autocast takes statistics in float32."""
     source = _strip_views(mean)
-    made = source.args[0] if source is not None and op_name(source) == "getitem" else None
+    made = argument(source, 0) if source is not None and op_name(source) == "getitem" else None
     if not isinstance(made, fx.Node) or op_name(made) != "aten.var_mean":
         return False
-    of = made.args[0]
-    return of is x or (isinstance(of, fx.Node) and op_name(of) == "prims.convert_element_type" and of.args[0] is x)
+    of = argument(made, 0)
+    return of is x or (op_name(of) == "prims.convert_element_type" and argument(of, 0) is x)
 
 
 def _over_the_batch(x: fx.Node, mean: object) -> bool:
@@ -82,5 +85,5 @@ def _over_the_batch(x: fx.Node, mean: object) -> bool:
 
 def _strip_views(node: fx.Node | None) -> fx.Node | None:
     while node is not None and is_view(node) and op_name(node) != "getitem":
-        node = node.args[0] if isinstance(node.args[0], fx.Node) else None
+        node = argument(node, 0)
     return node

@@ -18,6 +18,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Use
+from fxapprox.arguments import argument
 
 L, S, A, X, E, D = Use.LINEAR, Use.SMOOTH, Use.ATTENTION, Use.SOFTMAX, Use.SENSITIVE, Use.DECISION
 
@@ -132,11 +133,18 @@ REDUCTIONS = frozenset(
 EXPONENTIALS = frozenset("aten.exp aten.exp2 aten.expm1 aten.sinh aten.cosh".split())
 LOGARITHMS = frozenset("aten.log aten.log2 aten.log10 aten.log1p".split())
 
-# Integers whose range is known from the operator: "size of the dim reduced" or a fixed one.
-INDEX_MAKERS = frozenset(
-    "aten.argmax aten.argmin aten.max aten.min aten.topk aten.sort aten.max_pool2d_with_indices"
-    " prims._low_memory_max_pool_with_offsets aten.sign aten.sgn".split()
-)
+# Integers that number what an operator chooses from: (the argument that says among what, or how many of the last
+# dimensions it is; which of the operator's results holds them).
+INDICES: dict[str, tuple[str | int, int]] = {
+    **dict.fromkeys(("aten.argmax", "aten.argmin"), ("dim", 0)),
+    **dict.fromkeys(
+        "aten.max aten.min aten.topk aten.sort aten.kthvalue aten.mode aten.cummax aten.cummin aten.median"
+        " aten.nanmedian".split(), ("dim", 1)
+    ),
+    **dict.fromkeys("aten.max_pool2d_with_indices aten.adaptive_max_pool2d aten.fractional_max_pool2d".split(), (2, 1)),
+    **dict.fromkeys("aten.max_pool3d_with_indices aten.adaptive_max_pool3d aten.fractional_max_pool3d".split(), (3, 1)),
+    "prims._low_memory_max_pool_with_offsets": ("kernel_size", 1),
+}  # fmt: skip
 
 
 # Floats that are decisions: their values are labels, not quantities.
@@ -171,24 +179,22 @@ def is_label(node: fx.Node) -> bool:
     return op_name(node) in DISCRETE_FLOATS or _rounds(node)
 
 
+def is_plain(node: fx.Node) -> bool:
+    """Whether arithmetic on two operands is that alone: neither is scaled, and nothing is rounded."""
+    return argument(node, "alpha", 1) == 1 and not _rounds(node)
+
+
 def _rounds(node: fx.Node) -> bool:
     """Whether the node divides and drops the remainder."""
-    return op_name(node) == "aten.div" and node.kwargs.get("rounding_mode") is not None
+    return op_name(node) == "aten.div" and argument(node, "rounding_mode") is not None
 
 
 def is_random(node: fx.Node) -> bool:
     """Whether running the operator twice gives two results."""
-    at = _dropout_position(node.target)
-    if at is not None:  # fused attention: random with dropout only
-        return (node.args[at] if at < len(node.args) else node.kwargs.get("dropout_p", 0.0)) not in (0, 0.0)
+    dropout = argument(node, "dropout_p")
+    if dropout is not None:  # fused attention: random with dropout only
+        return dropout != 0
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or "inductor_random" in op_name(node)
-
-
-@cache
-def _dropout_position(target: Any) -> int | None:
-    """Which argument of an operator is the probability of dropout, if one is."""
-    names = [argument.name for argument in target._schema.arguments] if adapter.is_operator(target) else []
-    return names.index("dropout_p") if "dropout_p" in names else None
 
 
 def table_use(node: fx.Node, position: int) -> Use | None:

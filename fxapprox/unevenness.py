@@ -20,8 +20,9 @@ import math
 from torch import fx
 
 from fxapprox.activation import Use
+from fxapprox.arguments import argument, arguments, operands
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint, operands
+from fxapprox.graph import Joint
 from fxapprox.intervals import EVERYTHING
 from fxapprox.operators import EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
 from fxapprox.uses import Reads, is_softmax_output
@@ -104,14 +105,16 @@ def _is_exponential(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> b
     if name in EXPONENTIALS:
         return bool(facts.roots[node])  # those of parameters scale whole channels
     if name == "aten.where":
-        if any(_is_huge(side, facts) for side in node.args[1:]):
+        if any(_is_huge(argument(node, side), facts) for side in ("self", "other")):
             return True
-        if node.args[0] in facts.decisions:
+        if argument(node, "condition") in facts.decisions:
             return False  # the pieces of a function, each where it belongs
-    elif name == "aten.mul" and node not in facts.depends and any(_is_huge(factor, facts) for factor in node.args):
+    elif (
+        name == "aten.mul" and node not in facts.depends and any(_is_huge(factor, facts) for factor in arguments(node))
+    ):
         return True  # a mask, times what it fills in
     elif name == "aten.div":
-        parts = [part for part in node.args[:1] if isinstance(part, fx.Node)]
+        parts = [part for part in (argument(node, "self"),) if isinstance(part, fx.Node)]
     return rule.uses[0] in (Use.LINEAR, Use.DECISION) and any(found.get(part) == EXPONENTIAL for part in parts)
 
 
@@ -129,8 +132,8 @@ def _is_singular(user: fx.Node, position: int) -> bool:
     if position not in SINGULAR.get(op_name(user), ()):
         return False
     if op_name(user) != "aten.pow":
-        return user.kwargs.get("rounding_mode") is None
-    power = user.args[1]
+        return argument(user, "rounding_mode") is None
+    power = argument(user, "exponent")
     return not isinstance(power, (int, float)) or (power < 2 and power != 1)
 
 
@@ -163,7 +166,7 @@ def _reads_relatively(user: fx.Node, node: fx.Node, facts: Facts, found: set[fx.
 
 def _multiplies(node: fx.Node, facts: Facts) -> bool:
     """Whether the node is a product of values that training moves."""
-    moving = [factor for factor in node.args if isinstance(factor, fx.Node) and factor in facts.depends]
+    moving = [factor for factor in arguments(node) if isinstance(factor, fx.Node) and factor in facts.depends]
     return facts.ops.get(node) in ("aten.mul", "aten.div") and len(moving) > 1
 
 
@@ -174,7 +177,7 @@ def _passes_on(node: fx.Node, facts: Facts) -> bool:
 
 
 def _sums_few(node: fx.Node, facts: Facts) -> bool:
-    source = node.args[0] if node.args else None
+    source = argument(node, 0)
     if facts.ops[node] not in REDUCTIONS or not isinstance(source, fx.Node) or source not in facts.sizes:
         return False
     results = [node] if node in facts.sizes else [part for part in node.users if part in facts.sizes]
@@ -198,7 +201,7 @@ def _has_grown(node: fx.Node, facts: Facts, relative: set[fx.Node], found: dict[
 
 
 def _squares(node: fx.Node) -> bool:
-    return op_name(node) == "aten.mul" and node.args[0] is node.args[1]
+    return op_name(node) == "aten.mul" and argument(node, 0) is argument(node, 1)
 
 
 # --- quotients, and what they are made of --------------------------------------------------------------------
@@ -210,9 +213,9 @@ def _is_quotient(node: fx.Node, facts: Facts, sums: set[fx.Node], found: dict[fx
     if rule is None or not rule.cheap or node in sums:
         return False
     position = QUOTIENTS.get(name)
-    if position is not None and isinstance(divisor := node.args[position], fx.Node):
+    if position is not None and isinstance(divisor := argument(node, position), fx.Node):
         small = divisor not in sums and _is_singular(node, position) and _may_vanish(divisor, node, facts)
-        if small and (name != "aten.pow" or _is_negative(node.args[1])):
+        if small and (name != "aten.pow" or _is_negative(argument(node, "exponent"))):
             return True
     return rule.uses[-1] is Use.LINEAR and any(found.get(part) == QUOTIENT for part in node.all_input_nodes)
 

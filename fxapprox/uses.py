@@ -14,10 +14,11 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Reach, Use
+from fxapprox.arguments import argument, arguments, operands
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint, element_of, operands
+from fxapprox.graph import Joint, element_of
 from fxapprox.intervals import EVERYTHING
-from fxapprox.operators import EXPONENTIALS, LOGARITHMS, op_name, table_use
+from fxapprox.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, table_use
 
 Reads = Mapping[fx.Node, tuple[tuple[fx.Node, Use], ...]]
 
@@ -96,7 +97,7 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
     if name == "aten.log1p":
         return Use.SMOOTH if low >= 0 else Use.SENSITIVE
     if name in ("aten.pow", "aten.square"):
-        power = 2 if name == "aten.square" else node.args[1]
+        power = 2 if name == "aten.square" else argument(node, "exponent")
         return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
     if name == "aten.exp":
         return _exp_use(node, operand, high, facts)
@@ -128,11 +129,17 @@ def _exp_use(node: fx.Node, operand: fx.Node, high: float, facts: Facts) -> Use:
     for user in node.users:
         if op_name(user) == "aten.log1p":
             continue
-        shifted = op_name(user) == "aten.add" and any(isinstance(a, (int, float)) and a >= 1 for a in user.args)
-        if not shifted or not all(op_name(u) == "aten.div" and u.args[1] is user and u.args[0] is not user
-                                  for u in user.users):  # fmt: skip
+        if not _is_one_more(user) or not all(
+            op_name(u) == "aten.div" and argument(u, 1) is user and argument(u, 0) is not user for u in user.users
+        ):
             return Use.SENSITIVE
     return Use.SMOOTH
+
+
+def _is_one_more(node: fx.Node) -> bool:
+    """Whether the node adds a number of at least 1."""
+    numbers = [a for a in (argument(node, 0), argument(node, 1)) if isinstance(a, (int, float))]
+    return op_name(node) == "aten.add" and is_plain(node) and any(number >= 1 for number in numbers)
 
 
 def is_weights(node: fx.Node, facts: Facts) -> bool:
@@ -142,12 +149,12 @@ def is_weights(node: fx.Node, facts: Facts) -> bool:
     """
     name = facts.ops[node]
     if name == "aten.where":
-        _, hidden, shown = node.args
+        _, hidden, shown = arguments(node)
         return isinstance(shown, fx.Node) and _is_zero(hidden, facts) and is_weights(shown, facts)
-    if name != "aten.div" or not all(isinstance(a, fx.Node) for a in node.args):
+    exponential, total = (argument(node, 0), argument(node, 1)) if name == "aten.div" else (None, None)
+    if not isinstance(exponential, fx.Node) or not isinstance(total, fx.Node):
         return name == "aten._softmax"
-    exponential, total = node.args
-    return op_name(exponential) == "aten.exp" and op_name(total) == "aten.sum" and total.args[0] is exponential  # type: ignore[union-attr, arg-type]
+    return op_name(exponential) == "aten.exp" and op_name(total) == "aten.sum" and argument(total, 0) is exponential
 
 
 def _is_zero(value: object, facts: Facts) -> bool:
@@ -159,12 +166,12 @@ def is_softmax_output(node: fx.Node, facts: Facts) -> bool:
     if is_weights(node, facts):
         return True
     name = facts.ops[node]
-    if name == "aten.div" and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-        name = facts.ops[node]
-    if name != "aten.exp" or not isinstance(node.args[0], fx.Node):
+    if name == "aten.div" and isinstance(dividend := argument(node, 0), fx.Node):
+        node, name = dividend, facts.ops[dividend]
+    if name != "aten.exp":
         return False
-    return facts.ops[node.args[0]] == "aten.sub" and facts.bounds[node.args[0]][1] <= 0
+    shifted = argument(node, 0)
+    return facts.ops[shifted] == "aten.sub" and facts.bounds[shifted][1] <= 0
 
 
 # --- the way to the gradients --------------------------------------------------------------------

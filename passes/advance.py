@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.arguments import argument, operands
 from fxapprox.facts import WIDE
-from fxapprox.graph import Joint, erase_unused, nbytes, operands, tensor_of
+from fxapprox.graph import Joint, erase_unused, nbytes, tensor_of
 from fxapprox.intervals import interval
 from fxapprox.operators import is_view, op_name
 
@@ -126,11 +127,11 @@ def _is_linear(node: fx.Node, gradients: Collection[fx.Node]) -> bool:
     positions = [position for position, operand in operands(node) if operand in gradients]
     if name in PRODUCTS or name == "aten.mul":
         return len(positions) == 1
-    if node.kwargs.get("rounding_mode") or node.kwargs.get("reduce"):
+    if argument(node, "rounding_mode") or argument(node, "reduce"):
         return False
     if name in SUMS:
         summed = SUMS[name]
-        zero = all(node.args[at] in gradients or _is_zero(node.args[at]) for at in summed)
+        zero = all(argument(node, at) in gradients or _is_zero(argument(node, at)) for at in summed)
         return zero and all(at in summed for at in positions)
     return positions == [0] and (name in LINEAR or is_view(node))
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Held, Segment, Spliced
+from fxapprox.arguments import argument
 from fxapprox.branches import Branches, branches_of, original
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.crossing import Crossing
@@ -175,7 +176,7 @@ class _Again:
         if node in self.branches.clamps:
             clamp = self.branches.clamps[node]
             predicate = self._at_hand(self.forward_nodes[clamp.predicate], before)
-            return self._write(choose(clamp), [predicate, env[node.args[0]]], before, clamp, node)  # type: ignore[index]
+            return self._write(choose(clamp), [predicate, env[argument(node, 0)]], before, clamp, node)
         with self.backward.graph.inserting_before(before):
             copied = adapter.copy_node(node, self.backward.graph, env.__getitem__)
         self.pairs.append((copied.name, node.name))

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Affine, Moments, Plan, Spliced, Stored
+from fxapprox.arguments import argument
 from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
 from fxapprox.graph import (
@@ -206,13 +207,13 @@ def _behind_reshapes(node: fx.Node) -> fx.Node:
 
     Not so behind other views: codes that are packed in memory's order are a permutation of what is in memory.
     """
-    while _is_reshape(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
+    while _is_reshape(node):
+        node = argument(node, 0)
     return node
 
 
 def _is_reshape(node: fx.Node) -> bool:
-    in_order = op_name(node) == "aten.permute" and list(node.args[1]) == sorted(node.args[1])  # type: ignore[call-overload, arg-type]
+    in_order = op_name(node) == "aten.permute" and list(dims := argument(node, "dims")) == sorted(dims)
     return op_name(node) in RESHAPES or in_order
 
 

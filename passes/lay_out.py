@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.arguments import arguments
 from fxapprox.graph import tensor_of
 
 
@@ -28,7 +29,7 @@ def lay_out(backward: fx.GraphModule) -> tuple[str, ...]:
     found = []
     decoded = _decoded(backward.graph)
     for node in backward.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default):
-        gradient, image, *_ = node.args
+        gradient, image, *_ = arguments(node)
         if image not in decoded or gradient.op == "placeholder":
             continue
         for operand in (gradient, image):

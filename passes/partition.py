@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Clamp, Plan
+from fxapprox.arguments import argument
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
 from fxapprox.graph import Inliner, Joint, source_line
 from fxapprox.torch_adapter import Partition
@@ -83,7 +84,7 @@ def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
         if predicate is None or predicate.op != "placeholder":
             why = f"it is clamped by {clamp.predicate!r}, which backward does not have"
             raise UnsupportedGraph("partition", why, node=name, source=source_line(node))
-        (chosen,) = writer.inline(choose(clamp), [predicate, node.args[0]], before=node, key=clamp)  # type: ignore[list-item]
+        (chosen,) = writer.inline(choose(clamp), [predicate, argument(node, 0)], before=node, key=clamp)
         adapter.take_place(chosen, node)
 
 
