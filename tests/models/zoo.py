@@ -12,15 +12,25 @@ from tests.models import (
     MODELS,
     Case,
     convnets,
+    densities,
     generative,
     graphs,
     hugging_face,
+    image_generators,
+    language,
+    memories,
+    metrics,
     mobile,
+    molecules,
     sequences,
     vision_transformers,
+    volumes,
 )
 
-FAMILIES = (convnets, mobile, vision_transformers, sequences, generative, graphs)
+FAMILIES = (
+    convnets, mobile, vision_transformers, sequences, generative, graphs, volumes, image_generators, molecules,
+    memories, densities, metrics, language,
+)  # fmt: skip
 OWN: dict[str, Callable[..., Case]] = {
     **MODELS,
     **{builder.__name__: builder for family in FAMILIES for builder in family.BUILDERS},
