@@ -75,7 +75,7 @@ class PlanarFlow(nn.Module):
         return total - 0.5 * x.square().sum(1)
 
 
-def planar_flow(*, seed: int = 0, batch: int = 512) -> Case:
+def planar_flow(*, seed: int = 0, batch: int = 2048) -> Case:
     """Planar flows in 16 dimensions."""
     torch.manual_seed(seed)
     return Case("planar_flow", PlanarFlow(16, 6), (torch.randn(batch, 16),), lambda likelihood: -likelihood.mean())
