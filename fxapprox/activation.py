@@ -87,6 +87,7 @@ class Affine:
         threshold: the predicate compares z with this number.
         upper_is_true: whether the predicate is true where z lies above the threshold.
         mean, rstd: names of the exact statistics that standardize x, if its normalization has them; else None.
+        channel: the shape that the coefficients after standardization are broadcast to; None if all are numbers.
         ties_above: whether z at the threshold itself lies above it (z >= threshold and z < threshold say so); None for
             a rectifier, which is the same either way.
     """
@@ -97,6 +98,7 @@ class Affine:
     upper_is_true: bool
     mean: str | None = None
     rstd: str | None = None
+    channel: tuple[Size, ...] | None = None
     ties_above: bool | None = None
 
     def agrees_with(self, other: Affine) -> bool:
@@ -151,8 +153,11 @@ class Activation:
         module, source: path of the module that made it, and the user's source line.
         demand: what backward's own operators ask of it: None (nothing), or the strictest ``Use``.
         operands: what recomputing it would read.
-        recomputable: whether backward may recompute it; ``pinned`` says why not.
+        recomputable: whether backward may recompute it, from approximate operands too; ``pinned`` says why not.
+        rerunnable: whether backward may recompute it from exact operands.
+        unrounded: whether its operator gives the same bits for the same operands, however it is fused with others.
         storable: False for values that cannot be saved (tuples), and for views that show all of another value.
+        reshaped: such a view: a copy or a code of it can be saved, but one of the other value is as good.
         partial: it takes less than the memory it lies in: a view of a part of another value, or a value with gaps
             between its elements; it is stored as a copy, not to keep the whole alive.
         free: alive during backward anyway.
@@ -182,8 +187,11 @@ class Activation:
     demand: Use | None
     operands: tuple[Operand, ...]
     recomputable: bool
+    rerunnable: bool
+    unrounded: bool
     pinned: str
     storable: bool
+    reshaped: bool
     free: bool
     approximable: bool
     kept: str

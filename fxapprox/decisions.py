@@ -8,17 +8,23 @@ carry the decision (``Affine``). A clamp of an approximate value takes its side 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
+from typing import TypeVar
 
 import torch
 from torch import fx
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Affine, Clamp
 from fxapprox.arguments import argument, arguments
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint, tensor_of
+from fxapprox.graph import Joint, symbolic_shape, tensor_of
 from fxapprox.normalization import statistics_of
-from fxapprox.operators import is_plain, op_name, rule_of
+from fxapprox.operators import RESHAPES, is_plain, op_name, rule_of
+from fxapprox.sizes import Size
+
+_Size = TypeVar("_Size", int, Size)
 
 CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
 JOINED = ("aten.bitwise_or", "aten.bitwise_and", "aten.logical_or", "aten.logical_and", "aten.__or__", "aten.__and__")
@@ -53,30 +59,41 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
     The decision is ``z > threshold`` (or its negation, or the rectifier itself) with z affine per channel in x.
     """
     name = facts.ops[node]
+    views: list[fx.Node] = []
     if rectified(node) is not None:
         rectifier, threshold, upper, ties = node, 0.0, True, None
     elif (compared := _compared(node)) is not None:
-        rectifier, threshold = compared
-        upper = COMPARISONS[name]
+        rectifier, threshold, upper = _behind_reshapes(compared[0], views), compared[1], COMPARISONS[name]
         ties = name in TIES_ABOVE
     else:
         return None
     z = rectifier
     if threshold == 0 and (inner := rectified(rectifier)) is not None and name not in TIES_ABOVE:
         z = inner
-    chain, steps = _affine_chain(z, facts)
+    whole = z
+    chain, steps = _affine_chain(_behind_reshapes(z, views), facts)
     if any(n in facts.checkpointed for n in (node, *chain)):
         return None  # nothing inside a checkpointed region is stored
-    inside = {*chain, rectifier, node}
-    needed = any(user in read for n in chain for user in n.users if user not in inside)
-    if not needed and z is not rectifier:
+    inside = {*chain, *views, rectifier, node}
+    needed = any(user in read for n in (*chain, *views) for user in n.users if user not in inside)
+    if not needed and whole is not rectifier:
         return Affine(rectifier.name, (), 0.0, upper, ties_above=ties)  # only max(z, 0) is needed: the zero codec
     root = chain[-1]
     if root in facts.free or root not in facts.depends:
         return None
     mean, rstd = statistics_of(root, steps)
     named = ((name, c.name if isinstance(c, fx.Node) else c) for name, c in reversed(steps))
-    return Affine(root.name, tuple(named), threshold, upper, mean, rstd, ties)
+    own = [tensor_of(c) for _, c in (steps[:-2] if mean else steps) if isinstance(c, fx.Node)]
+    channel = _together([symbolic_shape(c) for c in own if c is not None]) or None
+    return Affine(root.name, tuple(named), threshold, upper, mean, rstd, channel, ties)
+
+
+def _behind_reshapes(node: fx.Node, views: list[fx.Node]) -> fx.Node:
+    """The value of which the node is a reshape, in the same order; the reshapes are added to ``views``."""
+    while op_name(node) in RESHAPES:
+        views.append(node)
+        node = argument(node, 0)
+    return node
 
 
 def rectified(node: fx.Node) -> fx.Node | None:
@@ -98,6 +115,8 @@ def _compared(node: fx.Node) -> tuple[fx.Node, float] | None:
 def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]:
     """z and the values it is an affine function of, with the steps from z back to the last of them.
 
+    It ends before the coefficients together have nearly as many elements as z: those of rows times those of columns.
+
     Under autocast z is such a value rounded to fewer bits. Rounding is monotone and keeps zero, so the sides are those
     of the wide value, but for what is rounded to the threshold; the decision itself is forward's own.
     """
@@ -106,10 +125,24 @@ def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]
         chain.append(wide)
     while True:
         step = _affine_step(chain[-1], facts)
-        if step is None:
+        if step is None or not _are_small([c for _, c in (*steps, step[1:])], z, facts):
             return chain, steps
         steps.append(step[1:])
         chain.append(step[0])
+
+
+def _are_small(coefficients: Sequence[object], z: fx.Node, facts: Facts) -> bool:
+    """Whether the coefficients together are one for each channel of z."""
+    tensors = [value for c in coefficients if isinstance(c, fx.Node) and (value := tensor_of(c)) is not None]
+    shapes = [tuple(map(adapter.hint, value.shape)) for value in tensors]
+    return math.prod(_together(shapes)) * SMALL <= facts.sizes[z] or not shapes
+
+
+def _together(shapes: Sequence[tuple[_Size, ...]]) -> tuple[_Size, ...]:
+    """The shape that tensors of these shapes are broadcast to."""
+    rank = max(map(len, shapes), default=0)
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))  # type: ignore[misc]
 
 
 def _rounded(node: fx.Node) -> fx.Node | None:

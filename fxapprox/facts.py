@@ -15,7 +15,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.arguments import argument
 from fxapprox.graph import Joint, numel, tensor_of
 from fxapprox.intervals import Interval, interval
-from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, op_name
+from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, op_name
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
@@ -37,6 +37,8 @@ class Facts:
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
         again: backward may run its operator again.
+        pointwise: nobody has described its operator, but torch says that it is pointwise: backward may run it again on
+            exact operands.
         gradients: it is a gradient that forward computes.
         changed: it is an input that forward changes in place, or a view of one: backward would find the new value.
     """
@@ -52,6 +54,7 @@ class Facts:
     decisions: set[fx.Node] = field(default_factory=set)
     checkpointed: set[fx.Node] = field(default_factory=set)
     again: set[fx.Node] = field(default_factory=set)
+    pointwise: set[fx.Node] = field(default_factory=set)
     gradients: set[fx.Node] = field(default_factory=set)
     changed: set[fx.Node] = field(default_factory=set)
 
@@ -93,6 +96,8 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
     # a cheap operator, a wide projection, or what the user checkpoints
     if (rule is not None and rule.cheap) or _is_wide_projection(node, facts) or node in facts.checkpointed:
         facts.again.add(node)
+    elif rule is None and is_pointwise(node):
+        facts.pointwise.add(node)
 
 
 def _is_view_of_free(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:

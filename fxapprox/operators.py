@@ -124,6 +124,20 @@ ATTENTION_OPERANDS: dict[str, dict[int, Use]] = {
 # Their first result is as approximate as their operands; the others (logsumexp, random state) have to be exact.
 ATTENTION_FORWARD = frozenset(name.removesuffix("_backward") for name in ATTENTION_OPERANDS)
 
+# Views that show the same elements in the same order.
+RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.squeeze aten.unsqueeze aten.alias".split())
+
+# What these give are elements of their operands, signs and comparisons of them: nothing is rounded.
+UNROUNDED = RESHAPES | frozenset(
+    "getitem aten.permute aten.transpose aten.t aten.expand aten.slice aten.select aten.split aten.split_with_sizes"
+    " aten.unbind aten.clone aten.contiguous aten.where aten.cat aten.stack aten.flip aten.roll aten.repeat"
+    " aten.constant_pad_nd aten.index aten.gather aten.index_select aten.embedding aten.full aten.full_like"
+    " aten.scalar_tensor prims.iota aten.relu aten.clamp aten.clamp_min aten.clamp_max aten.maximum aten.minimum"
+    " aten.abs aten.neg aten.sign aten.sgn aten.signbit aten.isnan aten.isinf aten.eq aten.ne aten.lt aten.le aten.gt"
+    " aten.ge aten.logical_not aten.logical_and aten.logical_or aten.logical_xor aten.bitwise_and aten.bitwise_or"
+    " aten.bitwise_xor aten.bitwise_not aten.__and__ aten.__or__ aten.__xor__".split()
+)
+
 REDUCTIONS = frozenset(
     "aten.var_mean aten.var aten.std aten.mean aten.sum aten.amax aten.amin aten.logsumexp aten.any aten.all"
     " aten.linalg_vector_norm aten.norm aten.native_layer_norm aten.native_group_norm"
@@ -172,6 +186,11 @@ def is_view(node: fx.Node) -> bool:
     """Whether the result shares memory with its first operand."""
     rule = rule_of(node)
     return rule is not None and rule.view
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether torch says of the operator that each element of its result is made of one element of each operand."""
+    return adapter.is_operator(node.target) and torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def is_label(node: fx.Node) -> bool:

@@ -194,7 +194,8 @@ def asked_by_backward(
         strict: tuple[Use, str] | None = None
         for user in node.users:
             own = user in joint.backward
-            if user.op != "call_function" or not (own or (user in facts.again and found[user].every is not None)):
+            rerun = not own and (user in facts.again or user in facts.pointwise) and found[user].every is not None
+            if user.op != "call_function" or not (own or rerun):
                 continue
             use = max(use for source, use in reads[user] if source is node)
             if carried.get(user) is node:
@@ -235,7 +236,7 @@ def reaches(joint: Joint, facts: Facts) -> dict[fx.Node, Reach]:
     for node in reversed(list(joint.gm.graph.nodes)):
         end = ends.get(node)
         for user in node.users:
-            if user in ends and (user in joint.backward or user in facts.again):
+            if user in ends and (user in joint.backward or user in facts.again or user in facts.pointwise):
                 end = ends[user] if end in (None, ends[user]) else many
         if end is not None:
             ends[node] = end

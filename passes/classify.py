@@ -30,7 +30,7 @@ from fxapprox.graph import (
 )
 from fxapprox.intervals import span_of
 from fxapprox.normalization import moments_of
-from fxapprox.operators import is_random, is_view, rule_of
+from fxapprox.operators import UNROUNDED, is_random, is_view, rule_of
 from fxapprox.unevenness import uneven_of
 from fxapprox.uses import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 
@@ -81,6 +81,7 @@ def _describe(
     kind, reason = _class_of(node, value, asked, facts)
     size = facts.sizes[node] * value.element_size() if value is not None else 0
     pinned = _pinned(node, facts)
+    rounded = _pinned_if_approximate(node, facts)
     approximable = (
         kind in (Class.LINEAR, Class.SMOOTH, Class.ATTENTION, Class.SOFTMAX)
         and (element := element_of(node)) is not None and element.dtype in FLOATS
@@ -103,9 +104,12 @@ def _describe(
         source=source_line(node),
         demand=asked.demand,
         operands=tuple(Operand(source.name, use) for source, use in reads),
-        recomputable=not pinned,
-        pinned=pinned,
+        recomputable=not pinned and not rounded,
+        rerunnable=not pinned,
+        unrounded=facts.ops[node] in UNROUNDED and not any(source in facts.changed for source in node.all_input_nodes),
+        pinned=pinned or rounded,
         storable=_is_storable(node, base, facts),
+        reshaped=_shows_all(node, base, facts) and not _left_to_backward(node, facts),
         partial=value is not None and (has_gaps(value) if base is node else is_view(node)),
         free=node in facts.free,
         approximable=approximable,
@@ -149,7 +153,7 @@ def _class_of(node: fx.Node, value: torch.Tensor | None, asked: Asked, facts: Fa
 
 
 def _pinned(node: fx.Node, facts: Facts) -> str:
-    """Why backward may not run this operator again; "" if it may."""
+    """Why backward may not run this operator again, on exact operands either; "" if it may."""
     if node.op != "call_function":
         return "an input"
     if adapter.must_save(node):
@@ -163,17 +167,31 @@ def _pinned(node: fx.Node, facts: Facts) -> str:
     if any(source in facts.changed for source in node.all_input_nodes):
         return "reads an input that forward changes in place"
     name = facts.ops[node]
-    if rule_of(node) is None:
+    if rule_of(node) is None and node not in facts.pointwise:
         return f"unknown operator {name}"
-    if node not in facts.again:
+    if node not in facts.again and node not in facts.pointwise:
         return f"{name} is expensive"
     if node in facts.decisions and not all(source in facts.checkpointed for source in node.all_input_nodes):
         return "a decision is kept, not taken again"
-    if name in ("aten.add", "aten.sub") and len(facts.roots[node]) > 1 and all(
-        facts.roots[node] != facts.roots[source] for source in node.all_input_nodes
-    ):  # fmt: skip
-        return "joins two branches"
+    # of a residual stream every sum would be recomputed from all before it
+    if _joins_branches(node, facts) and any(len(facts.roots[source]) > 1 for source in node.all_input_nodes):
+        return "joins many branches"
     return ""
+
+
+def _pinned_if_approximate(node: fx.Node, facts: Facts) -> str:
+    """Why backward may not run this operator again on approximate operands; "" if it may."""
+    if node in facts.checkpointed:
+        return ""
+    if node in facts.pointwise:
+        return f"unknown operator {facts.ops[node]}"
+    return "joins two branches" if _joins_branches(node, facts) else ""
+
+
+def _joins_branches(node: fx.Node, facts: Facts) -> bool:
+    roots = facts.roots[node]
+    sums = facts.ops[node] in ("aten.add", "aten.sub") and len(roots) > 1
+    return sums and all(roots != facts.roots[source] for source in node.all_input_nodes)
 
 
 def _is_storable(node: fx.Node, base: fx.Node, facts: Facts) -> bool:
@@ -183,9 +201,12 @@ def _is_storable(node: fx.Node, base: fx.Node, facts: Facts) -> bool:
     """
     if node not in facts.sizes:
         return adapter.is_symbolic_scalar(node) or adapter.is_opaque(node)
-    size, whole = facts.sizes[node], facts.sizes.get(base)
-    shows_all = base is not node and size == whole and facts.ops[node] != "aten.as_strided"
-    return not shows_all and not _left_to_backward(node, facts)
+    return not _shows_all(node, base, facts) and not _left_to_backward(node, facts)
+
+
+def _shows_all(node: fx.Node, base: fx.Node, facts: Facts) -> bool:
+    whole = node in facts.sizes and facts.sizes[node] == facts.sizes.get(base)
+    return whole and base is not node and facts.ops[node] != "aten.as_strided"
 
 
 def _left_to_backward(node: fx.Node, facts: Facts) -> bool:

@@ -13,7 +13,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Affine, Moments, Plan, Spliced, Stored
 from fxapprox.arguments import argument
 from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
-from fxapprox.errors import InvalidPlan, UnsupportedGraph
+from fxapprox.errors import FxApproxError, InvalidPlan, UnsupportedGraph
 from fxapprox.graph import (
     Inliner,
     erase_unused,
@@ -25,9 +25,7 @@ from fxapprox.graph import (
     tensor_of,
     verify,
 )
-from fxapprox.operators import op_name
-
-RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.squeeze aten.unsqueeze aten.alias".split())
+from fxapprox.operators import RESHAPES, op_name
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,12 @@ def encode(
     Changes numerics: yes, of backward; not with codecs that lose nothing.
 
     Raises:
-        UnsupportedGraph: backward would decide on an approximate value.
+        UnsupportedGraph: backward would decide on an approximate value, or a codec failed.
     """
     outputs = _Outputs(forward, num_fwd_outputs)
     inputs = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
     produced = {n.name: n for n in forward.graph.nodes}
-    approximate: set[fx.Node] = set()
+    approximate: dict[fx.Node, str] = {}
     traces: dict[Hashable, fx.GraphModule] = {}
     writers = Inliner(forward, traces), Inliner(backward, traces)
     parts = []
@@ -84,9 +82,15 @@ def encode(
             parts.append(Parts(entry, (produced[entry.name],)) if entry.name in produced else Parts(entry, ()))
             continue
         written = replace(entry, codec=entry.codec.for_channels_last()) if entry.name in images else entry
-        made, decoded = _encode_one(written, writers, backward, produced, inputs, outputs)
+        try:
+            made, decoded = _encode_one(written, writers, backward, produced, inputs, outputs)
+        except FxApproxError:
+            raise
+        except Exception as error:
+            why = f"{entry.codec} raised {type(error).__name__}: {error}"
+            raise UnsupportedGraph("encode", why, node=entry.name, values=(entry.name,)) from error
         parts.append(replace(made, entry=entry))
-        approximate |= decoded
+        approximate |= dict.fromkeys(decoded, entry.name)
     outputs.write()
     for graph in (forward, backward):
         erase_unused(graph.graph)
@@ -255,12 +259,13 @@ def _context(entry: Stored, produced: dict[str, fx.Node]) -> _Alone:
 class _Decision(_Alone):
     """A predicate, the steps' coefficients, the statistics.
 
-    ``orders`` are those of the predicates in memory: backward's sums depend on them, and its speed.
+    ``masks`` are like the predicates: their order in memory, on which backward's sums depend, and its speed; and their
+    shape, which may be another than the value's.
     """
 
     affine: Affine
     upper_is_true: tuple[bool, ...]
-    orders: tuple[tuple[int, ...], ...]
+    masks: tuple[Like, ...]
     predicate: fx.Node
     coefficients: dict[str, fx.Node]
 
@@ -269,9 +274,9 @@ class _Decision(_Alone):
         names = [c for _, c in _own_steps(affine) if isinstance(c, str)]
         names += [n for n in (affine.mean, affine.rstd) if n]
         sides = tuple(_upper_is_true(produced[name]) for name in entry.predicates)
-        masks = (tensor_of(produced[name]) for name in entry.predicates)
-        orders = tuple(memory_order(mask) for mask in masks if mask is not None)
-        return cls(affine, sides, orders, produced[entry.carried[0]], {name: produced[name] for name in names})
+        taken = (tensor_of(produced[name]) for name in entry.predicates)
+        masks = tuple(Like.of(mask, memory_order(mask)) for mask in taken if mask is not None)
+        return cls(affine, sides, masks, produced[entry.carried[0]], {name: produced[name] for name in names})
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:  # type: ignore[override]
@@ -282,7 +287,8 @@ class _Decision(_Alone):
         """Coefficients by their order, not by their names."""
         order = list(self.coefficients)
         steps = tuple((op, order.index(c) if isinstance(c, str) else (c,)) for op, c in _own_steps(self.affine))
-        return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true, self.orders
+        masks = tuple(mask.key for mask in self.masks)
+        return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true, masks
 
     def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         assert isinstance(codec, Carrier)
@@ -291,15 +297,14 @@ class _Decision(_Alone):
     def decode(self, codec: Codec, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, ...]:
         assert isinstance(codec, Carrier)
         value, upper = codec.decode_with(parts, like)
-        masks = (upper if side else ~upper for side in self.upper_is_true)
+        taken = (upper if side else ~upper for side in self.upper_is_true)
         return value, *(
-            replace(like, dtype=torch.bool, order=order).restride(mask)
-            for mask, order in zip(masks, self.orders, strict=True)
+            mask.restride(_reshaped(side, mask.shape)) for side, mask in zip(taken, self.masks, strict=True)
         )
 
     def read(self, x: Tensor, values: Sequence[Tensor]) -> Predicate:
         """The predicate as the codec wants it."""
-        taken = values[0]
+        taken = _reshaped(values[0], x.shape)
         named = dict(zip(self.coefficients, values[1:], strict=True))
         if taken.dtype.is_floating_point:  # a rectifier whose mask backward does not read
             upper = taken > 0
@@ -312,6 +317,12 @@ class _Decision(_Alone):
             upper, scale, shift - self.affine.threshold if self.affine.threshold else shift,
             named.get(self.affine.mean or ""), named.get(self.affine.rstd or ""),
         )  # fmt: skip
+
+
+def _reshaped(decision: Tensor, shape: Sequence[Any]) -> Tensor:
+    """The decision in another shape; no operator for nothing where it has that one."""
+    same = symbolic_shape(decision) == tuple(map(adapter.expression, shape))
+    return decision if same else decision.reshape(shape)
 
 
 def _own_steps(affine: Affine) -> tuple[tuple[str, str | float], ...]:

@@ -104,8 +104,18 @@ class Threshold(Carrier):
         return (clean == 0) & ((codes < width) | (codes >= 2**self.bits - width))
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
-        channels = math.prod(shape[d] for d in kept_dims(len(shape)))
-        return packed_bytes(shape, self.bits) + channels * 7
+        return self.nbytes_of(shape)
+
+    def nbytes_of(self, shape: Sequence[Size], channels: Size | None = None, *, own_statistics: bool = False) -> Size:
+        """Bytes of the parts for a value of this shape.
+
+        Args:
+            channels: how many there are; None: as many as a value of this shape has that says nothing else.
+            own_statistics: whether mean and rstd are kept as well; those of a normalization are stored anyway.
+        """
+        if channels is None:
+            channels = math.prod(shape[d] for d in kept_dims(len(shape)))
+        return packed_bytes(shape, self.bits) + channels * (16 if own_statistics else 7)
 
 
 @small(

@@ -79,8 +79,17 @@ def test_a_rectifier_alone_gets_the_zero_codec() -> None:
 
 
 def test_exact_mode_packs_masks_and_keeps_floats() -> None:
-    codecs = {type(entry.codec) for entry in planned(lambda x: (F.relu(x @ W) @ W).sum(), X, bits=None).stored}
+    def gated(x: Tensor) -> Tensor:  # its mask is of a sum, which backward would round once more
+        return (F.leaky_relu(x @ W + 1, 0.1) @ W).sum()
+
+    codecs = {type(entry.codec) for entry in planned(gated, X, bits=None).stored}
     assert codecs == {Exact, Mask}
+
+
+def test_a_mask_of_what_is_stored_exactly_is_taken_again() -> None:
+    found = planned(lambda x: (F.relu(x @ W) @ W).sum(), X, bits=None)
+    assert {type(entry.codec) for entry in found.stored} == {Exact}
+    assert any(name.startswith("le") for name in found.recomputed)
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(8, 8), (4, 4), (2, 4)])

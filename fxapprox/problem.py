@@ -1,0 +1,216 @@
+"""What can be stored for backward, in which codec and at what cost: the problem that ``plan`` solves.
+
+Each forward value can be had in backward at two levels, exact or approximate. It is had by storing it, by recomputing
+it from its operands (at the level that its operator asks for), or because it is alive anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from fxapprox.activation import LEAST_BITS, Activation, Affine, Class, Use
+from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
+from fxapprox.errors import OptionError
+from fxapprox.options import Options
+from fxapprox.sizes import Size, evaluate
+
+Level = Literal["exact", "approximate"]
+EXACT: Level = "exact"
+APPROXIMATE: Level = "approximate"
+Values = Mapping[str, Activation]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The values, bits by module, the codecs that the user's policy fixed, and whose code carries a decision.
+
+    ``hints`` are the numbers that symbolic sizes have while the plan is made.
+    """
+
+    values: Values
+    options: Options
+    bits: Mapping[str, int | None]
+    fixed: Mapping[str, Codec]
+    carriers: Mapping[str, Affine]
+    hints: Mapping[str, int]
+
+    @classmethod
+    def of(cls, activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Problem:
+        """The problem that the options pose.
+
+        Raises:
+            OptionError: the user's policy returned something that is not a codec.
+        """
+        values = {a.name: a for a in activations}
+        bits = {module: options.bits_of(module) for module in {a.module for a in activations}}
+        for name, value in values.items():
+            if value.approximable and bits[value.module] is None:
+                values[name] = replace(value, approximable=False, reason=f"{value.reason}; exact by option bits")
+        fixed = _ask_policy(values, options)
+        for name, codec in fixed.items():
+            if isinstance(codec, Exact):
+                values[name] = replace(values[name], approximable=False, reason="kept exact by the policy")
+        carriers: dict[str, Affine] = {}
+        for name, value in values.items():
+            affine = value.embedded
+            if affine is None:
+                continue
+            root = values[affine.root]
+            able = root.approximable and not root.kept and isinstance(fixed.get(root.name, Threshold()), Carrier)
+            first = carriers.get(root.name, affine)
+            if able and first.agrees_with(affine):
+                carriers[root.name] = first if first.ties_above is not None else affine
+            else:  # a code carries one threshold; any other decision is stored by itself
+                values[name] = replace(value, embedded=None)
+        return cls(values, options, bits, fixed, carriers, hints)
+
+    @cached_property
+    def rank(self) -> dict[str, int]:
+        """The places of the values in the graph."""
+        return {name: place for place, name in enumerate(self.values)}
+
+    def without_carriers(self, roots: Collection[str]) -> Problem:
+        """The problem in which the codes of these values carry no decisions."""
+        values = {
+            name: replace(value, embedded=None) if value.embedded and value.embedded.root in roots else value
+            for name, value in self.values.items()
+        }
+        return replace(self, values=values, carriers={k: v for k, v in self.carriers.items() if k not in roots})
+
+    def with_exact(self, names: Collection[str], why: str) -> Problem:
+        """The problem in which these values are exact, and so are the decisions that their codes would carry."""
+        values = {
+            name: replace(value, approximable=False, reason=f"{value.reason}; {why}")
+            if value.approximable and name in names else value
+            for name, value in self.values.items()
+        }  # fmt: skip
+        return replace(self, values=values).without_carriers(self.carriers.keys() & names)
+
+    def carried(self, value: Activation, level: Level) -> bool:
+        """Whether another value's code gives this decision, or lets this rectifier be run again."""
+        return (
+            value.embedded is not None
+            and value.embedded.root != value.name
+            and (level == APPROXIMATE or not value.is_float)
+        )
+
+    def recomputable(self, value: Activation, level: Level) -> bool:
+        """Whether backward can run the value's operator again at this level."""
+        if self.carried(value, level):
+            return True
+        # the code that carries a decision has to be the value's own, so an approximate carrier is always stored
+        return value.rerunnable if level == EXACT else value.recomputable and value.name not in self.carriers
+
+    def recipe(self, value: Activation, level: Level) -> Iterator[tuple[str, Level]]:
+        """(operand, level) of everything that recomputing the value reads."""
+        if self.carried(value, level):
+            assert value.embedded is not None
+            yield value.embedded.root, APPROXIMATE
+            if not value.is_float:
+                return
+        if value.clamp is not None and level == APPROXIMATE:
+            yield value.clamp.operand, APPROXIMATE
+            yield value.clamp.predicate, EXACT
+            return
+        for operand in value.operands:
+            carried = self.carried(value, level) and operand.use == Use.DECISION
+            exact = level == EXACT or (operand.exact and not carried)
+            yield operand.name, EXACT if exact else APPROXIMATE
+
+    def cost(self, value: Activation, level: Level) -> float | None:
+        """Bytes of storing the value at a level; None if it cannot be stored."""
+        if not value.storable and not value.reshaped:
+            return None
+        # a value in another shape is stored instead of it, but where only this one can carry a decision
+        more = 1 if value.reshaped else 0
+        if value.kind is Class.DISCRETE:
+            return max(self.bytes(lossless(value), value), 1) + more
+        if level == APPROXIMATE and value.approximable and (value.name in self.carriers or not value.reshaped):
+            return self.bytes(self.codec(value, value.kind), value)
+        return max(value.nbytes, 8) + more
+
+    def bytes(self, codec: Codec, value: Activation) -> int:
+        """Bytes of the value in the codec, at the hints."""
+        return evaluate(stored_bytes(codec, value, self.carriers.get(value.name)), self.hints)
+
+    def codec(self, value: Activation, kind: Class) -> Codec:
+        """The codec of a value of which an approximate copy will do."""
+        if value.kept:
+            return Copy() if value.partial else Exact()
+        given = self.fixed.get(value.name)
+        if given is not None and self._fits(given, value):
+            return given
+        bits = given.bits if given is not None else self.bits[value.module]
+        assert bits is not None
+        bits = bits if given is not None else max(bits, LEAST_BITS.get(kind, 8))
+        if value.name in self.carriers:
+            return Zero(bits) if self._rectified(value) else Threshold(bits)
+        return self._plain_codec(value, kind, bits)
+
+    def _fits(self, codec: Codec, value: Activation) -> bool:
+        """Whether a codec that asks something of the value can have it: a decision to carry, or statistics."""
+        if isinstance(codec, Standard):
+            return value.moments is not None
+        if isinstance(codec, (Threshold, Zero)):
+            return value.name in self.carriers and (self._rectified(value) or isinstance(codec, Threshold))
+        return True
+
+    def _rectified(self, value: Activation) -> bool:
+        """Whether the value is a rectifier's output, and the decision is that it is not zero."""
+        affine = self.carriers[value.name]
+        return not affine.steps and affine.threshold == 0 and value.nonnegative
+
+    def _plain_codec(self, value: Activation, kind: Class, bits: int) -> Codec:
+        """The codec of a value that carries no decision."""
+        rounding, uniform = self.options.rounding, kind is Class.SOFTMAX or value.nonnegative
+        if value.moments and kind in (Class.LINEAR, Class.SMOOTH) and rounding == "nearest" and not uniform:
+            return Standard(bits)
+        skewed = value.weights and rounding == "nearest"
+        group = Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
+        return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
+
+
+def stored_bytes(codec: Codec, value: Activation, affine: Affine | None) -> Size:
+    """Bytes of a value's code; of one that carries a decision, what it keeps for each channel of the coefficients.
+
+    Args:
+        affine: the decision that the codec carries; others than ``Threshold`` do not ask.
+    """
+    if not isinstance(codec, Threshold) or affine is None:
+        return codec.nbytes(value.sizes, value.dtype)
+    channels = None if affine.channel is None else math.prod(affine.channel)
+    return codec.nbytes_of(value.sizes, channels, own_statistics=affine.mean is None)
+
+
+def lossless(value: Activation) -> Codec:
+    """The smallest storage that loses nothing."""
+    exact = Copy() if value.partial or value.reshaped else Exact()
+    if value.dtype is None or value.kept:
+        return exact
+    if str(value.dtype) == "torch.bool":
+        return Mask()
+    if value.span is not None:
+        narrow = Integer(*value.span)
+        return narrow if narrow.bits < value.dtype.itemsize * 8 else exact
+    return exact
+
+
+def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:
+    """The user's choices, for every value that may be approximate."""
+    if options.policy is None:
+        return {}
+    fixed = {}
+    for value in values.values():
+        codec = options.policy(value) if value.approximable and not value.kept else None
+        if codec is None:
+            continue
+        if not isinstance(codec, Codec):
+            raise OptionError(f"policy returned {codec!r} for {value.name}: expected a codec or None")
+        if isinstance(codec, (Mask, Integer)):
+            raise OptionError(f"policy returned {codec.label!r} for {value.name}: it holds no {value.dtype}")
+        fixed[value.name] = codec
+    return fixed
