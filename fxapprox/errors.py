@@ -26,10 +26,19 @@ class UnsupportedGraph(FxApproxError):
         step: the pass that gave up.
         node: name of the node that it gave up on, or None.
         source: the user's source line of that node, or None.
+        values: names of the values that would have to be exact for the graph to be rewritten; none if that will not do.
     """
 
-    def __init__(self, step: str, why: str, *, node: str | None = None, source: str | None = None) -> None:
-        self.step, self.node, self.source = step, node, source
+    def __init__(
+        self,
+        step: str,
+        why: str,
+        *,
+        node: str | None = None,
+        source: str | None = None,
+        values: tuple[str, ...] = (),
+    ) -> None:
+        self.step, self.node, self.source, self.values = step, node, source, values
         at = f" at node {node!r}" if node else ""
         line = f" ({source})" if source else ""
         super().__init__(f"{step}{at}{line}: {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -268,16 +268,19 @@ def signature(value: Any) -> Hashable:
     return symbolic_shape(value), strides, value.dtype, value.device
 
 
-def verify(backward: fx.GraphModule, approximate: set[fx.Node]) -> None:
+def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None:
     """Proves that nothing in the backward graph decides on an approximate value.
 
     Follows every decoded value forward as long as no tangent is involved, and raises where an operator that needs
     its operand exactly (a comparison, a divisor, an unknown operator) would read one.
 
+    Args:
+        approximate: the decoded values, and the names of those that they stand for.
+
     Raises:
-        UnsupportedGraph: such an operator exists; the message names it.
+        UnsupportedGraph: such an operator exists; the message names it, and the error has the values that it reads.
     """
-    tainted = set(approximate)
+    tainted = {node: frozenset((name,)) for node, name in approximate.items()}
     gradient: set[fx.Node] = {n for n in backward.graph.nodes if adapter.is_tangent(n)}
     for node in backward.graph.nodes:
         if node.op in ("placeholder", "output") or node in approximate:
@@ -286,17 +289,21 @@ def verify(backward: fx.GraphModule, approximate: set[fx.Node]) -> None:
         if any(source in gradient for source in node.all_input_nodes):
             gradient.add(node)
         elif touched:
-            tainted.add(node)
+            tainted[node] = frozenset[str]().union(*(tainted[source] for _, source in touched))
         value = tensor_of(node)
         decides = value is not None and (not value.dtype.is_floating_point or is_label(node))
         if touched and node not in gradient and decides:
             raise UnsupportedGraph(
                 "verify", f"{op_name(node)} would take a decision from an approximate value",
-                node=node.name, source=source_line(node),
+                node=node.name, source=source_line(node), values=_read(touched, tainted),
             )  # fmt: skip
         for position, source in touched:
             if table_use(node, position) is None:
                 raise UnsupportedGraph(
                     "verify", f"unknown operator {op_name(node)} reads the approximate value {source.name!r}",
-                    node=node.name, source=source_line(node),
+                    node=node.name, source=source_line(node), values=_read(touched, tainted),
                 )  # fmt: skip
+
+
+def _read(operands: Iterable[tuple[int, fx.Node]], tainted: Mapping[fx.Node, frozenset[str]]) -> tuple[str, ...]:
+    return tuple(sorted({name for _, source in operands for name in tainted[source]}))

@@ -81,11 +81,21 @@ def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
         node, predicate = nodes.get(name), nodes.get(clamp.predicate)
         if node is None:
             continue  # backward turned out not to read it
-        if predicate is None or predicate.op != "placeholder":
+        if predicate is None:
             why = f"it is clamped by {clamp.predicate!r}, which backward does not have"
-            raise UnsupportedGraph("partition", why, node=name, source=source_line(node))
+            raise UnsupportedGraph("partition", why, node=name, source=source_line(node), values=(clamp.operand,))
+        _move_before(node, predicate)
         (chosen,) = writer.inline(choose(clamp), [predicate, argument(node, 0)], before=node, key=clamp)
         adapter.take_place(chosen, node)
+
+
+def _move_before(node: fx.Node, value: fx.Node) -> None:
+    """Puts what a value is computed by before a node that it does not depend on."""
+    if value.op == "placeholder" or value < node:
+        return
+    for source in value.all_input_nodes:
+        _move_before(node, source)
+    node.prepend(value)
 
 
 def choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:

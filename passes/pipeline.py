@@ -6,7 +6,7 @@ import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Plan, Segment, Spliced
 from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
-from fxapprox.errors import UnsupportedGraph
+from fxapprox.errors import FxApproxError, UnsupportedGraph
 from fxapprox.graph import Joint, flops
 from fxapprox.layouts import channels_last_images
 from fxapprox.liveness import Timeline, timeline
@@ -36,7 +36,7 @@ from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
 from fxapprox.passes.restore import restore
 from fxapprox.plan_file import SavedPlan
-from fxapprox.sizes import hints_of
+from fxapprox.sizes import evaluate, hints_of
 from fxapprox.torch_adapter import Partition
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -133,7 +133,7 @@ def _rewrite(
         clock.lap("classify")
         if any(a.demand is not None for a in activations):
             split = _Splitter(joint, traced, activations, baseline, options, revise, clock)
-            halves = split.within_budget() if options.memory_budget is not None else split.along(options)
+            halves = split.within_budget() if options.memory_budget is not None else split.as_asked()
             if halves is not None:
                 return Rewrite(
                     joint, traced, halves.forward, halves.backward, activations, halves.plan, halves.parts,
@@ -144,7 +144,7 @@ def _rewrite(
         if options.strict:
             raise
         why = str(error)
-        warnings.warn(f"fxapprox stores this graph exactly: {why}", stacklevel=2)
+        warnings.warn(f"fxapprox stores this graph exactly, as plain torch.compile does: {why}", stacklevel=2)
     forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
     return Rewrite(
         traced, traced, forward, backward,
@@ -176,6 +176,22 @@ class _Splitter:
     options: Options
     revise: Callable[[Plan, Sequence[Activation]], Plan]
     clock: _Clock
+    exact: dict[str, str] = field(default_factory=dict)  # values that could not be handled otherwise: why
+
+    def as_asked(self) -> _Halves:
+        """The two graphs for the options; less is done of what they ask for, with a warning, where that cannot be.
+
+        Raises:
+            UnsupportedGraph: not even exact mode can be had, or ``options.strict`` is set.
+        """
+        for options, instead in _retreats(self.options):
+            try:
+                return self.along(options)
+            except UnsupportedGraph as error:
+                if not instead or options.strict:
+                    raise
+                warnings.warn(f"fxapprox {instead}: {error}", stacklevel=2)
+        raise AssertionError("the last retreat raises")
 
     def along(self, options: Options) -> _Halves:
         """The two graphs for these options; checkpoints that are to lower the peak, and do not, are left out."""
@@ -186,8 +202,25 @@ class _Splitter:
         return found if self._peak(found) < self._peak(plain) else plain
 
     def _split(self, options: Options) -> _Halves:
+        """The two graphs along the options' plan; a value that cannot be handled is exact, with a warning."""
+        while True:
+            activations = tuple(_made_exact(a, self.exact[a.name]) if a.name in self.exact else a
+                                for a in self.activations)  # fmt: skip
+            try:
+                return self._split_along(options, activations)
+            except FxApproxError as error:
+                found = [name for name in getattr(error, "values", ()) if name not in self.exact]
+                if options.strict or not found:
+                    raise
+                self.exact.update(dict.fromkeys(found, str(error)))
+                warnings.warn(f"fxapprox keeps {', '.join(map(repr, found))} exact: {error}", stacklevel=2)
+            except Exception as error:
+                why = f"an error of fxapprox's own, please report it: {type(error).__name__}: {error}"
+                raise UnsupportedGraph("split", why) from error
+
+    def _split_along(self, options: Options, activations: tuple[Activation, ...]) -> _Halves:
         count, lap = self.joint.num_fwd_outputs, self.clock.lap
-        chosen = self.revise(_chosen(self.activations, options, self._hints), self.activations)
+        chosen = self.revise(_chosen(activations, options, self._hints), activations)
         lap("plan")
         forward, backward = partition(self.joint, chosen)
         lap("partition")
@@ -205,7 +238,7 @@ class _Splitter:
             segments = checkpoint(
                 forward, backward, parts, options.checkpoint, num_fwd_outputs=count,
                 codec=Group(options.checkpoint_bits) if options.checkpoint_bits else None,
-                activations=self.activations, images=images, gradients=self.joint.gradients,
+                activations=activations, images=images, gradients=self.joint.gradients,
             )  # fmt: skip
             lap("checkpoint")
         if images:
@@ -275,12 +308,35 @@ def baseline_timeline(joint: Joint, saved: Sequence[str], lowering: str) -> Time
     return timeline(forward, backward, num_fwd_outputs=joint.num_fwd_outputs, lowering=lowering, plain=True)
 
 
+def _retreats(options: Options) -> Iterator[tuple[Options, str]]:
+    """The options and what they ask for less and less of, each with what to tell the user if it fails; "": nothing."""
+    exact = replace(options, bits=None, plan=None, policy=None, checkpoint=None, checkpoint_bits=None)
+    if options.checkpoint is not None:
+        yield options, "computes nothing of this graph again"
+        options = replace(options, checkpoint=None, checkpoint_bits=None)
+    if options != exact:
+        yield options, "stores this graph without loss"
+    yield exact, ""
+
+
+def _made_exact(value: Activation, why: str) -> Activation:
+    return replace(value, approximable=False, reason=f"{value.reason}; exact: {why}") if value.approximable else value
+
+
 def _chosen(activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:
     """The plan that the options ask for."""
     if isinstance(options.plan, SavedPlan) and any(a.demand is not None for a in activations):
         return restore(options.plan, activations, options, hints)
     chosen = plan(activations, options, hints=hints)
-    return allocate(chosen, activations, options, hints) if options.bits == "auto" else chosen
+    if options.bits != "auto":
+        return chosen
+    allocated = allocate(chosen, activations, options, hints)
+    exact = plan(activations, replace(options, bits=None), hints=hints)
+    return min(allocated, exact, key=lambda each: _bytes_of(each, hints))
+
+
+def _bytes_of(chosen: Plan, hints: Mapping[str, int]) -> int:
+    return sum(evaluate(entry.nbytes, hints) for entry in chosen.stored)
 
 
 def _exact(gm: fx.GraphModule, joint_inputs: Sequence[Any], num_fwd_outputs: int, static: tuple[int, ...]) -> Partition:
