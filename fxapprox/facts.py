@@ -15,7 +15,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.arguments import argument
 from fxapprox.graph import Joint, numel, tensor_of
 from fxapprox.intervals import Interval, interval
-from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, op_name
+from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
@@ -36,6 +36,9 @@ class Facts:
         statistics: it is small next to the activations it came from.
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
+        saved: it is marked to be saved, and no view: it goes from one checkpointed region into another, the user's policy
+            says so, or torch does (collectives, effects).
+        heavy: it comes through operators of a checkpointed region that are not cheap, and is not marked to be saved.
         again: backward may run its operator again.
         pointwise: nobody has described its operator, but torch says that it is pointwise: backward may run it again on
             exact operands.
@@ -53,6 +56,8 @@ class Facts:
     statistics: set[fx.Node] = field(default_factory=set)
     decisions: set[fx.Node] = field(default_factory=set)
     checkpointed: set[fx.Node] = field(default_factory=set)
+    saved: set[fx.Node] = field(default_factory=set)
+    heavy: set[fx.Node] = field(default_factory=set)
     again: set[fx.Node] = field(default_factory=set)
     pointwise: set[fx.Node] = field(default_factory=set)
     gradients: set[fx.Node] = field(default_factory=set)
@@ -61,7 +66,8 @@ class Facts:
     @classmethod
     def of(cls, joint: Joint) -> Facts:
         """The facts about a joint graph's forward values."""
-        facts = cls(changed=adapter.changed_inputs(joint.gm.graph))
+        saved = {n for n in joint.forward_values if adapter.must_save(n) and not is_view(n)}
+        facts = cls(changed=adapter.changed_inputs(joint.gm.graph), saved=saved)
         returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
         for node in joint.forward_values:
             _add(facts, node, returned)
@@ -79,8 +85,11 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
         facts.sizes[node] = numel(value)
         if value.dtype.is_floating_point:
             facts.floats.add(node)
-    if adapter.must_recompute(node):
+    if adapter.must_recompute(node) and node not in facts.saved:
         facts.checkpointed.add(node)
+    cheap = rule is not None and rule.cheap
+    if node not in facts.saved and (any(s in facts.heavy for s in sources) if cheap else node in facts.checkpointed):
+        facts.heavy.add(node)
     if node.op in ("placeholder", "get_attr") or node in returned or _is_view_of_free(node, rule, facts):
         facts.free.add(node)
     if rule is not None and rule.view and any(source in facts.changed for source in sources):
@@ -94,7 +103,7 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
     if _is_decision(node, rule, facts, sources):
         facts.decisions.add(node)
     # a cheap operator, a wide projection, or what the user checkpoints
-    if (rule is not None and rule.cheap) or _is_wide_projection(node, facts) or node in facts.checkpointed:
+    if cheap or _is_wide_projection(node, facts) or node in facts.checkpointed:
         facts.again.add(node)
     elif rule is None and is_pointwise(node):
         facts.pointwise.add(node)

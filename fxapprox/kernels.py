@@ -37,6 +37,7 @@ POINTWISE = frozenset(
     "aten.avg_pool2d aten.avg_pool2d_backward aten._adaptive_avg_pool2d aten.upsample_nearest2d"
     " aten.upsample_nearest2d_backward aten.upsample_bilinear2d prims._low_memory_max_pool_with_offsets"
     " aten.max_pool2d_with_indices_backward prims.inductor_random prims.inductor_lookup_seed aten.slice_backward"
+    " fxapprox.random_of_seed fxapprox.randint_of_seed prims.inductor_randint"
     " aten.select_backward aten.select_scatter aten.slice_scatter aten.triu aten.tril".split()
 )
 SCATTERS = frozenset("aten.index_put aten._unsafe_index_put".split())  # loops that write where an index says

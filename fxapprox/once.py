@@ -27,7 +27,7 @@ def runs_once(node: fx.Node) -> bool:
     if name == "getitem" or adapter.is_symbolic_scalar(node):
         return False
     known = name.startswith(FAMILIES) and not adapter.mutates(node)
-    return not known or is_random(node) or adapter.must_save(node) or adapter.is_opaque(node)
+    return not known or is_random(node) or adapter.wants_saved(node) or adapter.is_opaque(node)
 
 
 def constants(needed: Collection[fx.Node], graph: fx.Graph) -> set[fx.Node]:

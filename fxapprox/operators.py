@@ -101,6 +101,9 @@ RULES: dict[str, Rule] = {
         " lgamma digamma atan2 hypot addcdiv prims._low_memory_max_pool_offsets_to_indices",
         E, cheap=True,
     ),
+    # Random numbers of a seed: where the seed is stored they come again, but torch does not make them for nothing.
+    **_rules("prims.inductor_random prims.inductor_randint fxapprox.random_of_seed fxapprox.randint_of_seed", E),
+    **_rules("prims.inductor_lookup_seed", E, cheap=True),
     # Constants.
     **_rules(
         "full full_like zeros zeros_like ones ones_like empty empty_like new_zeros new_full scalar_tensor"
@@ -209,11 +212,11 @@ def _rounds(node: fx.Node) -> bool:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether running the operator twice gives two results."""
+    """Whether running the operator twice gives two results; random numbers of a seed are the same each time."""
     dropout = argument(node, "dropout_p")
     if dropout is not None:  # fused attention: random with dropout only
         return dropout != 0
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or "inductor_random" in op_name(node)
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def table_use(node: fx.Node, position: int) -> Use | None:

@@ -156,7 +156,7 @@ def _pinned(node: fx.Node, facts: Facts) -> str:
     """Why backward may not run this operator again, on exact operands either; "" if it may."""
     if node.op != "call_function":
         return "an input"
-    if adapter.must_save(node):
+    if node in facts.saved and not _is_light(node, facts):
         return "marked to be saved"
     if adapter.is_symbolic_scalar(node):
         return "a size"
@@ -192,6 +192,11 @@ def _joins_branches(node: fx.Node, facts: Facts) -> bool:
     roots = facts.roots[node]
     sums = facts.ops[node] in ("aten.add", "aten.sub") and len(roots) > 1
     return sums and all(roots != facts.roots[source] for source in node.all_input_nodes)
+
+
+def _is_light(node: fx.Node, facts: Facts) -> bool:
+    """Whether a value of a checkpointed region is had from what is stored without running that region again."""
+    return adapter.region_of(node) is not None and not any(source in facts.heavy for source in node.all_input_nodes)
 
 
 def _is_storable(node: fx.Node, base: fx.Node, facts: Facts) -> bool:

@@ -119,6 +119,8 @@ def _rewrite(
 ) -> Rewrite:
     clock = _Clock()
     adapter.prepare_joint(gm)
+    if options.lowering == "eager":
+        adapter.seed_random_numbers(gm)
     traced = Joint(gm, num_fwd_outputs, static)
     clock.lap("prepare")
     saved = adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static)

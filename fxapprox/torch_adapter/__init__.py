@@ -55,8 +55,10 @@ from fxapprox.torch_adapter.joint import (
     must_save,
     mutates,
     prepare_joint,
+    region_of,
     split,
     traced_half,
+    wants_saved,
 )
 from fxapprox.torch_adapter.operators import (
     FENCE,
@@ -65,6 +67,7 @@ from fxapprox.torch_adapter.operators import (
     arithmetic_of,
     code_in_memory,
     materialize,
+    seed_random_numbers,
     small,
 )
 from fxapprox.torch_adapter.symbols import (
@@ -170,7 +173,9 @@ __all__ = [
     "prepare_joint",
     "quiet",
     "realize_limits",
+    "region_of",
     "rename",
+    "seed_random_numbers",
     "size_conditions",
     "size_symbols",
     "small",
@@ -184,4 +189,5 @@ __all__ = [
     "traced_half",
     "user_error",
     "views_to_reshapes",
+    "wants_saved",
 ]

@@ -69,8 +69,22 @@ def must_recompute(node: fx.Node) -> bool:
 
 def must_save(node: fx.Node) -> bool:
     """Whether torch wants the value saved, never recomputed (collectives, effects, selective checkpoints)."""
+    return _policy(node) == "MUST_SAVE"
+
+
+def wants_saved(node: fx.Node) -> bool:
+    """As :func:`must_save`; or a selective checkpoint would rather have it saved."""
+    return _policy(node) in ("MUST_SAVE", "PREFER_SAVE")
+
+
+def _policy(node: fx.Node) -> str:
     policy = node.meta.get("recompute")
-    return policy is not None and policy.name in ("MUST_SAVE", "PREFER_SAVE")
+    return "" if policy is None else policy.name
+
+
+def region_of(node: fx.Node) -> int | None:
+    """The number of the user's ``torch.utils.checkpoint`` region that the node was traced in; None: in none."""
+    return node.meta.get("ac_graph_id")
 
 
 def is_operator(target: object) -> bool:

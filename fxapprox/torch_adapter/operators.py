@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch._inductor.inductor_prims
+from torch import fx
 from torch._inductor.virtualized import V
 
 _LIBRARY = torch.library.Library("fxapprox", "DEF")
@@ -22,6 +23,38 @@ _LIBRARY.impl("fence", lambda x: x, "CompositeExplicitAutograd")
 FENCE = torch.ops.fxapprox.fence.default
 # The operand, computed once into memory, with the strides that are given.
 IN_ORDER = torch.ops.prims.inductor_force_stride_order.default
+
+
+def _random_of_seed(
+    size: Sequence[int], seed: torch.Tensor, mode: str, *, align_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    return getattr(torch, mode)(size, generator=_generator(seed), device=seed.device, dtype=torch.float32)
+
+
+def _randint_of_seed(low: int, high: int, size: Sequence[int], seed: torch.Tensor) -> torch.Tensor:
+    return torch.randint(low, high, size, generator=_generator(seed), device=seed.device)
+
+
+def _generator(seed: torch.Tensor) -> torch.Generator | None:
+    return None if seed.device.type == "meta" else torch.Generator(seed.device).manual_seed(int(seed.sum()))
+
+
+# What Inductor's random numbers are in its kernels: a function of the seed. Run one by one they leave the seed alone.
+_OF_SEED: dict[Any, tuple[str, Callable[..., torch.Tensor]]] = {
+    torch.ops.prims.inductor_random.default: ("random_of_seed", _random_of_seed),
+    torch.ops.prims.inductor_randint.default: ("randint_of_seed", _randint_of_seed),
+}
+for _target, (_name, _run) in _OF_SEED.items():
+    _LIBRARY.define(str(_target._schema).replace(f"prims::{_target._schema.name.split('::')[1]}", _name))
+    for _key in ("CompositeExplicitAutograd", "Meta"):
+        _LIBRARY.impl(_name, _run, _key)
+
+
+def seed_random_numbers(gm: fx.GraphModule) -> None:
+    """Lets a graph that is run as it is make the same random numbers of a seed each time. Mutates ``gm``."""
+    for target, (name, _) in _OF_SEED.items():
+        for node in gm.graph.find_nodes(op="call_function", target=target):
+            node.target = getattr(torch.ops.fxapprox, name).default
 
 
 def lower_hints() -> None:
