@@ -36,8 +36,8 @@ class Facts:
         statistics: it is small next to the activations it came from.
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
-        saved: it is marked to be saved, and no view: it goes from one checkpointed region into another, the user's policy
-            says so, or torch does (collectives, effects).
+        saved: it is marked to be saved, and no view: it goes from one checkpointed region into another, or the user's
+            policy, or torch (collectives, effects), says so.
         heavy: it comes through operators of a checkpointed region that are not cheap, and is not marked to be saved.
         again: backward may run its operator again.
         pointwise: nobody has described its operator, but torch says that it is pointwise: backward may run it again on

@@ -118,6 +118,11 @@ def _rewrite(
     revise: Callable[[Plan, Sequence[Activation]], Plan],
 ) -> Rewrite:
     clock = _Clock()
+    if (budget := adapter.recomputation_budget(gm)) < 1:
+        warnings.warn(
+            f"torch's activation_memory_budget={budget} has no effect under fxapprox: memory_budget={budget} has",
+            stacklevel=2,
+        )
     adapter.prepare_joint(gm)
     if options.lowering == "eager":
         adapter.seed_random_numbers(gm)

@@ -187,5 +187,13 @@ def finish_split(forward: fx.GraphModule, backward: fx.GraphModule) -> Partition
 
 
 def exact_partition(gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> Partition:
-    """torch's own partition: nothing is encoded."""
-    return partitioners.min_cut_rematerialization_partition(gm, joint_inputs, compiler="inductor", **kwargs)
+    """torch's own partition, without its budget: nothing is encoded."""
+    with functorch_config.patch(activation_memory_budget=1):
+        return partitioners.min_cut_rematerialization_partition(gm, joint_inputs, compiler="inductor", **kwargs)
+
+
+def recomputation_budget(gm: fx.GraphModule) -> float:
+    """torch's own budget, as configured or as it was set around the model; 1: it asks for nothing."""
+    annotation = getattr(partitioners, "_get_memory_budget_annotation", lambda node: None)  # since torch 2.13
+    marks = (mark for node in gm.graph.nodes for mark in (node.meta.get("memory_budget"), annotation(node)))
+    return next((mark for mark in marks if isinstance(mark, float)), functorch_config.activation_memory_budget)
