@@ -341,3 +341,16 @@ def test_no_warning_on_the_way() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         train_once(model, fxapprox.compile(model, bits=4, lowering="eager"), x)
+
+
+@pytest.mark.parametrize("size", [(300,), (300, 70), (20, 400)])
+def test_eager_lowering_runs_constants_that_inductor_counts_in_unsigned_integers(size: tuple[int, ...]) -> None:
+    weight = torch.randn(8, size[0], requires_grad=True)
+
+    def model(x: Tensor) -> Tensor:
+        return (torch.relu(x @ weight) @ torch.eye(*size)).square().mean()
+
+    x = torch.randn(16, 8)
+    (exact,) = torch.autograd.grad(model(x), weight)
+    run = fxapprox.compile(model, bits=None, lowering="eager", strict=True)
+    torch.testing.assert_close(torch.autograd.grad(run(x), weight)[0], exact)

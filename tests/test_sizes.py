@@ -9,6 +9,7 @@ import pytest
 import sympy
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ import fxapprox
 from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Like, Mask, Threshold, Zero
 from fxapprox.measure import stored_bytes
 from fxapprox.sizes import SizeSymbol, evaluate, renamed, resolve
-from fxapprox.torch_adapter import FakeTensorMode
+from fxapprox.torch_adapter import FakeTensorMode, trace
 from tests.training import gradients, relative
 
 BATCHES = (2, 3, 5, 8, 9)
@@ -217,3 +218,54 @@ def test_a_symbol_that_a_guard_has_fixed_is_a_number() -> None:
     assert isinstance(Like.of(x).shape[0], torch.SymInt)
     assert x.shape[0] == 4  # the guard
     assert [type(size) for size in Like.of(x).shape] == [int, int]
+
+
+def fields(dims: int) -> nn.Module:
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    norms = nn.GroupNorm(2, 8), nn.GroupNorm(2, 8)
+    layers = convolution(3, 8, 3, padding=1), norms[0], nn.SiLU(), convolution(8, 8, 3), norms[1], nn.ReLU()
+    return nn.Sequential(*layers, convolution(8, 2, 1))
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.01), (4, 0.2)])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_height_and_width_may_be_symbolic(dims: int, bits: int, limit: float) -> None:
+    torch.manual_seed(0)
+    model = fields(dims)
+    run = fxapprox.compile(model, bits=bits, dynamic=True, min_bytes=0, lowering="eager", strict=True)
+    for sizes in ((2, 41, 7, 5), (3, 70, 6, 11)):
+        x = torch.randn(sizes[0], 3, *sizes[1 : dims + 1])
+        found = []
+        for call in (model, run):
+            model.zero_grad()
+            held = held_and_run(model, call, x)
+            found.append(gradients(model))
+        assert relative(found[1], found[0]) < limit
+        (report,) = fxapprox.reports(run)
+        places = {s.name: 0 if s.source.endswith("size(0)") else int(s.source[-2]) - 1 for s in report.sizes}
+        at = report.at({name: sizes[place] for name, place in places.items()})
+        assert at.saved_bytes == held
+    assert report.ratio > 10 / bits * 3
+
+
+@pytest.mark.parametrize("codec", [Group(8), Group(2), Group(4, rounding="stochastic"), Group(8, skewed=True)])
+@pytest.mark.parametrize("special", [0.0, float("nan"), float("inf")])
+def test_groups_across_symbolic_sizes_hold_what_groups_do(codec: Group, special: float) -> None:
+    shape_env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shape_env)
+    context = StatelessSymbolicContext([DimDynamic.DYNAMIC] * 3)
+    torch.manual_seed(0)
+    x = torch.rand(3, 5, 29)
+    x[1, 2, 3] = special
+    fake = mode.from_tensor(x, symbolic_context=context)
+    with enable_python_dispatcher():
+        coded = trace(lambda x: codec.decode(codec.encode(x), Like.of(x)), [fake], mode)
+    for shape in ((3, 5, 29), (2, 3, 31), (4, 32, 8)):
+        y = torch.rand(shape)
+        y[1, 2, 3] = special
+        back = coded(y)
+        odd = ~y.isfinite()
+        assert torch.equal(back[odd].isnan(), y[odd].isnan())
+        away = {8: 0.02, 4: 0.2, 2: 0.6}[codec.bits]
+        assert float((back - y)[~odd].abs().max()) < away
+    assert all(guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, 99)) for guard in shape_env.guards)

@@ -125,8 +125,8 @@ class Group(Codec):
 
     def _dither(self, x: Tensor) -> Tensor:
         """What is added before rounding down: the same for an element in whatever order codes lie."""
-        random = dither(x.reshape(group_shape(x.shape)).to(work_dtype(x)))
-        return into_groups(random.reshape(x.shape), channels_last=self.channels_last)
+        random = dither(into_groups(x, channels_last=False).to(work_dtype(x)))
+        return into_groups(from_groups(random, x.shape, channels_last=False), channels_last=self.channels_last)
 
     def _rounded(self, radius: Tensor) -> Tensor:
         """The radius as it is stored: never smaller, and never zero."""

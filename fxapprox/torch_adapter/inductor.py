@@ -189,9 +189,11 @@ def compile_eager(
             return partition_fn(joint, joint_inputs, **kwargs)
 
     def run(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        _widen_counters(graph)
         return make_boxed_func(graph.forward)
 
     def run_backward(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        _widen_counters(graph)
         return make_boxed_func(backward(graph))
 
     with functorch_config.patch(enable_autograd_cache=False):
@@ -199,6 +201,14 @@ def compile_eager(
             fw_compiler=run, bw_compiler=run_backward, partition_fn=partition, decompositions=select_decomp_table,
             keep_inference_input_mutations=True,
         )(gm, list(inputs))  # fmt: skip
+
+
+def _widen_counters(gm: fx.GraphModule) -> None:
+    """Lets decompositions count in integers that torch has kernels for: those of ``eye`` count in unsigned ones."""
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.prims.iota.default):
+        if node.kwargs["dtype"] in (torch.uint16, torch.uint32, torch.uint64):
+            node.update_kwarg("dtype", torch.int64)
+    gm.recompile()
 
 
 def inductor_option_names() -> tuple[str, ...]:
