@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
-from fxapprox.errors import OptionError
+from fxapprox.errors import OptionError, shown
 
 UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_AMOUNT = re.compile(r"\s*([0-9]{1,30})(\.[0-9]{1,30})?\s*([A-Za-z]*)\s*")
+LARGEST = 2**63  # bytes from there on are no memory
 
 
 def parse_bytes(amount: str | int, name: str = "memory", *, more: str = "") -> int:
@@ -23,15 +25,19 @@ def parse_bytes(amount: str | int, name: str = "memory", *, more: str = "") -> i
         more: what else the option takes, for messages.
 
     Raises:
-        OptionError: it is not an amount, or less than one byte.
+        OptionError: it is not an amount, less than one byte, or a fraction without a unit.
     """
     found = _AMOUNT.fullmatch(amount) if isinstance(amount, str) else None
-    if found is not None and found[2].lower() in UNITS:
-        nbytes = int(float(found[1]) * UNITS[found[2].lower()])
-    else:
-        nbytes = amount if type(amount) is int else 0
-    if nbytes < 1:
-        raise OptionError(f'{name}={amount!r}: expected an amount of memory, such as "8GiB", "512MiB", or bytes{more}')
+    nbytes = amount if type(amount) is int else 0
+    if found is not None and (unit := found[3].lower()) in UNITS:
+        if found[2] and UNITS[unit] == 1:
+            given = f"{name}={shown(amount)}: expected a whole number of bytes, or a unit"
+            raise OptionError(f'{given}, as in "{found[1]}{found[2]}GiB"{more}')
+        nbytes = int(Fraction(found[1] + (found[2] or "")) * UNITS[unit])
+    if not 1 <= nbytes < LARGEST:
+        raise OptionError(
+            f'{name}={shown(amount)}: expected an amount of memory, such as "8GiB", "512MiB", or bytes{more}'
+        )
     return nbytes
 
 

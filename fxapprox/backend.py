@@ -12,8 +12,8 @@ from torch import fx
 
 from fxapprox import logs
 from fxapprox import torch_adapter as adapter
-from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.options import NAMES, Options, from_environment, unknown_option
+from fxapprox.errors import FxApproxError, OptionError, shown
+from fxapprox.options import NAMES, Options, from_environment, require_names, unknown_option
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
 from fxapprox.report import Report, report_of
@@ -94,8 +94,9 @@ def compile(
     """
     if not callable(model):
         raise OptionError(f"expected a module or a function to compile, got {type(model).__name__}")
-    patches = {**_mode(mode), **_inductor(options or {})}
+    patches = {**_mode(mode), **_inductor({} if options is None else options)}
     parsed = Options.parse(ours)
+    parsed.warn_of_idle()
     parsed.check_patterns(model)
     return torch.compile(model, backend=Backend(parsed, patches), dynamic=dynamic, fullgraph=fullgraph)
 
@@ -123,10 +124,13 @@ def backend(
 
 def _named(mode: str | None, options: Mapping[str, Any]) -> Backend:
     """The backend for what ``torch.compile(backend="fxapprox")`` was called with."""
-    ours = {name: value for name, value in options.items() if name in NAMES}
-    others = {name: value for name, value in options.items() if name not in NAMES}
     try:
-        return Backend(Options.parse(ours) if ours else from_environment(), {**_mode(mode), **_inductor(others)})
+        require_names(options)
+        ours = {name: value for name, value in options.items() if name in NAMES}
+        others = {name: value for name, value in options.items() if name not in NAMES}
+        parsed = Options.parse(ours) if ours else from_environment()
+        parsed.warn_of_idle()
+        return Backend(parsed, {**_mode(mode), **_inductor(others)})
     except FxApproxError as error:
         raise adapter.through_dynamo(error) from error.__cause__
 
@@ -139,13 +143,16 @@ def backend_of(compiled: object) -> Backend | None:
 
 
 def _mode(mode: str | None) -> dict[str, Any]:
+    if mode is not None and not isinstance(mode, str):
+        raise OptionError(f"mode={shown(mode)}: expected the name of one of torch.compile's modes")
     try:
         return adapter.inductor_mode(mode)
     except RuntimeError as error:
-        raise OptionError(f"mode={mode!r}: {error}") from None
+        raise OptionError(f"mode={shown(mode)}: {error}") from None
 
 
 def _inductor(options: Mapping[str, Any]) -> dict[str, Any]:
+    require_names(options)
     known = adapter.inductor_option_names()
     patches = {name.replace("-", "_"): value for name, value in options.items()}
     for name in patches:

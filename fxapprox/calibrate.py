@@ -6,6 +6,7 @@ value decoded from its code. Everything is run eagerly; nothing of the model cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,8 @@ from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import adjustable, levels
 from fxapprox.passes.pipeline import Rewrite, rewrite
 from fxapprox.sensitivity import Sensitivities
+
+USELESS = 1e12  # in place of squared errors that are not finite: a code made gradients of NaN
 
 Tried = Callable[[Stored, Activation, Options], tuple[int, ...]]
 
@@ -77,7 +80,12 @@ def calibrate(
                 parameter.grad = gradient
     if not prober.graphs:
         raise FxApproxError("no training graph was captured: nothing to measure; fxapprox.explain says more")
-    return Sensitivities(prober.sensitivities())
+    if not all(math.isfinite(graph.energy) for graph in prober.graphs):
+        raise FxApproxError("the exact gradients are not finite: nothing can be measured; give another batch")
+    return Sensitivities(tuple(
+        {name: {bits: e if e < USELESS else USELESS for bits, e in errors.items()} for name, errors in graph.items()}
+        for graph in prober.sensitivities()
+    ))  # fmt: skip
 
 
 def _levels(entry: Stored, value: Activation, options: Options) -> tuple[int, ...]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+import errno
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -321,13 +324,14 @@ def bench(
     """
     from fxapprox.bench import run, show
     from fxapprox.bench.systems import SYSTEMS
+    from fxapprox.written import make_folder, write_text
 
     found = run.bench(target, parse_systems(systems, tuple(SYSTEMS)), rounds=rounds, device=device, seed=seed)
     _console().print(show.table(found))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "bench.json").write_text(found.to_json() + "\n", encoding="utf-8")
-        (out / "bench.md").write_text(show.markdown(found), encoding="utf-8")
+        make_folder(out)
+        write_text(out / "bench.json", found.to_json() + "\n")
+        write_text(out / "bench.md", show.markdown(found))
         show.plot(found, out / "bench.png")
 
 
@@ -374,7 +378,10 @@ def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
     pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
     if not all(pattern and number in numbers for pattern, _, number in pairs):
         raise OptionError(f"--bits {text}: expected 8, 4, 2, exact or auto, or numbers by module: layers.*.attn=8,*=4")
-    return {pattern: numbers[number] for pattern, _, number in pairs}
+    found = {pattern: numbers[number] for pattern, _, number in pairs}
+    if len(found) < len(pairs):
+        raise OptionError(f"--bits {text}: expected each pattern once")
+    return found
 
 
 def parse_several_bits(text: str) -> tuple[int | str | None, ...]:
@@ -438,17 +445,38 @@ def parse_size(text: str) -> int | dict[str, int]:
     Raises:
         OptionError: something is not a number, or has no name.
     """
-    pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
-    named = all(name for name, _, _ in pairs)
-    if not all(number.strip().isdecimal() for _, _, number in pairs) or not (named or text.strip().isdecimal()):
-        raise OptionError(f"--size {text}: expected a number, or numbers by name: s77=64,s12=128")
-    return {name.strip(): int(number) for name, _, number in pairs} if named else int(text)
+    pairs = [tuple(map(str.strip, pair.rpartition("="))) for pair in text.split(",")]
+    sizes = {name: int(number) for name, _, number in pairs if re.fullmatch("[0-9]{1,18}", number)}
+    alone = len(pairs) == 1 and "=" not in text
+    if len(sizes) < len(pairs) or ("" in sizes) is not alone:
+        raise OptionError(f"--size {text}: expected a number, or numbers by name, each once: s77=64,s12=128")
+    return sizes[""] if alone else sizes
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Flushes standard output at the end.
+
+    Raises:
+        FxApproxError: it takes no more.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        raise FxApproxError(f"standard output cannot be written to: {error}") from error
 
 
 def main() -> None:
     """Entry point; an error of ours is one line, without a traceback."""
     try:
-        app()
+        with _printing():
+            app()
     except FxApproxError as error:
         message = str(error).partition("\n\nSet TORCHDYNAMO_VERBOSE")[0]  # Dynamo's advice, not ours
         Console(stderr=True).print(

@@ -117,10 +117,10 @@ def _fill(pydot: Any, cluster: Any, boxes: Boxes, ids: Mapping[str, str], place:
             inner.setdefault(path[0], []).append((path[1:], box))
         else:
             cluster.add_node(_node(pydot, box, ids[box.name]))
-    for name, within in inner.items():
+    for i, (name, within) in enumerate(inner.items()):
         label, within = _descended(name, within)
-        module = _cluster(pydot, f"{place}_{label.replace('.', '_')}", label)
-        _fill(pydot, module, within, ids, f"{place}_{label.replace('.', '_')}")
+        module = _cluster(pydot, f"{place}_{i}", label)  # numbered: modules may be called anything
+        _fill(pydot, module, within, ids, f"{place}_{i}")
         cluster.add_subgraph(module)
 
 
@@ -133,7 +133,7 @@ def _descended(name: str, boxes: Boxes) -> tuple[str, Boxes]:
 
 
 def _cluster(pydot: Any, name: str, label: str) -> Any:
-    return pydot.Cluster(name, label=f'"{label}"', style="rounded", color='"#b0b0b0"', fontname=FONT, fontsize=10)
+    return pydot.Cluster(name, label=_quoted(label), style="rounded", color='"#b0b0b0"', fontname=FONT, fontsize=10)
 
 
 def _node(pydot: Any, box: Box, name: str) -> Any:
@@ -148,8 +148,14 @@ def _node(pydot: Any, box: Box, name: str) -> Any:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    """A string of the DOT language that shows this text."""
+    escaped = _printable(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _printable(text: str) -> str:
+    """The text with what cannot be drawn, line breaks among it, as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _label(box: Box) -> str:
@@ -158,7 +164,8 @@ def _label(box: Box) -> str:
     shape = shape_text(box.dtype, box.shape) if box.dtype else ""
     title, made = (box.op, box.name) if box.kind == "input" else (box.name, box.op if box.kind != "output" else "")
     kept = box.storage + size if box.storage != box.op else size.removeprefix(", ")
-    lines = (f"<b>{escape(title)}</b>", *map(escape, filter(None, (made, shape, kept))))
+    bold, *others = (escape(_printable(line)) for line in (title, *filter(None, (made, shape, kept))))
+    lines = (f"<b>{bold}</b>", *others)
     return f"<{'<br/>'.join(lines)}>"
 
 

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 
+def shown(value: object, limit: int = 120) -> str:
+    """A value as messages show it: its repr in one line, cut where it is long; this fails for no value."""
+    try:
+        text = repr(value)
+    except Exception:  # a repr of the user's own, or a whole number with too many digits for one
+        return f"a value of type {type(value).__name__}"
+    text = text if text.isprintable() else " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 20]}...{text[-10:]}"
+
+
 class FxApproxError(Exception):
     """Base of every error that fxapprox raises on purpose."""
 

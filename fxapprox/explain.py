@@ -82,6 +82,7 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
         ModelError: the model raises while it is traced.
     """
     explainer = _Explainer(Options.parse(options))
+    explainer.options.warn_of_idle()
     explainer.options.check_patterns(model)
     if wrong := wrong_model(model):
         raise FxApproxError(f"explain() got {wrong}")

@@ -3,38 +3,94 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from fxapprox.errors import FxApproxError
+from fxapprox import typed
+from fxapprox.errors import FxApproxError, shown
+from fxapprox.written import write_text
 
 T = TypeVar("T")
 
 
-def write(path: str | Path, schema: int, content: dict[str, Any]) -> None:
-    """Writes the content with its schema number, and the torch version that it comes from."""
-    Path(path).write_text(json.dumps({"schema": schema, "torch": torch.__version__, **content}, indent=1) + "\n")
+def write(path: str | os.PathLike[str], schema: int, field: str, content: Any) -> None:
+    """Writes the content in its field, with its schema number and the torch version that it comes from.
+
+    Raises:
+        FxApproxError: the file cannot be written.
+    """
+    document = {"schema": schema, "torch": torch.__version__, field: content}
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def read(path: str | Path, schema: int, parse: Callable[[Any], T], *, what: str, writer: str) -> T:
-    """What ``parse`` makes of the file's content.
+def read(
+    path: str | os.PathLike[str], schema: int, field: str, parse: Callable[[Any], T], *, what: str, writer: str
+) -> T:
+    """What ``parse`` makes of what ``write`` has put in the field.
 
     Args:
+        parse: raises FxApproxError for what it cannot be made of.
         what: the file holds, for messages.
         writer: the function that writes such files, for messages.
 
     Raises:
-        FxApproxError: there is no such file, it has another schema, or ``parse`` cannot read it.
+        FxApproxError: there is no such file, it has another schema, or nothing can be made of its content.
     """
     try:
-        content = json.loads(Path(path).read_text())
-        if content["schema"] != schema:
-            raise ValueError(f"schema {content['schema']}, this version reads {schema}")
-        return parse(content)
-    except OSError as error:
-        raise FxApproxError(f"cannot read the {what}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FxApproxError(f"{path} holds no {what} that {writer} wrote: {error}") from None
+        text = _content(path)
+    except (OSError, ValueError, TypeError) as error:  # ValueError: a name that no file can have
+        raise FxApproxError(f"cannot read the {what}: {shown(path)}: {error}") from None
+    try:
+        document = loads(text.decode())
+        if type(document) is dict and "schema" in document:
+            found = document["schema"]
+            ok = type(found) is int and found == schema
+            typed.require(ok, found, "schema", f"{schema}, what this version reads")
+        typed.names(document, ("schema", "torch", field), "")
+        typed.read(str, document["torch"], "torch")
+        return parse(document[field])
+    except (ValueError, FxApproxError) as error:
+        raise FxApproxError(f"{path} holds no {what} that {writer} wrote: {error}; write it again") from None
+
+
+def loads(text: str) -> Any:
+    """A JSON document, strictly: a name stands once in an object, and numbers are finite.
+
+    Raises:
+        ValueError: it is something else, or nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    place = Path(path)
+    if not stat.S_ISREG(place.stat().st_mode):  # a directory, or a device or pipe that may never end
+        raise ValueError("it is no regular file")
+    return place.read_bytes()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"the name {shown(twice)} stands twice in one object")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{shown(text)} is too large")
+    return number

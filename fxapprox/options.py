@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from pathlib import Path
+from numbers import Integral, Rational, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
 from fxapprox.amounts import parse_bytes
-from fxapprox.errors import FxApproxError, OptionError
+from fxapprox.errors import FxApproxError, OptionError, shown
+from fxapprox.json_file import loads
 from fxapprox.plan_file import SavedPlan
 from fxapprox.sensitivity import Sensitivities
 
@@ -28,6 +29,7 @@ Count = int | float | Literal["sqrt"]  # of segments, or a share of what they ca
 BITS = (8, 4, 2)
 DEFAULT_BITS = 8
 ENVIRONMENT = "FXAPPROX_OPTIONS"
+MOST_SEGMENTS = 10**6
 PROVISIONAL_BITS = 4  # with which "auto" decides what to store, before it chooses bits for it
 
 
@@ -44,7 +46,8 @@ class Options:
             Or "auto": 8, 4, 3 or 2 for each value, where they lower the gradient error most.
         average_bits: with ``bits="auto"``: bits per stored element on the average, 2 to 32; above 8, what gains the
             most by it is exact.
-        sensitivities: with ``bits="auto"``: what :func:`calibrate` measured; None: bits are chosen by the graph alone.
+        sensitivities: with ``bits="auto"``: what :func:`calibrate` measured, or the path of its file; None: bits are
+            chosen by the graph alone.
         plan: a plan that was saved (``report.plan.save(path)``), or the path of its file: what it stores is stored,
             in its codecs; bits, rounding and policy are not asked.
         checkpoint: compute segments of forward again in backward, from values at their boundaries (Chen et al. 2016);
@@ -72,7 +75,7 @@ class Options:
     bits: int | Literal["auto"] | Mapping[str, int | None] | None = 8
     average_bits: float = 4.0
     sensitivities: Sensitivities | None = None
-    plan: SavedPlan | str | Path | None = None
+    plan: SavedPlan | str | os.PathLike[str] | None = None
     checkpoint: Count | None = None
     checkpoint_bits: int | None = None
     memory_budget: float | str | None = None
@@ -83,37 +86,41 @@ class Options:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("bits", "average_bits", "checkpoint", "checkpoint_bits", "memory_budget", "rounding", "min_bytes",
+                     "lowering"):  # fmt: skip
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if isinstance(self.bits, Mapping):
-            _require_patterns(self.bits)
-            object.__setattr__(self, "bits", dict(self.bits))  # the caller's may change
+            object.__setattr__(self, "bits", _patterns(self.bits))  # the caller's may change
         else:
-            _require(_is_bits(self.bits) or self.bits == "auto", "bits", self.bits,
+            _require(_is_bits(self.bits) or _is(self.bits, "auto"), "bits", self.bits,
                      '8, 4, 2, None for exact mode, "auto", or a mapping from patterns')  # fmt: skip
         _require(type(self.average_bits) in (int, float) and 2 <= self.average_bits <= 32, "average_bits",
                  self.average_bits, "a number from 2 to 32")  # fmt: skip
+        if isinstance(self.sensitivities, (str, os.PathLike)):
+            object.__setattr__(self, "sensitivities", Sensitivities.load(self.sensitivities))
         _require(self.sensitivities is None or isinstance(self.sensitivities, Sensitivities), "sensitivities",
-                 self.sensitivities, "what fxapprox.calibrate returned, or Sensitivities.load(path)")  # fmt: skip
-        if isinstance(self.plan, (str, Path)):
+                 self.sensitivities, "what fxapprox.calibrate returned, or the path of its file")  # fmt: skip
+        if isinstance(self.plan, (str, os.PathLike)):
             object.__setattr__(self, "plan", SavedPlan.load(self.plan))
         _require(self.plan is None or isinstance(self.plan, SavedPlan), "plan", self.plan,
                  "a SavedPlan or the path of its file")  # fmt: skip
         _require(_is_count(self.checkpoint), "checkpoint", self.checkpoint,
                  'None, "sqrt", a fraction between 0 and 1, or a number of segments')  # fmt: skip
-        _require(self.checkpoint_bits in (None, 8, 4), "checkpoint_bits", self.checkpoint_bits, "8, 4, or None: exact")
+        _require(_is(self.checkpoint_bits, None, 8, 4), "checkpoint_bits", self.checkpoint_bits, "8, 4, or None: exact")
         if self.memory_budget is not None:
             self._check_budget()
-        _require(self.rounding in get_args(Rounding), "rounding", self.rounding, '"nearest" or "stochastic"')
+        _require(_is(self.rounding, *get_args(Rounding)), "rounding", self.rounding, '"nearest" or "stochastic"')
         _require(type(self.min_bytes) is int and self.min_bytes >= 0, "min_bytes", self.min_bytes,
                  "a number of bytes, 0 or more")  # fmt: skip
         _require(self.policy is None or callable(self.policy), "policy", self.policy,
                  "a function Activation -> Codec | None")  # fmt: skip
-        _require(self.lowering in get_args(Lowering), "lowering", self.lowering, '"inductor" or "eager"')
+        _require(_is(self.lowering, *get_args(Lowering)), "lowering", self.lowering, '"inductor" or "eager"')
         _require(type(self.strict) is bool, "strict", self.strict, "True or False")
 
     def _check_budget(self) -> None:
         budget = self.memory_budget
         if isinstance(budget, str):
-            parse_bytes(budget, "memory_budget", more=", or a fraction, such as 0.3")
+            parse_bytes(budget, "memory_budget", more=", or a fraction as a number, such as 0.3")
         else:
             _require(type(budget) in (int, float) and 0 < budget <= 1, "memory_budget", budget,  # type: ignore[operator]
                      'a fraction of plain torch.compile\'s peak, up to 1, or an amount such as "2GiB"')  # fmt: skip
@@ -130,10 +137,28 @@ class Options:
         Raises:
             OptionError: a name is unknown (the message suggests the nearest), or a value is invalid.
         """
+        require_names(given)
         unknown = [name for name in given if name not in NAMES]
         if unknown:
             raise OptionError(unknown_option(unknown[0], NAMES))
         return cls(**given)
+
+    def warn_of_idle(self) -> None:
+        """Warns of options that have no effect, because what they go with is missing."""
+        own = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        auto = self.bits == "auto" or self.memory_budget is not None
+        planned = "what plan= holds is stored as it is"
+        idle = {
+            "average_bits": self.bits != "auto" and 'give it with bits="auto"',
+            "sensitivities": not auto and 'give them with bits="auto" or memory_budget=',
+            "rounding": self.bits is None and "bits=None stores nothing in a code with loss",
+            "policy": self.bits is None and "bits=None stores nothing in a code with loss",
+        }
+        if self.plan is not None:
+            idle = dict.fromkeys(("bits", "average_bits", "sensitivities", "rounding", "policy"), planned)
+        for name, why in idle.items():
+            if why and name in own:
+                warnings.warn(f"{name}= has no effect: {why}", stacklevel=3)
 
     def bits_of(self, module: str) -> int | None:
         """Bits for values made in the module with this path; None: exactly."""
@@ -173,9 +198,9 @@ def from_environment() -> Options:
     """
     text = os.environ.get(ENVIRONMENT, "").strip() or "{}"
     try:
-        given = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise OptionError(f"{ENVIRONMENT}={text!r}: {error}; expected {_JSON}") from None
+        given = loads(text)
+    except ValueError as error:
+        raise OptionError(f"{ENVIRONMENT}={shown(text)}: {error}; expected {_JSON}") from None
     _require(isinstance(given, dict), ENVIRONMENT, text, _JSON)
     try:
         return Options.parse(given)
@@ -186,11 +211,21 @@ def from_environment() -> Options:
 _JSON = """a JSON object of options, such as '{"bits": 4}'"""
 
 
+def require_names(given: object) -> None:
+    """Checks that this is a mapping from names of options.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    _require(isinstance(given, Mapping) and all(isinstance(name, str) for name in given), "options", given,
+             "a mapping from names of options to their values")  # fmt: skip
+
+
 def unknown_option(name: str, known: tuple[str, ...]) -> str:
     """The message for an option nobody knows, with the nearest name that exists."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:100], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"options are {', '.join(NAMES)}"
-    return f"unknown option {name!r}; {hint}"
+    return f"unknown option {shown(name)}; {hint}"
 
 
 def _deeper(pattern: str, paths: Sequence[str]) -> list[str]:
@@ -217,16 +252,34 @@ def _is_bits(value: object) -> bool:
 def _is_count(value: object) -> bool:
     if type(value) is float:
         return 0 < value < 1
-    return value in (None, "sqrt") or (type(value) is int and value >= 1)
+    return _is(value, None, "sqrt") or (type(value) is int and 1 <= value <= MOST_SEGMENTS)
 
 
-def _require_patterns(bits: Mapping[str, int | None]) -> None:
+def _is(value: object, *allowed: object) -> bool:
+    """Whether it is one of these, of the same type: an array would compare elementwise, and True equals 1."""
+    return any(type(value) is type(one) and value == one for one in allowed)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and strings, and others that are derived from Python's, as Python's own."""
+    if type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, Rational):
+        return float(value)
+    return str.__str__(value) if isinstance(value, str) else value
+
+
+def _patterns(bits: Mapping[Any, Any]) -> dict[str, int | None]:
     _require(len(bits) > 0, "bits", bits, 'at least one pattern, as in {"*": 4}')
-    for pattern, value in bits.items():
+    found = {_plain(pattern): _plain(value) for pattern, value in bits.items()}
+    for pattern, value in found.items():
         _require(type(pattern) is str and bool(pattern), "bits", bits, "patterns of module paths as keys")
-        _require(_is_bits(value), f"bits[{pattern!r}]", value, "8, 4, 2, or None to keep values exact")
+        _require(_is_bits(value), f"bits[{shown(pattern)}]", value, "8, 4, 2, or None to keep values exact")
+    return found
 
 
 def _require(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
-        raise OptionError(f"{name}={value!r}: expected {expected}")
+        raise OptionError(f"{name}={shown(value)}: expected {expected}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from fxapprox.errors import FxApproxError
 from fxapprox.liveness import Timeline, joined
 from fxapprox.options import Options
+from fxapprox.written import write_file
 
 MIB = 2**20
 LEAST_STEP = 0.03  # of a peak: less than that may be an error of the prediction
@@ -87,7 +88,4 @@ def plot(points: Sequence[Point], baseline: int, path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise FxApproxError(f"{path} cannot be written: {error}") from error
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=150, format=temporary.suffix[1:] or "png"))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from fxapprox import codecs, json_file
+from fxapprox import json_file, typed
 from fxapprox.activation import Activation, Plan
-from fxapprox.codecs import Codec
-from fxapprox.errors import FxApproxError
+from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
+from fxapprox.errors import FxApproxError, shown
 
 SCHEMA = 1
 CODECS: dict[str, type[Codec]] = {
-    kind.__name__: kind for name in codecs.__all__
-    if isinstance(kind := getattr(codecs, name), type) and issubclass(kind, Codec)
-}  # fmt: skip
+    kind.__name__: kind for kind in (Cast, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero)
+}
+DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+NO_TENSOR = "None"  # in place of a dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,9 @@ class SavedEntry:
         op, dtype: of the value, to recognize it by.
         codec: how it is stored.
         carries: the decisions that its code holds.
+
+    Raises:
+        FxApproxError: a name is none, the dtype is not one of torch's, or a decision is named twice.
     """
 
     value: str
@@ -38,34 +43,74 @@ class SavedEntry:
     codec: Codec
     carries: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        for field in ("value", "op"):
+            _require(_is_name(getattr(self, field)), field, getattr(self, field), "a name")
+        ok = isinstance(self.dtype, str) and (self.dtype in DTYPES or self.dtype == NO_TENSOR)
+        _require(ok, "dtype", self.dtype, "one of torch's, such as 'torch.float32'")
+        _require(isinstance(self.codec, Codec), "codec", self.codec, "a codec")
+        ok = isinstance(self.carries, tuple) and all(map(_is_name, self.carries))
+        _require(
+            ok and len(set(self.carries)) == len(self.carries), "carries", self.carries, "names, each of them once"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SavedPlan:
-    """The plans of a model's training graphs, in the order of compilation."""
+    """The plans of a model's training graphs, in the order of compilation.
+
+    Raises:
+        FxApproxError: a graph is not a tuple of entries, or has two for one value.
+    """
 
     graphs: tuple[tuple[SavedEntry, ...], ...]
 
-    def save(self, path: str | Path) -> None:
-        """Writes the plan to a JSON file.
+    def __post_init__(self) -> None:
+        ok = isinstance(self.graphs, tuple) and all(isinstance(graph, tuple) for graph in self.graphs)
+        ok = ok and all(isinstance(entry, SavedEntry) for graph in self.graphs for entry in graph)
+        _require(ok, "graphs", self.graphs, "tuples of SavedEntry")
+        for i, graph in enumerate(self.graphs):
+            value, count = max(Counter(entry.value for entry in graph).items(), key=lambda at: at[1], default=("", 0))
+            _require(count <= 1, f"graphs[{i}]", value, "each value once")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan to a JSON file, as a whole or not at all.
 
         Raises:
-            FxApproxError: it has a codec of the user's own.
+            FxApproxError: it has a codec of the user's own, or the file cannot be written.
         """
-        graphs = [[_entry_to_json(entry) for entry in graph] for graph in self.graphs]
-        json_file.write(path, SCHEMA, {"graphs": graphs})
+        json_file.write(path, SCHEMA, "graphs", [[_entry_to_json(entry) for entry in graph] for graph in self.graphs])
 
     @classmethod
-    def load(cls, path: str | Path) -> SavedPlan:
+    def load(cls, path: str | os.PathLike[str]) -> SavedPlan:
         """Reads a plan from a JSON file.
 
         Raises:
             FxApproxError: there is no such file, or it is not one that ``save`` wrote.
         """
 
-        def parse(content: Any) -> SavedPlan:
-            return cls(tuple(tuple(_entry_from_json(entry) for entry in graph) for graph in content["graphs"]))
+        def parse(graphs: Any) -> SavedPlan:
+            return cls(typed.read(tuple[tuple[SavedEntry, ...], ...], graphs, "graphs", {Codec: _codec_from_json}))
 
-        return json_file.read(path, SCHEMA, parse, what="plan", writer="SavedPlan.save")
+        return json_file.read(path, SCHEMA, "graphs", parse, what="plan", writer="SavedPlan.save")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether all codecs are of fxapprox: those have a repr that says all of them."""
+        return all(map(_is_ours, (entry.codec for graph in self.graphs for entry in graph)))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_ours(codec: Codec) -> bool:
+    return CODECS.get(type(codec).__name__) is type(codec)
+
+
+def _require(ok: bool, field: str, value: object, expected: str) -> None:
+    if not ok:
+        raise FxApproxError(f"{field}={shown(value)}: expected {expected}")
 
 
 def saved_entries(plan: Plan, activations: Iterable[Activation]) -> tuple[SavedEntry, ...]:
@@ -78,8 +123,10 @@ def saved_entries(plan: Plan, activations: Iterable[Activation]) -> tuple[SavedE
 
 def _entry_to_json(entry: SavedEntry) -> dict[str, Any]:
     codec = entry.codec
-    if CODECS.get(type(codec).__name__) is not type(codec):
-        raise FxApproxError(f"{entry.value!r} is stored in {codec!r}, and a file can only name the codecs of fxapprox")
+    if not _is_ours(codec):
+        raise FxApproxError(
+            f"{entry.value!r} is stored in {shown(codec)}, and a file can only name the codecs of fxapprox"
+        )
     parameters = {f.name: _plain(getattr(codec, f.name)) for f in fields(codec)}  # type: ignore[arg-type]
     return {
         "value": entry.value, "op": entry.op, "dtype": entry.dtype,
@@ -87,13 +134,18 @@ def _entry_to_json(entry: SavedEntry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _entry_from_json(entry: Mapping[str, Any]) -> SavedEntry:
-    parameters = dict(entry["codec"])
-    kind = CODECS[parameters.pop("type")]
-    if "to" in parameters:
-        parameters["to"] = getattr(torch, parameters["to"])
-    codec = kind(**parameters)
-    return SavedEntry(entry["value"], entry["op"], entry["dtype"], codec, tuple(entry["carries"]))
+def _codec_from_json(value: Any, place: str) -> Codec:
+    typed.require(type(value) is dict and "type" in value, value, place, "a codec: an object with a type")
+    parameters = dict(value)
+    name = parameters.pop("type")
+    typed.require(type(name) is str and name in CODECS, name, f"{place}.type", f"one of {', '.join(CODECS)}")
+    return typed.read(CODECS[name], parameters, place, {torch.dtype: _dtype_from_json})
+
+
+def _dtype_from_json(value: Any, place: str) -> torch.dtype:
+    ok = type(value) is str and f"torch.{value}" in DTYPES
+    typed.require(ok, value, place, "the name of a dtype, such as 'bfloat16'")
+    return DTYPES[f"torch.{value}"]
 
 
 def _plain(parameter: Any) -> Any:

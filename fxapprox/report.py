@@ -18,7 +18,6 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, Stored
 from fxapprox.codecs import Exact
 from fxapprox.crossing import Crossing
-from fxapprox.errors import FxApproxError
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.liveness import CODED, Timeline, joined, timeline
 from fxapprox.options import Options
@@ -29,6 +28,7 @@ from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
 from fxapprox.storage import Fate, Storage
 from fxapprox.user_code import GraphBreak
+from fxapprox.written import write_text
 
 
 @dataclass(frozen=True)
@@ -412,10 +412,7 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
 
 def _written(text: str, path: str | Path | None) -> str:
     if path is not None:
-        try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise FxApproxError(f"{path} cannot be written: {error}") from error
+        write_text(path, text)
     return text
 
 

@@ -137,12 +137,13 @@ def _measured(entries: Sequence[Stored], options: Options) -> Errors | None:
     if options.sensitivities is None:
         return None
     measured = options.sensitivities.of(entry.name for entry in entries)
-    if measured is None:
+    if measured is None or any(set(levels(entry)) - measured[entry.name].keys() for entry in entries):
         warnings.warn(
             "the sensitivities were measured on another model, or with other options: bits are chosen by the graph"
             " alone; fxapprox.calibrate measures again",
             stacklevel=2,
         )
+        return None
     return measured
 
 

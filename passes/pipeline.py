@@ -7,7 +7,7 @@ import pathlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -376,13 +376,9 @@ def source_hash() -> str:
 
 
 def cache_key(options: Options) -> str | None:
-    """What steers the rewrite, for Inductor's caches; None (no caching) if a policy function has no ``uuid``."""
+    """What steers the rewrite, for Inductor's caches; None (no caching) where the user's code without ``uuid`` does."""
     policy = "" if options.policy is None else getattr(options.policy, "uuid", None)
-    if policy is None:
+    if policy is None or (isinstance(options.plan, SavedPlan) and not options.plan.is_ours):
         return None
-    bits = sorted(options.bits.items()) if isinstance(options.bits, Mapping) else options.bits
-    chosen = (options.average_bits, options.sensitivities) if options.bits == "auto" else ()
-    checkpoints = options.checkpoint, options.checkpoint_bits, options.memory_budget
-    rest = *checkpoints, options.rounding, options.min_bytes, options.lowering, options.strict
-    parts = (bits, chosen, options.plan, *rest, policy)
+    parts = {field.name: getattr(options, field.name) for field in fields(options)} | {"policy": policy}
     return f"fxapprox-{source_hash()}-{parts!r}"

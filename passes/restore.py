@@ -53,8 +53,11 @@ def _compare(plan: Plan, entries: tuple[SavedEntry, ...]) -> None:
         mine = found.pop(entry.value, None)
         if mine is None:
             raise InvalidPlan(f"backward does not need {entry.value!r} stored")
-        if mine.codec != entry.codec or set(mine.carried) != set(entry.carries):
+        if mine.codec != entry.codec:
             raise InvalidPlan(f"{entry.value!r} would be stored in {mine.codec}, not in {entry.codec}")
+        if set(mine.carried) != set(entry.carries):
+            here, there = (", ".join(sorted(names)) or "none" for names in (mine.carried, entry.carries))
+            raise InvalidPlan(f"the code of {entry.value!r} carries other decisions: {here}; in the plan {there}")
         bits = entry.codec.bits
         if not entry.codec.lossless and bits is not None and bits < FEWEST.get(mine.kind, 8):
             raise InvalidPlan(f"{entry.value!r} needs {FEWEST.get(mine.kind, 8)} bits ({mine.kind.value}), not {bits}")

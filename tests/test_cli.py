@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fxapprox import cli
+from fxapprox import OptionError, cli
 
 FACTORY = """
 import torch
@@ -244,3 +245,40 @@ def test_audit(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert content["parts"] == 0
     assert run(monkeypatch, "audit", f"{target}:make", "--bits", "8,3") == 2
     assert "--bits 8,3: expected some of 8, 4, 2, exact and auto" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("path", ["", "absent/report", "/dev/full", "n" * 300])
+def test_out_that_cannot_be_written(
+    path: str, target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:dense", "--format", "html", "--out", path) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_standard_output_on_a_full_disk(target: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from fxapprox import cli; cli.main()", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("fxapprox: standard output cannot be written to")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "-1", "1.5", "s=", "=", "=4", "s=4,s=5", "4,5", "s=4,5", "9" * 5000, "s=\N{SUPERSCRIPT TWO}"],
+)
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(OptionError, match="--size"):
+        cli.parse_size(text)
+    assert cli.parse_size(" 64 ") == 64
+    assert cli.parse_size("s77 = 64, s12=128") == {"s77": 64, "s12": 128}
+
+
+def test_a_pattern_stands_once() -> None:
+    with pytest.raises(OptionError, match="expected each pattern once"):
+        cli.parse_bits("*=4,head=8,*=8")

@@ -6,10 +6,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from html import unescape
+from xml.etree import ElementTree
 
 import pydot
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import fxapprox
@@ -49,6 +53,55 @@ def test_modules_are_nested_clusters() -> None:
     text = dot_text([report], ["plan"])
     for name in ("deep.0", "head", "forward", "backward"):
         assert f'label="{name}"' in text or f"label={name}" in text, name
+
+
+# what module paths, sources and reasons may hold, and DOT and its HTML have a meaning for
+TEXTS = st.text(
+    st.sampled_from("ab01 \"\\'<>&{}[]|;:,=-./\n\t\r\0%#\N{GREEK SMALL LETTER MU}\ud800"), min_size=1
+) | st.sampled_from(
+    ["graph", "node", "subgraph", "strict", "digraph", "edge", "<b>bold</b>", "<", "&lt;", "\\N", "a\\", "-1", "a:b"]
+)
+
+
+@pytest.mark.filterwarnings("ignore:.* deprecated:DeprecationWarning")  # pydot's parser calls pyparsing by old names
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(names=st.lists(TEXTS, min_size=4, max_size=4, unique=True), reason=TEXTS, source=TEXTS)
+def test_any_text_is_drawn_as_it_is(names: list[str], reason: str, source: str) -> None:
+    module, other, op, argument = names
+    whole = reported("pooled", "codes")
+    view = graph_view(whole, "plan")
+    first, second, *_ = (box for box in view.boxes if box.kind == "operator")
+    boxes = (
+        replace(first, module=module.replace(".", "_"), op=op, reason=reason, source=source),
+        replace(second, module=other.replace(".", "_"), op=argument, kind="input"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxapprox.dot.graph_view", lambda report, stage: replace(view, boxes=boxes, edges=()))
+        (parsed,) = pydot.graph_from_dot_data(dot_text([whole], ["plan"]))
+    nodes, _ = everything(parsed)
+    drawn = [node for node in nodes if node.get_name().startswith("g0_")]
+    lines = [list(ElementTree.fromstring(f"<x>{node.get('label')[1:-1]}</x>").itertext()) for node in drawn]
+    assert sorted(line[0] for line in lines) == sorted((first.name, shown_text(argument)))
+    assert any(shown_text(op) in line for line in lines)
+    labels = {unquoted(cluster.get("label")) for cluster in clusters(parsed)}
+    assert {shown_text(module.replace(".", "_")), shown_text(other.replace(".", "_"))} <= labels
+    tooltip = next(unquoted(node.get("tooltip")) for node in drawn if node.get_name() == "g0_plan_0")
+    assert tooltip == " | ".join(map(shown_text, (boxes[0].module, source, reason)))
+
+
+def clusters(graph: pydot.Graph) -> list[pydot.Graph]:
+    inside = graph.get_subgraphs()
+    return [*inside, *(deeper for cluster in inside for deeper in clusters(cluster))]
+
+
+def unquoted(text: str) -> str:
+    """What Graphviz shows of a quoted string."""
+    assert text[0] == text[-1] == '"'
+    return unescape(text[1:-1].replace('\\"', '"').replace("\\\\", "\\"))
+
+
+def shown_text(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @pytest.mark.parametrize(

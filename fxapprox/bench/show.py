@@ -11,6 +11,7 @@ from rich.table import Table
 from fxapprox.bench.records import Bench, Record, middle, spread
 from fxapprox.bench.systems import SYSTEMS
 from fxapprox.errors import FxApproxError
+from fxapprox.written import write_file
 
 MIB = 2**20
 HEAD = ("stored,\nMiB", "alive,\nMiB", "peak,\nMiB", "peak\nratio", "step\ntime", "half of\nrounds", "compile\ntime",
@@ -99,10 +100,7 @@ def plot(bench: Bench, path: Path) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     if families:
         axes.legend(frameon=False, fontsize=8)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise FxApproxError(f"{path} cannot be written: {error}") from error
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=150, format=temporary.suffix[1:] or "png"))
 
 
 def _markdown_line(texts: list[str]) -> str:

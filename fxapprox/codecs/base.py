@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.errors import OptionError, shown
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import expression
 
@@ -90,6 +91,18 @@ class Codec:
         told = self.bits is None or isinstance(self, Exact) or self.label.startswith("1-bit")
         return self.label if told else f"{self.bits}-bit {self.label}"
 
+    def require(self, name: str, *allowed: object) -> None:
+        """Checks one of its parameters: the value and its type, as True equals 1, and 8.0 equals 8.
+
+        Raises:
+            OptionError: it is none of these.
+        """
+        value = getattr(self, name)
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            *others, last = map(repr, allowed)
+            expected = f"{', '.join(others)} or {last}" if others else last
+            raise OptionError(f"{type(self).__name__}({name}={shown(value)}): expected {expected}")
+
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The parts to store for ``x``."""
         raise NotImplementedError
@@ -135,6 +148,9 @@ class Exact(Codec):
     lossless: ClassVar[bool] = True
     bits: int | None = None
 
+    def __post_init__(self) -> None:
+        self.require("bits", None)
+
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x,)
 
@@ -165,6 +181,9 @@ class Identity(Carrier):
     label: ClassVar[str] = "identity"
     lossless: ClassVar[bool] = True
     bits: int | None = None
+
+    def __post_init__(self) -> None:
+        self.require("bits", None)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x.clone(),)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.errors import OptionError
+from fxapprox.errors import OptionError, shown
 from fxapprox.sizes import Size
 
 
@@ -27,9 +27,10 @@ class Cast(Codec):
     to: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
-        if not self.to.is_floating_point or torch.finfo(self.to).max < 3e4:
+        ok = isinstance(self.to, torch.dtype) and self.to.is_floating_point
+        if not ok or torch.finfo(self.to).max < 3e4 or torch.finfo(self.to).min > 0:
             raise OptionError(
-                f"Cast(to={self.to}): expected a floating point type with infinities, e.g. torch.bfloat16"
+                f"Cast(to={shown(self.to)}): expected a floating point type with infinities, e.g. torch.bfloat16"
             )
 
     @property

@@ -22,7 +22,6 @@ from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import compress, expand, finite, root, round_to_bfloat16, roundings, unroot, work_dtype
 from fxapprox.codecs.groups import from_groups, group_shape, groups_shape, in_memory_order, into_groups, stored
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
-from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import small
 
@@ -47,6 +46,9 @@ class Group(Codec):
         uniform: equidistant levels, for values that are not bell-shaped (logits, and all that are never negative).
         skewed: levels close together at the low end, for softmaxes: most elements are small, and few hold the sum.
         channels_last: codes of images lie in memory as channels-last images do; see ``groups``.
+
+    Raises:
+        OptionError: a parameter is not one of those.
     """
 
     label: ClassVar[str] = "group"
@@ -57,10 +59,10 @@ class Group(Codec):
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in CURVE:
-            raise OptionError(f"Group(bits={self.bits!r}): expected 8, 4, 3 or 2")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise OptionError(f'Group(rounding={self.rounding!r}): expected "nearest" or "stochastic"')
+        self.require("bits", *CURVE)
+        self.require("rounding", "nearest", "stochastic")
+        for name in ("uniform", "skewed", "channels_last"):
+            self.require(name, True, False)
 
     @property
     def _curve(self) -> tuple[float, float]:

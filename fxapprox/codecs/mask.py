@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
+from fxapprox.errors import OptionError, shown
 from fxapprox.sizes import Size
 
 
@@ -22,6 +23,9 @@ class Mask(Codec):
     label: ClassVar[str] = "1-bit mask"
     lossless: ClassVar[bool] = True
     bits: int | None = 1
+
+    def __post_init__(self) -> None:
+        self.require("bits", 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         return (pack(x, 1),)
@@ -42,12 +46,23 @@ class Integer(Codec):
 
     Attributes:
         low, high: the range, both ends included.
+
+    Raises:
+        OptionError: the range is empty, or not one of 64-bit integers.
     """
 
     label: ClassVar[str] = "integer"
     lossless: ClassVar[bool] = True
     low: int
     high: int
+
+    def __post_init__(self) -> None:
+        limit = torch.iinfo(torch.int64)
+        whole = type(self.low) is int and type(self.high) is int
+        if not whole or not limit.min <= self.low <= self.high <= limit.max:
+            raise OptionError(
+                f"Integer(low={shown(self.low)}, high={shown(self.high)}): expected the ends of a range of integers"
+            )
 
     @property
     def bits(self) -> int:  # type: ignore[override]

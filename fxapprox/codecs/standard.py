@@ -19,7 +19,6 @@ from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.grid import bend, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.codecs.threshold import GRID, cell_bound, ends, kept_dims, stretch_of
-from fxapprox.errors import OptionError
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import small
 
@@ -41,8 +40,7 @@ class Standard(Codec):
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        if self.bits not in GRID:
-            raise OptionError(f"Standard(bits={self.bits!r}): expected 8, 4, 3 or 2")
+        self.require("bits", *GRID)
 
     def encode_with(self, x: Tensor, rstd: Tensor, mean: Tensor | None = None) -> tuple[Tensor, ...]:
         """The parts for ``x``: the codes, and the statistics given, of its channels and broadcastable to its shape.

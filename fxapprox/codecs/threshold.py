@@ -46,10 +46,16 @@ class Threshold(Carrier):
 
     Attributes:
         bits: 8, 4, 3 or 2.
+
+    Raises:
+        OptionError: another number of bits.
     """
 
     label: ClassVar[str] = "threshold"
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        self.require("bits", *GRID)
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         x = x.to(work_dtype(x))

@@ -35,11 +35,18 @@ class Zero(Carrier):
     Attributes:
         bits: 8, 4, 3 or 2.
         channels_last: codes of images lie in memory as channels-last images do; see ``groups``.
+
+    Raises:
+        OptionError: a parameter is not one of those.
     """
 
     label: ClassVar[str] = "zero"
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        self.require("bits", *CURVE)
+        self.require("channels_last", True, False)
 
     def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
         groups = into_groups(x, channels_last=self.channels_last).to(work_dtype(x))
