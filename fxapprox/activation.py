@@ -87,7 +87,7 @@ class Affine:
         threshold: the predicate compares z with this number.
         upper_is_true: whether the predicate is true where z lies above the threshold.
         mean, rstd: names of the exact statistics that standardize x, if its normalization has them; else None.
-        channel: the shape that the coefficients after standardization are broadcast to; None if all are numbers.
+        channel: the shape that all coefficients are broadcast to; None if they are numbers.
         ties_above: whether z at the threshold itself lies above it (z >= threshold and z < threshold say so); None for
             a rectifier, which is the same either way.
     """

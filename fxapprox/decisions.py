@@ -83,8 +83,8 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
         return None
     mean, rstd = statistics_of(root, steps)
     named = ((name, c.name if isinstance(c, fx.Node) else c) for name, c in reversed(steps))
-    own = [tensor_of(c) for _, c in (steps[:-2] if mean else steps) if isinstance(c, fx.Node)]
-    channel = _together([symbolic_shape(c) for c in own if c is not None]) or None
+    coefficients = [tensor_of(c) for _, c in steps if isinstance(c, fx.Node)]
+    channel = _together([symbolic_shape(c) for c in coefficients if c is not None]) or None
     return Affine(root.name, tuple(named), threshold, upper, mean, rstd, channel, ties)
 
 

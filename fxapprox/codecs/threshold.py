@@ -222,6 +222,8 @@ def kept_dims(dims: int) -> tuple[int, ...]:
 def _channel_shape(x: Tensor, predicate: Predicate) -> list[int]:
     """Shape of everything kept per channel: that of scale and shift, or one entry for each channel."""
     if predicate.scale is None or predicate.shift is None or predicate.scale.dim() == 0:
+        if predicate.mean is not None:
+            return [1] * (x.dim() - predicate.mean.dim()) + list(predicate.mean.shape)
         keep = kept_dims(x.dim())
         return [size if d in keep else 1 for d, size in enumerate(x.shape)]
     shape = list(torch.broadcast_shapes(predicate.scale.shape, predicate.shift.shape))
