@@ -12,6 +12,7 @@ from torch import fx
 
 from fxapprox import logs
 from fxapprox import torch_adapter as adapter
+from fxapprox.between import Between, Link
 from fxapprox.errors import FxApproxError, OptionError, shown
 from fxapprox.options import NAMES, Options, from_environment, require_names, unknown_option
 from fxapprox.passes.outline import outline
@@ -29,31 +30,35 @@ class Backend:
         options: ours.
         inductor: settings that pass through to Inductor.
         reports: one for each training graph, in the order of compilation.
+        between: what its graphs hand on to one another.
     """
 
     options: Options
     inductor: Mapping[str, Any] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
+    between: Between = field(default_factory=Between)
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         if kwargs:
             raise OptionError(f"unexpected {sorted(kwargs)}: give options to fxapprox.compile")
-        partitioner = adapter.JointPartitioner(self.partition_of(gm), cache_key(self.options))
-        return COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor))
+        link = self.between.link(gm, inputs)
+        partitioner = adapter.JointPartitioner(self.partition_of(gm, link), cache_key(self.options))
+        return link.watched(COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, and what comes out of a pickle, has compiled nothing yet: graphs stay where they run."""
         return Backend, (self.options, dict(self.inductor))
 
-    def partition_of(self, traced: fx.GraphModule) -> adapter.Partitioner:
+    def partition_of(self, traced: fx.GraphModule, link: Link) -> adapter.Partitioner:
         """The partition function for the joint graph of a graph of Dynamo's; it also writes the report."""
         names = adapter.input_names(traced)
 
         def partition(gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> adapter.Partition:
             try:
-                result: Rewrite = rewrite(gm, joint_inputs, options=self.options, **kwargs)
+                result: Rewrite = rewrite(gm, joint_inputs, options=self.options, handed=link.handed, **kwargs)
             except FxApproxError as error:
                 raise adapter.through_dynamo(error) from error.__cause__
+            link.note(result)
             halves = result.forward, result.backward
             if self.options.lowering == "inductor":
                 start = time.perf_counter()

@@ -40,7 +40,8 @@ class _Explainer(Backend):
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         outputs = adapter.stand_in_outputs(gm, self.fake)
-        partition = self.partition_of(gm)
+        link = self.between.link(gm, inputs)
+        partition = self.partition_of(gm, link)
 
         def plan(*args: Any, **kwargs: Any) -> adapter.Partition:
             partition(*args, **kwargs)
@@ -48,7 +49,7 @@ class _Explainer(Backend):
 
         with suppress(_Planned):
             adapter.compile_eager(gm, inputs, adapter.JointPartitioner(plan, None), {})
-        return outputs
+        return link.watched(outputs)
 
 
 class _Planned(Exception):

@@ -6,7 +6,7 @@ its operands. How backward reads the values comes afterwards, against that order
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -19,6 +19,7 @@ from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, 
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
+PRODUCTS = frozenset("aten.mm aten.addmm aten.bmm aten.baddbmm".split())
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Facts:
         depends: whether training moves it: it depends on a parameter or a float input.
         roots: which values, not cheap to compute, it is made of.
         free: it is alive during backward anyway.
+        fixed: it follows from parameters and buffers alone, by operators that backward may run again: casts, views.
+        wide: it is many times larger than what it is computed from: logits over a vocabulary, and sums of such.
         statistics: it is small next to the activations it came from.
         decisions: it is a branch taken on a float that training moves: a mask, an index, a sign.
         checkpointed: the user wants it computed again in backward.
@@ -53,6 +56,8 @@ class Facts:
     depends: set[fx.Node] = field(default_factory=set)
     roots: dict[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
     free: set[fx.Node] = field(default_factory=set)
+    fixed: set[fx.Node] = field(default_factory=set)
+    wide: set[fx.Node] = field(default_factory=set)
     statistics: set[fx.Node] = field(default_factory=set)
     decisions: set[fx.Node] = field(default_factory=set)
     checkpointed: set[fx.Node] = field(default_factory=set)
@@ -68,15 +73,17 @@ class Facts:
         """The facts about a joint graph's forward values."""
         saved = {n for n in joint.forward_values if adapter.must_save(n) and not is_view(n)}
         facts = cls(changed=adapter.changed_inputs(joint.gm.graph), saved=saved)
-        returned = {n for n in joint.outputs[0] if isinstance(n, fx.Node) and n not in joint.backward}
+        inputs = joint.gm.graph.find_nodes(op="placeholder")
+        facts.fixed.update(inputs[at] for at in joint.static_inputs if at < len(inputs))
+        alive = joint.alive
         for node in joint.forward_values:
-            _add(facts, node, returned)
+            _add(facts, node, alive)
             if node.name in joint.gradients:
                 facts.gradients.add(node)
         return facts
 
 
-def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
+def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
     """Adds what is known of a node; its operands have been added."""
     value, name, sources = tensor_of(node), op_name(node), node.all_input_nodes
     rule = RULES.get(name)
@@ -90,7 +97,7 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
     cheap = rule is not None and rule.cheap
     if node not in facts.saved and (any(s in facts.heavy for s in sources) if cheap else node in facts.checkpointed):
         facts.heavy.add(node)
-    if node.op in ("placeholder", "get_attr") or node in returned or _is_view_of_free(node, rule, facts):
+    if node in alive or _is_view_of_free(node, rule, facts):
         facts.free.add(node)
     if rule is not None and rule.view and any(source in facts.changed for source in sources):
         facts.changed.add(node)
@@ -102,11 +109,15 @@ def _add(facts: Facts, node: fx.Node, returned: set[fx.Node]) -> None:
         facts.statistics.add(node)
     if _is_decision(node, rule, facts, sources):
         facts.decisions.add(node)
-    # a cheap operator, a wide projection, or what the user checkpoints
-    if cheap or _is_wide_projection(node, facts) or node in facts.checkpointed:
+    projects = _is_wide_projection(node, facts)
+    if cheap or projects or node in facts.checkpointed:
         facts.again.add(node)
     elif rule is None and is_pointwise(node):
         facts.pointwise.add(node)
+    if node.op == "call_function" and node in facts.again and all(source in facts.fixed for source in sources):
+        facts.fixed.add(node)
+    if projects or _is_made_of_wide(node, rule, facts, sources):
+        facts.wide.add(node)
 
 
 def _is_view_of_free(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:
@@ -116,12 +127,24 @@ def _is_view_of_free(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:
 def _is_wide_projection(node: fx.Node, facts: Facts) -> bool:
     """Whether a product with a parameter is many times larger than what it is made from: logits over a vocabulary.
 
-    One more product costs less than keeping them, even in 8 bits (fewer than which a softmax does not get).
+    One more product costs less than keeping them, even in 8 bits (fewer than which a softmax does not get). The
+    parameter may be cast, a part of another one, or a sum, as autocast and adapters of low rank make it.
     """
-    if facts.ops[node] not in ("aten.mm", "aten.addmm") or node not in facts.sizes:
+    if facts.ops[node] not in PRODUCTS or node not in facts.sizes:
         return False
-    moving = [source for source in node.all_input_nodes if source not in facts.free]
-    return bool(moving) and all(s in facts.sizes and WIDE * facts.sizes[s] <= facts.sizes[node] for s in moving)
+    sources = node.all_input_nodes
+    made_of = [s for s in sources if s not in facts.free and s not in facts.fixed]
+    if not made_of and all(source in facts.fixed for source in sources):
+        made_of = sources  # the product of an adapter's two factors
+    return bool(made_of) and all(s in facts.sizes and WIDE * facts.sizes[s] <= facts.sizes[node] for s in made_of)
+
+
+def _is_made_of_wide(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> bool:
+    """Whether a cheap operator makes the node of wide values, and of what is small or follows from parameters alone."""
+    if rule is None or not rule.cheap or node not in facts.sizes:
+        return False
+    large = [s for s in sources if SMALL * facts.sizes.get(s, 0) > facts.sizes[node] and s not in facts.fixed]
+    return bool(large) and all(source in facts.wide for source in large)
 
 
 def _roots(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> frozenset[fx.Node]:

@@ -32,6 +32,9 @@ class Joint:
         num_fwd_outputs: how many of its outputs are forward's.
         static_inputs: positions of the inputs that stay where they are (parameters, buffers).
         gradients: names of the forward values that are gradients: those that a pass had forward compute.
+        made: names of the inputs that are activations: other graphs of the model made them, and only backward would
+            keep them.
+        kept: names of the outputs that the model's next graph keeps alive, if backward reads them.
         backward: the nodes that need a tangent; every other node is a forward value.
     """
 
@@ -39,6 +42,8 @@ class Joint:
     num_fwd_outputs: int
     static_inputs: tuple[int, ...] = ()
     gradients: frozenset[str] = frozenset()
+    made: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
     backward: frozenset[fx.Node] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +58,12 @@ class Joint:
     def forward_values(self) -> Iterator[fx.Node]:
         """Every node that can be computed without a tangent, in order."""
         return (n for n in self.gm.graph.nodes if n.op != "output" and n not in self.backward)
+
+    @property
+    def alive(self) -> set[fx.Node]:
+        """What is alive during backward anyway; views of it are, too."""
+        given = (n for n in self.gm.graph.nodes if n.op in ("placeholder", "get_attr") and n.name not in self.made)
+        return {*given, *(n for n in self.gm.graph.nodes if n.name in self.kept)}
 
     @property
     def outputs(self) -> tuple[list[Any], list[Any]]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import sympy
 import torch
@@ -19,6 +18,7 @@ from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, S
 from fxapprox.codecs import Exact
 from fxapprox.crossing import Crossing
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.held import held_by, saved_by
 from fxapprox.liveness import CODED, Timeline, joined, timeline
 from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
@@ -39,18 +39,19 @@ class Report:
     ``at`` evaluates them for other sizes.
 
     Attributes:
-        baseline_bytes: what plain torch.compile would store for backward. Parameters, inputs and the user's own
-            outputs are alive anyway and are not counted, here or below.
-        saved_bytes: what this plan stores.
+        baseline_bytes: what the autograd graph would hold between forward and backward under plain torch.compile:
+            memory of saved tensors, each piece once, beyond parameters, buffers and the user's inputs.
+        saved_bytes: what it holds under this plan; ``measure.stored_bytes`` measures the same.
         decisions: one for each value that is stored, here or by plain torch.compile; largest first.
         fallback: why the graph was left as it is, or "".
         seconds: time spent in each step of the pipeline.
         joint, forward, backward: the graphs, as they went to Inductor.
         graphs: where this is the sum of several graphs: their reports.
         copies: the inputs (weights, images) of which plain torch.compile on this device stores a second, channels-last
-            copy for backward, because Inductor's lowering makes one; the partitioner does not see them.
-        gradients: those that forward computes and backward returns, mostly of a weight: like parameters they are not
-            counted, because backward has them in memory from its first operator on, whoever computes them.
+            copy for backward, because Inductor's lowering makes one; the partitioner does not see them. Both totals
+            have them, ``decisions`` do not.
+        gradients: those of the decisions that are gradients, which forward computes and backward returns, mostly of a
+            weight: backward would have them in memory from its first operator on, whoever computes them.
         baseline_expr, saved_expr: the bytes as expressions of the sizes.
         sizes: the dynamic dimensions that the expressions are made of.
         conditions: what the sizes have to fulfil for this graph to serve them.
@@ -144,12 +145,12 @@ class Report:
 
     @property
     def baseline_copies_bytes(self) -> int:
-        """What plain torch.compile stores beyond ``baseline_bytes``, in copies of inputs; not part of ``ratio``."""
+        """How much of ``baseline_bytes`` is copies of inputs."""
         return sum(copy.bytes_before for copy in self.copies)
 
     @property
     def early_gradient_bytes(self) -> int:
-        """What forward leaves for backward beyond ``saved_bytes``, in gradients that backward only returns."""
+        """How much of ``saved_bytes`` is gradients that backward only returns."""
         return sum(gradient.bytes_after for gradient in self.gradients)
 
     @property
@@ -256,11 +257,15 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
     hints = hints_of(adapter.dynamic_sizes(gm))
     nodes = {node.name: node for node in gm.graph.nodes}
     values = {a.name: a for a in result.activations}
-    alive = _alive(result.joint.outputs[0])
-    before = _by_storage((nodes[name] for name in result.baseline if name in nodes), alive)
-    baseline = sympy.sympify(sum(before.values()))
+    count = result.joint.num_fwd_outputs
+    copied = [name for name in result.copied if name not in result.made and lowering == "inductor"]
+    copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in copied)
+    before = held_by((nodes[name] for name in result.baseline if name in nodes), result.made_for_plain)
+    baseline = sympy.sympify(sum(before.values()) + sum(copy.expr_before for copy in copies))
+    saved_nodes = saved_by(result.forward, count)
+    saved = sympy.sympify(sum(held_by(saved_nodes, result.made).values()) + sum(copy.expr_after for copy in copies))
     decisions: list[Decision] = []
-    left = _returned(result)
+    left = {n.name: (base.name, size) for n in saved_nodes for base, size in held_by([n], result.made).items()}
     again = {name: index for index, segment in enumerate(result.segments, 1) for name in segment.recomputed}
     for parts in sorted(result.parts, key=lambda p: not isinstance(p.entry.codec, Exact)):
         entry = parts.entry
@@ -289,15 +294,10 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
             decisions.append(_decision(values[node.name], Storage(fate), size, 0, None, hints))
     returned = returned_gradients(result.joint)
     gradients = tuple(decision for decision in decisions if decision.value in returned)
-    decisions = [decision for decision in decisions if decision.value not in returned]
-    kept = result.fallback or not result.activations
-    saved = baseline if kept else sympy.sympify(sum(d.expr_after for d in decisions))
-    copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in result.copied)
-    count = result.joint.num_fwd_outputs
     alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
     alive_when = alive_when.named(_names_of_saved(result))
     used = alive_when.symbols | _free_symbols(
-        baseline, saved, *(size for d in (*decisions, *copies, *gradients) for size in (*d.sizes, d.expr_after))
+        baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after))
     )
     return Report(
         evaluate(baseline, hints),
@@ -474,15 +474,6 @@ def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
     )  # fmt: skip
 
 
-def _returned(result: Rewrite) -> dict[str, tuple[str, Size]]:
-    """What forward saves: {name: (name of the value that owns the memory, its bytes)}."""
-    (output,) = result.forward.graph.find_nodes(op="output")
-    everything: Sequence[Any] = output.args[0]  # type: ignore[assignment]
-    own, saved = (everything[: result.joint.num_fwd_outputs], everything[result.joint.num_fwd_outputs :])
-    alive = _alive(own)
-    return {node.name: (base.name, size) for node in saved for base, size in _by_storage([node], alive).items()}
-
-
 def _names_of_saved(result: Rewrite) -> dict[str, str]:
     """{an input of backward: the value it carries, and its code}; nothing for a graph that was left alone."""
     if result.fallback or not result.parts:
@@ -508,22 +499,3 @@ def _taken(left: dict[str, tuple[str, Size]], names: Iterable[str]) -> Size:
     for name in [name for name, (base, _) in left.items() if base in bases]:
         del left[name]
     return sum(bases.values())
-
-
-def _alive(outputs: Iterable[Any]) -> set[int]:
-    """What the user holds: outputs, and the memory that they lie in."""
-    nodes = [node for node in outputs if isinstance(node, fx.Node)]
-    return {id(node) for node in (*nodes, *map(storage_of, nodes))}
-
-
-def _by_storage(values: Iterable[fx.Node], alive: set[int]) -> dict[fx.Node, Size]:
-    """Bytes of each piece of memory that these values keep alive; inputs and the user's outputs are not counted."""
-    held: dict[fx.Node, Size] = {}
-    for node in values:
-        base = storage_of(node)
-        if base.op in ("placeholder", "get_attr") or id(node) in alive or id(base) in alive:
-            continue
-        value = tensor_of(base) if tensor_of(base) is not None else tensor_of(node)
-        if value is not None:
-            held[base] = nbytes_expression(value)
-    return held

@@ -44,7 +44,7 @@ def _times_text(ratio: float) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What is to be said beside the totals: what is not counted, checkpoints, a budget's choice, dynamic sizes."""
+    """What is to be said beside the totals: copies and gradients, checkpoints, a budget's choice, dynamic sizes."""
     lines = [_copies_text(report)] if report.copies else []
     lines += [_gradients_text(report)] if report.gradients else []
     lines += [_segments_text(report)] if report.segments else []
@@ -74,13 +74,13 @@ def _copies_text(report: Report) -> str:
     kept = sum(copy.bytes_after for copy in report.copies)
     own = f"this plan {size_text(kept)}" if kept else "this plan none of it"
     count = len(report.copies)
-    return f"not counted: {more} in channels-last copies of {count} inputs, which plain torch.compile stores; {own}"
+    return f"of that plain torch.compile stores {more} in channels-last copies of {count} inputs; {own}"
 
 
 def _gradients_text(report: Report) -> str:
     what = f"{len(report.gradients)} gradients" if len(report.gradients) > 1 else "a gradient"
     size = size_text(report.early_gradient_bytes)
-    return f"not counted: {size} in {what} that forward computes with the loss, and backward has in memory anyway"
+    return f"of that {size} in {what} that forward computes with the loss, and backward would have in memory anyway"
 
 
 def batches_table(memory: int, rows: Mapping[str, BatchFit | DoesNotFit]) -> Table:

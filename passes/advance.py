@@ -11,6 +11,7 @@ is a property of the joint graph, whatever the loss.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -51,7 +52,7 @@ def advance(joint: Joint) -> Joint:
 
     Requires: a prepared joint graph.
     Ensures: the graph given is untouched; the same inputs, outputs and forward values, under their names. What is moved
-        takes less memory than the widest value that backward need not read any more.
+        takes an eighth, at most, of the widest value that backward need not read any more.
     Changes numerics: not where the tangent is a power of two (of a loss it is 1); else a gradient is rounded once more.
 
     Returns: the new joint graph, its moved gradients in ``Joint.gradients``; the one given, if there are none.
@@ -90,7 +91,8 @@ def _moved(joint: Joint, tangent: fx.Node) -> tuple[fx.Node, ...]:
     ends = [node for node in linear if op_name(node) in PRODUCTS and WIDE * nbytes(_of(node)) <= _read(node, linear)]
     if not ends:
         return ()
-    moved = set(ends)
+    widest = max(_read(end, linear) for end in ends)
+    moved = {end for end in ends if WIDE * _read(end, linear) > widest}  # no gradients of small layers beside it
     for node in reversed(linear):
         if any(user in moved for user in node.users):
             moved.add(node)
@@ -99,7 +101,11 @@ def _moved(joint: Joint, tangent: fx.Node) -> tuple[fx.Node, ...]:
         if all(source in moved for source in own) and nbytes(_of(node)) <= max(nbytes(_of(s)) for s in own):
             moved.add(node)
     kept = sum(nbytes(_of(node)) for node in moved if any(user not in moved for user in node.users))
-    return tuple(n for n in linear if n in moved) if kept <= max(_read(end, linear) for end in ends) else ()
+    if WIDE * kept > widest:
+        return ()
+    if any(adapter.must_recompute(source) for node in moved for source in node.all_input_nodes):
+        return ()  # the user would rather have them computed again
+    return tuple(n for n in linear if n in moved)
 
 
 def _linear_in(joint: Joint, tangent: fx.Node) -> list[fx.Node]:
@@ -176,4 +182,4 @@ def _rewritten(joint: Joint, tangent: fx.Node, moved: Collection[fx.Node]) -> Jo
     gm = fx.GraphModule(joint.gm, graph)
     gm.meta = joint.gm.meta.copy()
     names = frozenset(node.name for source, node in ahead.items() if source is not tangent)
-    return Joint(gm, joint.num_fwd_outputs, joint.static_inputs, joint.gradients | names)
+    return replace(joint, gm=gm, gradients=joint.gradients | names)

@@ -130,7 +130,7 @@ def _class_of(node: fx.Node, value: torch.Tensor | None, asked: Asked, facts: Fa
             if node.op == "placeholder"
             else "a constant"
             if node.op == "get_attr"
-            else "an output or a view of an input"
+            else "an output that the next graph keeps, or a view of an input"
         )
         return Class.FREE, f"{what}: alive during backward anyway"
     if value is None and is_view(node) and asked.every is not None:

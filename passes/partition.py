@@ -33,12 +33,13 @@ def partition(joint: Joint, plan: Plan) -> Partition:
     if missing:
         raise InvalidPlan(f"the plan stores {missing[0]!r}, which the joint graph does not have")
     saved = [nodes[name] for name in plan.saved_names]
-    free = [n for n in joint.forward_values if n.op == "placeholder"]
+    alive = joint.alive.difference(saved)
+    free = [n for n in joint.forward_values if n in alive and n.op != "get_attr"]
     # torch drops a saved value that backward turns out not to read; what decides a clamp is read only from here on
     deciding = [nodes[name] for name in dict.fromkeys(clamp.predicate for _, clamp in plan.clamps)]
     with _returned_by_backward(joint.gm, deciding):
         forward, backward = adapter.split(
-            joint.gm, [*free, *_returned(joint, saved), *saved],
+            joint.gm, [*free, *saved],
             num_fwd_outputs=joint.num_fwd_outputs, static_inputs=joint.static_inputs,
         )  # fmt: skip
     _drop_outputs(backward, len(deciding))
@@ -134,17 +135,3 @@ def _hoist(forward: fx.GraphModule, num_fwd_outputs: int) -> None:
         anchor = max(made_by, key=position.__getitem__) if made_by else start
         last[anchor].append(node)
         anchors[node], last[anchor] = anchor, node
-
-
-def _returned(joint: Joint, saved: list[fx.Node]) -> list[fx.Node]:
-    """User outputs that backward may read: alive anyway."""
-    seen = set(saved)
-    found = []
-    for node in joint.outputs[0]:
-        new = (
-            isinstance(node, fx.Node) and node.op == "call_function" and node not in joint.backward and node not in seen
-        )
-        if new and "val" in node.meta:
-            seen.add(node)
-            found.append(node)
-    return found

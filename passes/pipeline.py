@@ -6,7 +6,7 @@ import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Plan, Segment, Spliced
+from fxapprox.between import NOTHING, Handed
 from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, UnsupportedGraph
@@ -57,6 +58,7 @@ class Rewrite:
         baseline: names of the values that plain torch.compile would save.
         copied: names of the inputs of which plain torch.compile would store a channels-last copy.
         recopied: those of them of which this plan has to store it as well.
+        made, made_for_plain: names of inputs that only this graph's backward keeps alive, ours and torch.compile's.
         fallback: why the graph was left alone, or "".
         seconds: time spent in each step.
         setting: what a memory budget chose, or "".
@@ -74,6 +76,8 @@ class Rewrite:
     baseline: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     recopied: tuple[str, ...] = ()
+    made: frozenset[str] = frozenset()
+    made_for_plain: frozenset[str] = frozenset()
     fallback: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     setting: str = ""
@@ -93,6 +97,7 @@ def rewrite(
     num_fwd_outputs: int,
     static_lifetime_input_indices: Sequence[int] | None = None,
     options: Options,
+    handed: Handed = NOTHING,
     revise: Callable[[Plan, Sequence[Activation]], Plan] = lambda plan, _: plan,
 ) -> Rewrite:
     """Splits a joint graph along our plan; a graph that cannot be handled is split exactly, with a warning.
@@ -106,7 +111,8 @@ def rewrite(
         OptionError: no setting fits ``options.memory_budget``.
     """
     with collector_paused():
-        return _rewrite(gm, joint_inputs, num_fwd_outputs, tuple(static_lifetime_input_indices or ()), options, revise)
+        static = tuple(static_lifetime_input_indices or ())
+        return _rewrite(gm, joint_inputs, num_fwd_outputs, static, options, handed, revise)
 
 
 def _rewrite(
@@ -115,6 +121,7 @@ def _rewrite(
     num_fwd_outputs: int,
     static: tuple[int, ...],
     options: Options,
+    handed: Handed,
     revise: Callable[[Plan, Sequence[Activation]], Plan],
 ) -> Rewrite:
     clock = _Clock()
@@ -126,7 +133,10 @@ def _rewrite(
     adapter.prepare_joint(gm)
     if options.lowering == "eager":
         adapter.seed_random_numbers(gm)
-    traced = Joint(gm, num_fwd_outputs, static)
+    made, made_for_plain = (_inputs_at(gm, handed.made - held) for held in (handed.held, handed.held_by_plain))
+    traced = Joint(gm, num_fwd_outputs, static, made=made)
+    if handed.on and options.bits is None:  # a decision on an output would come on top of the output
+        traced = replace(traced, kept=frozenset(n.name for n in traced.outputs[0] if _is_made(n, traced)))
     clock.lap("prepare")
     saved = adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static)
     baseline = tuple(n.name for n in saved)
@@ -144,7 +154,8 @@ def _rewrite(
             if halves is not None:
                 return Rewrite(
                     joint, traced, halves.forward, halves.backward, activations, halves.plan, halves.parts,
-                    halves.segments, baseline, copied, halves.recopied, "", clock.laps, halves.setting, split.pareto,
+                    halves.segments, baseline, copied, halves.recopied, made, made_for_plain, "", clock.laps,
+                    halves.setting, split.pareto,
                 )  # fmt: skip
             why = "nothing has a lower peak"
     except UnsupportedGraph as error:
@@ -155,7 +166,21 @@ def _rewrite(
     forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
     return Rewrite(
         traced, traced, forward, backward,
-        baseline=baseline, copied=copied, recopied=copied, fallback=why, seconds=clock.laps,
+        baseline=baseline, copied=copied, recopied=copied, made=made, made_for_plain=made_for_plain,
+        fallback=why, seconds=clock.laps,
+    )  # fmt: skip
+
+
+def _inputs_at(gm: fx.GraphModule, positions: Collection[int]) -> frozenset[str]:
+    """Names of the inputs that stand at these positions in the Dynamo graph."""
+    return frozenset(n.name for n in gm.graph.find_nodes(op="placeholder") if adapter.input_position(n) in positions)
+
+
+def _is_made(output: object, joint: Joint) -> bool:
+    """Whether a tensor that forward computes is returned."""
+    return (
+        isinstance(output, fx.Node) and output.op == "call_function" and output not in joint.backward
+        and "val" in output.meta
     )  # fmt: skip
 
 

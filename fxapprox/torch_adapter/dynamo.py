@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch._dynamo.utils import counters, graph_break_reasons
 from torch._logging import trace_structured
 from torch._logging._internal import trace_log
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxapprox.torch_adapter.symbols import hint, is_size
 
@@ -44,6 +45,61 @@ def _input_name(source: Any) -> str:
 def input_position(node: fx.Node) -> int | None:
     """Which input of the Dynamo graph an input of the joint graph is; None for those that AOTAutograd made up."""
     return getattr(node.meta.get("desc"), "idx", None)
+
+
+def ends_in_a_break(gm: fx.GraphModule) -> bool:
+    """Whether the model goes on behind a Dynamo graph: at a graph break, not at the end of its function."""
+    return bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", False))
+
+
+def made_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[int]:
+    """Positions of the inputs of a Dynamo graph that are activations: results of autograd, and local variables of the
+    model that are none of the caller's arguments.
+
+    To be asked while Dynamo compiles the graph: the arguments are found on the stack.
+    """
+    given = _callers_memory()
+    for at, (node, value) in enumerate(zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=False)):
+        if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
+            continue
+        source = getattr(node, "_dynamo_source", None)
+        name = str(source.name() if callable(source.name) else source.name) if source is not None else ""
+        local = re.fullmatch(r"L\['\w+'\](\[[^\]]*\])*", name) is not None  # an attribute of something is kept by that
+        if not value.is_leaf or (local and given is not None and storage_key(value) not in given):
+            yield at
+
+
+def storage_key(tensor: torch.Tensor) -> StorageWeakRef:
+    """The memory of a tensor, without keeping it alive."""
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def _callers_memory() -> set[StorageWeakRef] | None:
+    """The memory of all tensors with which the outermost compiled function on the stack was called; None: unknown."""
+    frame, found = sys._getframe(1), None
+    while frame is not None:
+        if frame.f_code.co_name == "compile_wrapper" and "prior" in frame.f_locals:
+            found = frame
+        frame = frame.f_back
+    if found is None:
+        return None
+    memory: set[StorageWeakRef] = set()
+    stack: list[Any] = [found.f_locals.get("args", ()), found.f_locals.get("kwargs", {})]
+    seen: set[int] = set()
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, (torch.nn.Module, type)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            memory.add(storage_key(value))
+        elif isinstance(value, Mapping):
+            stack += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            stack += value
+        elif hasattr(value, "__dict__"):  # a batch in a class of the user's own
+            stack += vars(value).values()
+    return memory
 
 
 def many_compilations() -> contextlib.AbstractContextManager[None]:

@@ -12,6 +12,7 @@ import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
 from torch import fx
 from torch._functorch import partitioners
+from torch._functorch._aot_autograd.descriptors import PlainAOTOutput
 from torch.utils import _pytree as pytree
 
 from fxapprox.torch_adapter.symbols import is_symbolic_scalar
@@ -37,6 +38,14 @@ def prepare_joint(gm: fx.GraphModule) -> None:
 def flat_outputs(output: fx.Node) -> list[Any]:
     """What an output node returns, flattened; None stays."""
     return pytree.tree_leaves(output.args[0], is_leaf=lambda x: x is None)
+
+
+def output_positions(graph: fx.Graph) -> list[int | None]:
+    """For what a graph of AOTAutograd's returns, in order: which output of the Dynamo graph it is; None: it is none."""
+    (output,) = graph.find_nodes(op="output")
+    values = flat_outputs(output)
+    told = output.meta.get("desc") or [None] * len(values)
+    return [about.idx if isinstance(about, PlainAOTOutput) else None for about in told]
 
 
 def is_tangent(node: fx.Node) -> bool:

@@ -20,7 +20,7 @@ from fxapprox.passes.advance import LINEAR, PRODUCTS, SUMS, advance
 from fxapprox.passes.pipeline import Rewrite
 from tests.passes.graphs import Traced, traced
 
-VOCABULARY, WIDTH, TOKENS = 256, 16, 64
+VOCABULARY, WIDTH, TOKENS = 256, 16, 512
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -144,7 +144,7 @@ def test_neither_logits_nor_hidden_state_are_stored(as_traced: Callable[..., Tra
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_weights_gradient_is_named_and_not_counted_as_stored(tied: bool) -> None:
+def test_the_weights_gradient_is_named_and_counted_as_stored(tied: bool) -> None:
     model = LanguageModel()
     if tied:
         model.head.weight = model.embedding.weight
@@ -155,9 +155,9 @@ def test_the_weights_gradient_is_named_and_not_counted_as_stored(tied: bool) -> 
     (gradient,) = report.gradients
     assert gradient.shape == (VOCABULARY, WIDTH)
     assert report.early_gradient_bytes == gradient.bytes_after == 4 * VOCABULARY * WIDTH
-    assert gradient not in report.decisions
-    assert stored_bytes(loss, exclude=[*model.parameters(), *given]) == report.saved_bytes + report.early_gradient_bytes
-    assert "not counted: 16.0 KiB in a gradient that forward computes" in str(report)
+    assert gradient in report.decisions
+    assert stored_bytes(loss, exclude=[*model.parameters(), *given]) == report.saved_bytes
+    assert "of that 16.0 KiB in a gradient that forward computes" in str(report)
 
 
 def test_the_graph_given_is_untouched(as_traced: Callable[..., Traced]) -> None:
@@ -251,8 +251,9 @@ class Checkpointed(LanguageModel):
 
 
 def test_in_a_region_that_the_user_checkpoints(as_traced: Callable[..., Traced]) -> None:
+    """Plain torch.compile stores less there than the gradients would take."""
     joint = as_traced(Checkpointed(), *batch())
-    assert moved(joint)
+    assert not moved(joint)
     assert same_gradients(joint, joint.split(bits=None), 1.0)
 
 

@@ -1,0 +1,110 @@
+"""What one graph of a model hands on to the next, so that memory which two of them save is counted once.
+
+Torch.compile splits a model at graph breaks, and compiles each graph when it runs for the first time, with the tensors
+that the graphs before it have made. Such an input is an activation like any other: backward of the graph that reads it
+keeps it alive, unless an earlier graph keeps it anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.held import held_by, positions_in, saved_by
+
+if TYPE_CHECKING:
+    from fxapprox.passes.pipeline import Rewrite
+
+
+@dataclass(frozen=True)
+class Handed:
+    """Positions, in a Dynamo graph, of the inputs and outputs that are activations.
+
+    Attributes:
+        made: inputs that nobody but autograd keeps alive: no parameter, no attribute of the model, not the user's.
+        held: those of them that an earlier graph saves.
+        held_by_plain: those of them that an earlier graph would save under plain torch.compile.
+        on: whether the model goes on behind the graph: its outputs are inputs of the next one.
+    """
+
+    made: frozenset[int] = frozenset()
+    held: frozenset[int] = frozenset()
+    held_by_plain: frozenset[int] = frozenset()
+    on: bool = False
+
+
+NOTHING = Handed()
+
+
+@dataclass
+class Between:
+    """Which memory the graphs of one backend save, ours and plain torch.compile's; by weak references."""
+
+    held: set[Any] = field(default_factory=set)
+    held_by_plain: set[Any] = field(default_factory=set)
+
+    def link(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Link:
+        """For a Dynamo graph that is being compiled with these inputs."""
+        made = {at: adapter.storage_key(inputs[at]) for at in adapter.made_inputs(gm, inputs)}
+        handed = Handed(
+            frozenset(made),
+            frozenset(at for at, key in made.items() if key in self.held),
+            frozenset(at for at, key in made.items() if key in self.held_by_plain),
+            adapter.ends_in_a_break(gm),
+        )
+        return Link(self, handed, made)
+
+    def note(self, ours: Iterable[Any], plains: Iterable[Any]) -> None:
+        """Adds memory that a graph saves; forgets what is gone."""
+        for keys, noted in ((ours, self.held), (plains, self.held_by_plain)):
+            noted -= {key for key in noted if key.expired()}
+            noted |= set(keys)
+
+
+@dataclass
+class Link:
+    """One graph of several.
+
+    Attributes:
+        handed: what it gets and passes on.
+        made: the memory of those inputs, by position.
+        outputs: positions of the outputs that it saves, ours and plain torch.compile's; known once it is split.
+    """
+
+    between: Between
+    handed: Handed
+    made: Mapping[int, Any]
+    outputs: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+
+    def note(self, result: Rewrite) -> None:
+        """Takes from a split graph what it saves of what others have as well."""
+        count, made = result.joint.num_fwd_outputs, result.made | result.made_for_plain
+        nodes = {node.name: node for node in result.traced.gm.graph.nodes}
+        plain = [nodes[name] for name in result.baseline]
+        ours, plains = (
+            positions_in(held_by(saved, made), graph, count)
+            for saved, graph in (
+                (saved_by(result.forward, count), result.forward.graph), (plain, result.traced.gm.graph),
+            )
+        )  # fmt: skip
+        self.outputs = ours[1], plains[1]
+        self.between.note(*([self.made[at] for at in inputs if at in self.made] for inputs, _ in (ours, plains)))
+
+    def watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of the graph; where the model goes on it notes, when first called, which outputs are saved."""
+        if not self.handed.on:
+            return run
+
+        def watched(*args: Any) -> Any:
+            outputs = run(*args)
+            if self.outputs != (frozenset(), frozenset()):
+                ours, plains = ([outputs[at] for at in positions if at < len(outputs)] for positions in self.outputs)
+                self.between.note(map(adapter.storage_key, ours), map(adapter.storage_key, plains))
+                self.outputs = frozenset(), frozenset()
+            return outputs
+
+        return watched
