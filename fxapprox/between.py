@@ -25,12 +25,14 @@ class Handed:
     """Positions, in a Dynamo graph, of the inputs and outputs that are activations.
 
     Attributes:
-        made: inputs that nobody but autograd keeps alive: no parameter, no attribute of the model, not the user's.
-        held: those of them that an earlier graph saves.
+        counted: inputs that are no parameters, buffers or inputs of the user's.
+        made: those of them that nobody but autograd keeps alive, not being attributes of the model either.
+        held: those of ``counted`` that an earlier graph saves.
         held_by_plain: those of them that an earlier graph would save under plain torch.compile.
         on: whether the model goes on behind the graph: its outputs are inputs of the next one.
     """
 
+    counted: frozenset[int] = frozenset()
     made: frozenset[int] = frozenset()
     held: frozenset[int] = frozenset()
     held_by_plain: frozenset[int] = frozenset()
@@ -49,14 +51,16 @@ class Between:
 
     def link(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Link:
         """For a Dynamo graph that is being compiled with these inputs."""
-        made = {at: adapter.storage_key(inputs[at]) for at in adapter.made_inputs(gm, inputs)}
+        made = dict(adapter.counted_inputs(gm, inputs))
+        memory = {at: adapter.storage_key(inputs[at]) for at in made}
         handed = Handed(
             frozenset(made),
-            frozenset(at for at, key in made.items() if key in self.held),
-            frozenset(at for at, key in made.items() if key in self.held_by_plain),
+            frozenset(at for at, activation in made.items() if activation),
+            frozenset(at for at, key in memory.items() if key in self.held),
+            frozenset(at for at, key in memory.items() if key in self.held_by_plain),
             adapter.ends_in_a_break(gm),
         )
-        return Link(self, handed, made)
+        return Link(self, handed, memory)
 
     def note(self, ours: Iterable[Any], plains: Iterable[Any]) -> None:
         """Adds memory that a graph saves; forgets what is gone."""
@@ -71,28 +75,28 @@ class Link:
 
     Attributes:
         handed: what it gets and passes on.
-        made: the memory of those inputs, by position.
+        memory: that of the inputs that are counted, by position.
         outputs: positions of the outputs that it saves, ours and plain torch.compile's; known once it is split.
     """
 
     between: Between
     handed: Handed
-    made: Mapping[int, Any]
+    memory: Mapping[int, Any]
     outputs: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
 
     def note(self, result: Rewrite) -> None:
         """Takes from a split graph what it saves of what others have as well."""
-        count, made = result.joint.num_fwd_outputs, result.made | result.made_for_plain
+        count, counted = result.joint.num_fwd_outputs, result.counted | result.counted_for_plain
         nodes = {node.name: node for node in result.traced.gm.graph.nodes}
         plain = [nodes[name] for name in result.baseline]
         ours, plains = (
-            positions_in(held_by(saved, made), graph, count)
+            positions_in(held_by(saved, counted), graph, count)
             for saved, graph in (
                 (saved_by(result.forward, count), result.forward.graph), (plain, result.traced.gm.graph),
             )
         )  # fmt: skip
         self.outputs = ours[1], plains[1]
-        self.between.note(*([self.made[at] for at in inputs if at in self.made] for inputs, _ in (ours, plains)))
+        self.between.note(*([self.memory[at] for at in inputs if at in self.memory] for inputs, _ in (ours, plains)))
 
     def watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """The function of the graph; where the model goes on it notes, when first called, which outputs are saved."""

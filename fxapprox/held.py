@@ -1,8 +1,9 @@
 """What the autograd graph holds between forward and backward, read off the graphs.
 
 It holds the memory of every tensor that is saved: a piece of memory once and in full, however many views of it are
-saved, and an output of the user's like any other. Parameters, buffers, other attributes of the model and the user's
-inputs are not counted: they are there without the graph. ``measure.stored_bytes`` measures the same of a real step.
+saved, and an output of the user's like any other. Parameters (any leaf that requires a gradient), buffers and the
+user's inputs are not counted: they are there without the graph. ``measure.stored_bytes`` measures the same of a real
+step.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from fxapprox.graph import has_gaps, nbytes_expression, storage_of, symbolic_sha
 from fxapprox.sizes import Size
 
 
-def held_by(saved: Iterable[fx.Node], made: Collection[str] = ()) -> dict[fx.Node, Size]:
+def held_by(saved: Iterable[fx.Node], counted: Collection[str] = ()) -> dict[fx.Node, Size]:
     """Bytes of each piece of memory that these values lie in, by the node that made it.
 
     Args:
         saved: values of one graph.
-        made: names of the inputs that nothing else keeps alive.
+        counted: names of the inputs that are no parameters, buffers or inputs of the user's.
     """
     found: dict[fx.Node, Size] = {}
     for node in saved:
         base = storage_of(node)
-        if base.op == "get_attr" or (base.op == "placeholder" and base.name not in made):
+        if base.op == "get_attr" or (base.op == "placeholder" and base.name not in counted):
             continue
         value = tensor_of(base) if tensor_of(base) is not None else tensor_of(node)
         if value is not None:

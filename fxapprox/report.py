@@ -258,14 +258,14 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
     nodes = {node.name: node for node in gm.graph.nodes}
     values = {a.name: a for a in result.activations}
     count = result.joint.num_fwd_outputs
-    copied = [name for name in result.copied if name not in result.made and lowering == "inductor"]
+    copied = [name for name in result.copied if name not in result.counted and lowering == "inductor"]
     copies = tuple(_copy(nodes[name], name in result.recopied, hints) for name in copied)
-    before = held_by((nodes[name] for name in result.baseline if name in nodes), result.made_for_plain)
+    before = held_by((nodes[name] for name in result.baseline if name in nodes), result.counted_for_plain)
     baseline = sympy.sympify(sum(before.values()) + sum(copy.expr_before for copy in copies))
     saved_nodes = saved_by(result.forward, count)
-    saved = sympy.sympify(sum(held_by(saved_nodes, result.made).values()) + sum(copy.expr_after for copy in copies))
+    saved = sympy.sympify(sum(held_by(saved_nodes, result.counted).values()) + sum(copy.expr_after for copy in copies))
     decisions: list[Decision] = []
-    left = {n.name: (base.name, size) for n in saved_nodes for base, size in held_by([n], result.made).items()}
+    left = {n.name: (base.name, size) for n in saved_nodes for base, size in held_by([n], result.counted).items()}
     again = {name: index for index, segment in enumerate(result.segments, 1) for name in segment.recomputed}
     for parts in sorted(result.parts, key=lambda p: not isinstance(p.entry.codec, Exact)):
         entry = parts.entry

@@ -58,7 +58,7 @@ class Rewrite:
         baseline: names of the values that plain torch.compile would save.
         copied: names of the inputs of which plain torch.compile would store a channels-last copy.
         recopied: those of them of which this plan has to store it as well.
-        made, made_for_plain: names of inputs that only this graph's backward keeps alive, ours and torch.compile's.
+        counted, counted_for_plain: names of inputs whose memory counts where it is saved, by us or by torch.compile.
         fallback: why the graph was left alone, or "".
         seconds: time spent in each step.
         setting: what a memory budget chose, or "".
@@ -76,8 +76,8 @@ class Rewrite:
     baseline: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     recopied: tuple[str, ...] = ()
-    made: frozenset[str] = frozenset()
-    made_for_plain: frozenset[str] = frozenset()
+    counted: frozenset[str] = frozenset()
+    counted_for_plain: frozenset[str] = frozenset()
     fallback: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     setting: str = ""
@@ -133,7 +133,8 @@ def _rewrite(
     adapter.prepare_joint(gm)
     if options.lowering == "eager":
         adapter.seed_random_numbers(gm)
-    made, made_for_plain = (_inputs_at(gm, handed.made - held) for held in (handed.held, handed.held_by_plain))
+    counted, counted_for_plain = (_inputs_at(gm, handed.counted - held) for held in (handed.held, handed.held_by_plain))
+    made = _inputs_at(gm, handed.made - handed.held)
     traced = Joint(gm, num_fwd_outputs, static, made=made)
     if handed.on and options.bits is None:  # a decision on an output would come on top of the output
         traced = replace(traced, kept=frozenset(n.name for n in traced.outputs[0] if _is_made(n, traced)))
@@ -154,7 +155,7 @@ def _rewrite(
             if halves is not None:
                 return Rewrite(
                     joint, traced, halves.forward, halves.backward, activations, halves.plan, halves.parts,
-                    halves.segments, baseline, copied, halves.recopied, made, made_for_plain, "", clock.laps,
+                    halves.segments, baseline, copied, halves.recopied, counted, counted_for_plain, "", clock.laps,
                     halves.setting, split.pareto,
                 )  # fmt: skip
             why = "nothing has a lower peak"
@@ -166,7 +167,7 @@ def _rewrite(
     forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
     return Rewrite(
         traced, traced, forward, backward,
-        baseline=baseline, copied=copied, recopied=copied, made=made, made_for_plain=made_for_plain,
+        baseline=baseline, copied=copied, recopied=copied, counted=counted, counted_for_plain=counted_for_plain,
         fallback=why, seconds=clock.laps,
     )  # fmt: skip
 

@@ -52,21 +52,24 @@ def ends_in_a_break(gm: fx.GraphModule) -> bool:
     return bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", False))
 
 
-def made_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[int]:
-    """Positions of the inputs of a Dynamo graph that are activations: results of autograd, and local variables of the
-    model that are none of the caller's arguments.
+def counted_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[int, bool]]:
+    """(position, whether it is an activation) of the inputs of a Dynamo graph that are no parameters, buffers or
+    arguments of the caller's.
 
-    To be asked while Dynamo compiles the graph: the arguments are found on the stack.
+    Activations are results of autograd, and local variables; the others are attributes and globals, which stay. To be
+    asked while Dynamo compiles the graph: the arguments are found on the stack.
     """
     given = _callers_memory()
     for at, (node, value) in enumerate(zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=False)):
-        if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
+        if not isinstance(value, torch.Tensor):
             continue
-        source = getattr(node, "_dynamo_source", None)
-        name = str(source.name() if callable(source.name) else source.name) if source is not None else ""
-        local = re.fullmatch(r"L\['\w+'\](\[[^\]]*\])*", name) is not None  # an attribute of something is kept by that
-        if not value.is_leaf or (local and given is not None and storage_key(value) not in given):
-            yield at
+        if not value.is_leaf:
+            yield at, True
+        elif not value.requires_grad and given is not None and storage_key(value) not in given:
+            source = getattr(node, "_dynamo_source", None)
+            name = str(source.name() if callable(source.name) else source.name) if source is not None else ""
+            if "._buffers[" not in name:
+                yield at, re.fullmatch(r"L\['\w+'\](\[[^\]]*\])*", name) is not None
 
 
 def storage_key(tensor: torch.Tensor) -> StorageWeakRef:
@@ -196,7 +199,9 @@ def stand_in_outputs(gm: fx.GraphModule, mode: FakeTensorMode | None = None) -> 
 def _zeros_like(example: torch.Tensor) -> torch.Tensor:
     shape = [hint(size) for size in example.shape]
     zeros = torch.zeros(shape, dtype=example.dtype, device=example.device)
-    return zeros.requires_grad_(example.requires_grad)
+    if not example.requires_grad:
+        return zeros
+    return zeros.add_(torch.zeros((), dtype=example.dtype, device=example.device, requires_grad=True))  # no leaf
 
 
 def calling_compiler() -> object | None:
