@@ -130,7 +130,7 @@ class Step:
         outputs: of forward, with what it changes in place.
         inputs: as forward leaves them.
         gradients: of all inputs; None for those that need none.
-        stored: bytes that forward leaves for backward; inputs and outputs are not counted.
+        stored: bytes that forward leaves for backward; inputs are not counted.
         forward, backward: every value by its name, if they are recorded.
     """
 
@@ -156,7 +156,7 @@ def run(program: Program, halves: Rewrite, *, batch: int = BATCH, record: bool =
     with torch.no_grad():
         returned = _run(halves.forward, inputs, forward, record)
         outputs, saved = list(returned[:count]), list(returned[count:])
-        stored = _bytes_of(saved, [*inputs, *outputs])
+        stored = _bytes_of(saved, inputs)
         saved.sort(key=lambda value: isinstance(value, Tensor))  # sizes first
         outputs, left = _copies(outputs), _copies(inputs)
         gradients = _run(halves.backward, [*saved, *_tangents(halves.joint.gm, batch)], backward, record)
@@ -183,7 +183,7 @@ def _copies(values: Sequence[Any]) -> list[Any]:
 
 
 def _bytes_of(saved: Sequence[Any], alive: Sequence[Any]) -> int:
-    """Bytes of memory that saved tensors keep and nobody else does."""
+    """Bytes of the memory of saved tensors, but for these."""
     held = {_memory(t): t.untyped_storage().nbytes() for t in saved if isinstance(t, Tensor)}
     others = {_memory(t) for t in alive if isinstance(t, Tensor)}
     return sum(size for where, size in held.items() if where not in others)

@@ -62,7 +62,7 @@ class Traced:
         torch.manual_seed(5)
         returned = halves.forward(*inputs)
         outputs, saved = returned[: self.outputs], returned[self.outputs :]
-        alive = {_memory(t) for t in (*inputs, *outputs) if isinstance(t, Tensor)}
+        alive = {_memory(t) for t in inputs if isinstance(t, Tensor)}
         held = {_memory(t): t.untyped_storage().nbytes() for t in saved if isinstance(t, Tensor)}
         stored = sum(size for where, size in held.items() if where not in alive)
         tangents = [torch.randn_like(o) for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
@@ -78,7 +78,7 @@ class Step:
         outputs: the user's.
         inputs: as forward leaves them: running statistics have moved.
         gradients: of all inputs that need one.
-        stored: bytes that forward leaves for backward; inputs and outputs are not counted.
+        stored: bytes that forward leaves for backward; inputs are not counted.
     """
 
     outputs: list[Tensor]
