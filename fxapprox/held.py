@@ -1,9 +1,9 @@
 """What the autograd graph holds between forward and backward, read off the graphs.
 
 It holds the memory of every tensor that is saved: a piece of memory once and in full, however many views of it are
-saved, and an output of the user's like any other. Parameters (any leaf that requires a gradient), buffers and the
-user's inputs are not counted: they are there without the graph. ``measure.stored_bytes`` measures the same of a real
-step.
+saved, and an output of the user's like any other. Not counted is what is there without the graph: parameters (any leaf
+that requires a gradient), buffers and the user's inputs (arguments, globals, variables of an enclosing function).
+``measure.stored_bytes`` measures the same of a real step.
 """
 
 from __future__ import annotations

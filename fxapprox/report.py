@@ -288,10 +288,13 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
         how = replace(how, role="boundary" if held.name in boundaries else "for recomputation")
         was = before.pop(storage_of(nodes[name]), 0)
         decisions.append(_decision(values[name], how, was, _taken(left, held.parts), None, hints))
-    for node, size in before.items():
-        if node.name in values:
-            fate = Fate.RECOMPUTED if node.name in result.plan.recomputed else Fate.UNNEEDED
-            decisions.append(_decision(values[node.name], Storage(fate), size, 0, None, hints))
+    for name in dict.fromkeys((*(node.name for node in before), *(base for base, _ in left.values()))):
+        if name in values:
+            size = before.get(nodes[name], 0)
+            after = _taken(left, [each for each, (base, _) in left.items() if base == name])
+            fate = Fate.RECOMPUTED if name in result.plan.recomputed else Fate.UNNEEDED
+            how = Storage.stored(Exact()) if after else Storage(fate)
+            decisions.append(_decision(values[name], how, size, after, None, hints))
     returned = returned_gradients(result.joint)
     gradients = tuple(decision for decision in decisions if decision.value in returned)
     alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)

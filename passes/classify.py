@@ -130,7 +130,7 @@ def _class_of(node: fx.Node, value: torch.Tensor | None, asked: Asked, facts: Fa
             if node.op == "placeholder"
             else "a constant"
             if node.op == "get_attr"
-            else "an output that the next graph keeps, or a view of an input"
+            else "an output or a view of an input"
         )
         return Class.FREE, f"{what}: alive during backward anyway"
     if value is None and is_view(node) and asked.every is not None:
@@ -190,7 +190,7 @@ def _pinned_if_approximate(node: fx.Node, facts: Facts) -> str:
 
 def _joins_branches(node: fx.Node, facts: Facts) -> bool:
     roots = facts.roots[node]
-    sums = facts.ops[node] in ("aten.add", "aten.sub") and len(roots) > 1
+    sums = facts.ops[node] in ("aten.add", "aten.sub") and len(roots) > 1 and node not in facts.wide
     return sums and all(roots != facts.roots[source] for source in node.all_input_nodes)
 
 

@@ -53,10 +53,10 @@ def ends_in_a_break(gm: fx.GraphModule) -> bool:
 
 
 def counted_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[int, bool]]:
-    """(position, whether it is an activation) of the inputs of a Dynamo graph that are no parameters, buffers or
-    arguments of the caller's.
+    """(position, whether it is an activation) of the inputs of a Dynamo graph that are no parameters, buffers, globals,
+    variables of an enclosing function or arguments of the caller's.
 
-    Activations are results of autograd, and local variables; the others are attributes and globals, which stay. To be
+    Activations are results of autograd, and local variables; the others are attributes of the model, which stay. To be
     asked while Dynamo compiles the graph: the arguments are found on the stack.
     """
     given = _callers_memory()
@@ -68,7 +68,9 @@ def counted_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[
         elif not value.requires_grad and given is not None and storage_key(value) not in given:
             source = getattr(node, "_dynamo_source", None)
             name = str(source.name() if callable(source.name) else source.name) if source is not None else ""
-            if "._buffers[" not in name:
+            if "._buffers[" not in name and not re.search(
+                r"(^G\['\w+'\]|cell_contents|^G\['__import_\w+'\]\.\w+)$", name
+            ):
                 yield at, re.fullmatch(r"L\['\w+'\](\[[^\]]*\])*", name) is not None
 
 
