@@ -14,6 +14,7 @@ from fxapprox import logs
 from fxapprox import torch_adapter as adapter
 from fxapprox.between import Between, Link
 from fxapprox.errors import FxApproxError, OptionError, shown
+from fxapprox.held import saved_by
 from fxapprox.options import NAMES, Options, from_environment, require_names, unknown_option
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
@@ -58,7 +59,12 @@ class Backend:
                 result: Rewrite = rewrite(gm, joint_inputs, options=self.options, handed=link.handed, **kwargs)
             except FxApproxError as error:
                 raise adapter.through_dynamo(error) from error.__cause__
-            link.note(result)
+            count, saved = result.joint.num_fwd_outputs, set(result.baseline)
+            link.note(
+                (result.forward.graph, saved_by(result.forward, count)),
+                (gm.graph, [node for node in gm.graph.nodes if node.name in saved]),
+                num_fwd_outputs=count, counted=result.counted | result.counted_for_plain,
+            )  # fmt: skip
             halves = result.forward, result.backward
             if self.options.lowering == "inductor":
                 start = time.perf_counter()

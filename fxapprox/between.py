@@ -7,17 +7,14 @@ keeps it alive, unless an earlier graph keeps it anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.held import held_by, positions_in, saved_by
-
-if TYPE_CHECKING:
-    from fxapprox.passes.pipeline import Rewrite
+from fxapprox.held import held_by, positions_in
 
 
 @dataclass(frozen=True)
@@ -84,19 +81,19 @@ class Link:
     memory: Mapping[int, Any]
     outputs: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
 
-    def note(self, result: Rewrite) -> None:
-        """Takes from a split graph what it saves of what others have as well."""
-        count, counted = result.joint.num_fwd_outputs, result.counted | result.counted_for_plain
-        nodes = {node.name: node for node in result.traced.gm.graph.nodes}
-        plain = [nodes[name] for name in result.baseline]
-        ours, plains = (
-            positions_in(held_by(saved, counted), graph, count)
-            for saved, graph in (
-                (saved_by(result.forward, count), result.forward.graph), (plain, result.traced.gm.graph),
-            )
-        )  # fmt: skip
-        self.outputs = ours[1], plains[1]
-        self.between.note(*([self.memory[at] for at in inputs if at in self.memory] for inputs, _ in (ours, plains)))
+    def note(
+        self, ours: tuple[fx.Graph, Iterable[fx.Node]], plains: tuple[fx.Graph, Iterable[fx.Node]], *,
+        num_fwd_outputs: int, counted: Collection[str],
+    ) -> None:  # fmt: skip
+        """Takes from a graph that has been split what it saves of what others have as well.
+
+        Args:
+            ours, plains: a graph and its values that are saved, by us and by plain torch.compile.
+            counted: names of the inputs that count where they are saved.
+        """
+        own, other = (positions_in(held_by(saved, counted), graph, num_fwd_outputs) for graph, saved in (ours, plains))
+        self.outputs = own[1], other[1]
+        self.between.note(*([self.memory[at] for at in inputs if at in self.memory] for inputs, _ in (own, other)))
 
     def watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """The function of the graph; where the model goes on it notes, when first called, which outputs are saved."""

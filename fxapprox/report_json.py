@@ -14,7 +14,7 @@ from fxapprox.storage import Storage
 if TYPE_CHECKING:
     from fxapprox.report import Report
 
-SCHEMA = 2  # grows by one when a field is removed or changes its meaning, not when one is added
+SCHEMA = 3  # grows by one when a field is removed or changes its meaning, not when one is added
 
 
 def document(report: Report) -> dict[str, Any]:
