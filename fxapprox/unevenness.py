@@ -30,6 +30,7 @@ from fxapprox.uses import Reads, is_softmax_output
 HUGE = 1e4  # times larger than what stands beside it
 SPREAD = 8  # a divisor's largest over its smallest, up to which an error of one element is one of all
 FEW = 8  # elements: a sum over fewer may come near 0 by chance
+POWERS = frozenset({"aten.cumprod", "aten.prod"})
 GROWING = EXPONENTIALS | {"aten.pow", "aten.square"}
 # their derivative has no bound near 0 (or near the ends of the range), by the positions of such operands
 SINGULAR = {
@@ -42,6 +43,7 @@ SINGULAR = {
 QUOTIENTS = {"aten.div": 1, "aten.reciprocal": 0, "aten.rsqrt": 0, "aten.pow": 0}  # where they have their divisor
 
 EXPONENTIAL = "an exponential or a mask's filling makes its elements too different in size for one code"
+POWER = "it is a product of many elements: its own are too different in size for one code"
 RELATIVE = "it stands below a fraction bar, in a root or a logarithm, and grew: its small elements count"
 QUOTIENT = "it is a quotient by what may come near 0: its elements are too different in size for one code"
 DERIVATIVE = "it is a derivative, taken of what forward computes: small ones would all become 0"
@@ -59,6 +61,8 @@ def uneven_of(joint: Joint, facts: Facts, reads: Reads) -> dict[fx.Node, str]:
             continue
         if _is_exponential(node, facts, found):
             found[node] = EXPONENTIAL
+        elif facts.ops[node] in POWERS and facts.roots[node]:
+            found[node] = POWER
         elif _is_quotient(node, facts, sums, found):
             found[node] = QUOTIENT
         elif _has_grown(node, facts, relative, found):
