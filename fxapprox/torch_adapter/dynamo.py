@@ -47,6 +47,11 @@ def input_position(node: fx.Node) -> int | None:
     return getattr(node.meta.get("desc"), "idx", None)
 
 
+# Sources of inputs: parameters, buffers, globals, variables of enclosing functions; local variables and their parts.
+KEPT = re.compile(r"\._(parameters|buffers)\[|cell_contents$|^G\['\w+'\]$|^G\['__import_\w+'\]\.\w+$")
+LOCAL = re.compile(r"L\['\w+'\](\[[^\]]*\])*")
+
+
 def ends_in_a_break(gm: fx.GraphModule) -> bool:
     """Whether the model goes on behind a Dynamo graph: at a graph break, not at the end of its function."""
     return bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", False))
@@ -61,17 +66,16 @@ def counted_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[
     """
     given = _callers_memory()
     for at, (node, value) in enumerate(zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=False)):
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
             continue
+        source = getattr(node, "_dynamo_source", None)
+        name = str(source.name() if callable(source.name) else source.name) if source is not None else ""
         if not value.is_leaf:
             yield at, True
-        elif not value.requires_grad and given is not None and storage_key(value) not in given:
-            source = getattr(node, "_dynamo_source", None)
-            name = str(source.name() if callable(source.name) else source.name) if source is not None else ""
-            if "._buffers[" not in name and not re.search(
-                r"(^G\['\w+'\]|cell_contents|^G\['__import_\w+'\]\.\w+)$", name
-            ):
-                yield at, re.fullmatch(r"L\['\w+'\](\[[^\]]*\])*", name) is not None
+        elif (
+            not value.requires_grad and given is not None and storage_key(value) not in given and not KEPT.search(name)
+        ):
+            yield at, LOCAL.fullmatch(name) is not None
 
 
 def storage_key(tensor: torch.Tensor) -> StorageWeakRef:
