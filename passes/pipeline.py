@@ -20,6 +20,7 @@ from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, UnsupportedGraph
 from fxapprox.graph import Joint, flops
+from fxapprox.held import held_by, saved_by
 from fxapprox.layouts import channels_last_images
 from fxapprox.liveness import Timeline, timeline
 from fxapprox.options import Options
@@ -98,7 +99,7 @@ def rewrite(
     static_lifetime_input_indices: Sequence[int] | None = None,
     options: Options,
     handed: Handed = NOTHING,
-    revise: Callable[[Plan, Sequence[Activation]], Plan] = lambda plan, _: plan,
+    revise: Callable[[Plan, Sequence[Activation]], Plan] | None = None,
 ) -> Rewrite:
     """Splits a joint graph along our plan; a graph that cannot be handled is split exactly, with a warning.
 
@@ -122,7 +123,7 @@ def _rewrite(
     static: tuple[int, ...],
     options: Options,
     handed: Handed,
-    revise: Callable[[Plan, Sequence[Activation]], Plan],
+    revise: Callable[[Plan, Sequence[Activation]], Plan] | None,
 ) -> Rewrite:
     clock = _Clock()
     if (budget := adapter.recomputation_budget(gm)) < 1:
@@ -142,23 +143,30 @@ def _rewrite(
     saved = adapter.default_saved(gm, num_fwd_outputs=num_fwd_outputs, static_inputs=static)
     baseline = tuple(n.name for n in saved)
     copied = copied_inputs(gm, saved)
+    plain, hints = sum(held_by(saved, counted_for_plain).values()), hints_of(adapter.dynamic_sizes(gm))
     clock.lap("baseline")
+    # what the user has said value by value, or by its peak, may store more than plain torch.compile
+    prescribed = revise is not None or any((options.policy, options.plan, options.memory_budget))
     why = ""
     try:
-        joint = advance(traced)
-        clock.lap("advance")
-        activations = classify(joint, min_bytes=options.min_bytes)
-        clock.lap("classify")
-        if any(a.demand is not None for a in activations):
+        for joint in dict.fromkeys((_advanced(traced, clock), traced)):
+            activations = classify(joint, min_bytes=options.min_bytes)
+            clock.lap("classify")
+            if all(a.demand is None for a in activations):
+                break
             split = _Splitter(joint, traced, activations, baseline, options, revise, clock)
             halves = split.within_budget() if options.memory_budget is not None else split.as_asked()
-            if halves is not None:
+            if halves is None:
+                why = "nothing has a lower peak"
+                break
+            stored = sum(held_by(saved_by(halves.forward, num_fwd_outputs), counted).values())
+            if prescribed or evaluate(stored, hints) <= evaluate(plain, hints):
                 return Rewrite(
                     joint, traced, halves.forward, halves.backward, activations, halves.plan, halves.parts,
                     halves.segments, baseline, copied, halves.recopied, counted, counted_for_plain, "", clock.laps,
                     halves.setting, split.pareto,
                 )  # fmt: skip
-            why = "nothing has a lower peak"
+            why = "torch's own partition stores less"
     except UnsupportedGraph as error:
         if options.strict:
             raise
@@ -170,6 +178,12 @@ def _rewrite(
         baseline=baseline, copied=copied, recopied=copied, counted=counted, counted_for_plain=counted_for_plain,
         fallback=why, seconds=clock.laps,
     )  # fmt: skip
+
+
+def _advanced(traced: Joint, clock: _Clock) -> Joint:
+    joint = advance(traced)
+    clock.lap("advance")
+    return joint
 
 
 def _inputs_at(gm: fx.GraphModule, positions: Collection[int]) -> frozenset[str]:
@@ -207,7 +221,7 @@ class _Splitter:
     activations: tuple[Activation, ...]
     baseline: tuple[str, ...]
     options: Options
-    revise: Callable[[Plan, Sequence[Activation]], Plan]
+    revise: Callable[[Plan, Sequence[Activation]], Plan] | None
     clock: _Clock
     exact: dict[str, str] = field(default_factory=dict)  # values that could not be handled otherwise: why
 
@@ -253,7 +267,8 @@ class _Splitter:
 
     def _split_along(self, options: Options, activations: tuple[Activation, ...]) -> _Halves:
         count, lap = self.joint.num_fwd_outputs, self.clock.lap
-        chosen = self.revise(_chosen(activations, options, self._hints), activations)
+        chosen = _chosen(activations, options, self._hints)
+        chosen = self.revise(chosen, activations) if self.revise is not None else chosen
         lap("plan")
         forward, backward = partition(self.joint, chosen)
         lap("partition")
