@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from fxapprox.errors import FxApproxError, OptionError
+from fxapprox.errors import FxApproxError, OptionError, shown
 
 if TYPE_CHECKING:
     from fxapprox.report import Report
@@ -375,12 +375,14 @@ def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
     numbers: dict[str, int | None] = {"8": 8, "4": 4, "2": 2, "exact": None}
     if text == "auto" or text in numbers:
         return numbers.get(text, text)
-    pairs = [pair.strip().rpartition("=") for pair in text.split(",")]
+    pairs = [tuple(map(str.strip, pair.rpartition("="))) for pair in text.split(",")]
     if not all(pattern and number in numbers for pattern, _, number in pairs):
-        raise OptionError(f"--bits {text}: expected 8, 4, 2, exact or auto, or numbers by module: layers.*.attn=8,*=4")
+        raise OptionError(
+            f"--bits {_typed(text)}: expected 8, 4, 2, exact or auto, or numbers by module: layers.*.attn=8,*=4"
+        )
     found = {pattern: numbers[number] for pattern, _, number in pairs}
     if len(found) < len(pairs):
-        raise OptionError(f"--bits {text}: expected each pattern once")
+        raise OptionError(f"--bits {_typed(text)}: expected each pattern once")
     return found
 
 
@@ -393,7 +395,7 @@ def parse_several_bits(text: str) -> tuple[int | str | None, ...]:
     numbers: dict[str, int | str | None] = {"8": 8, "4": 4, "2": 2, "exact": None, "auto": "auto"}
     given = [number.strip() for number in text.split(",")]
     if not all(number in numbers for number in given):
-        raise OptionError(f"--bits {text}: expected some of 8, 4, 2, exact and auto, such as 8,4,2")
+        raise OptionError(f"--bits {_typed(text)}: expected some of 8, 4, 2, exact and auto, such as 8,4,2")
     return tuple(numbers[number] for number in given)
 
 
@@ -406,7 +408,7 @@ def parse_systems(text: str, names: Sequence[str]) -> tuple[str, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if not any(part in name for name in names):
-            raise OptionError(f"--systems {text}: no {part!r}; there are: {', '.join(names)}")
+            raise OptionError(f"--systems {_typed(text)}: no {part!r}; there are: {', '.join(names)}")
     exact = [part for part in parts if part in names]
     loose = [part for part in parts if part not in names]
     return tuple(n for n in names if not parts or n in exact or any(part in n for part in loose))
@@ -427,7 +429,7 @@ def parse_checkpoint_bits(text: str) -> int | None:
         OptionError: it is something else.
     """
     if text not in ("8", "4", "exact"):
-        raise OptionError(f"--checkpoint-bits {text}: expected 8, 4 or exact")
+        raise OptionError(f"--checkpoint-bits {_typed(text)}: expected 8, 4 or exact")
     return None if text == "exact" else int(text)
 
 
@@ -449,7 +451,7 @@ def parse_size(text: str) -> int | dict[str, int]:
     sizes = {name: int(number) for name, _, number in pairs if re.fullmatch("[0-9]{1,18}", number)}
     alone = len(pairs) == 1 and "=" not in text
     if len(sizes) < len(pairs) or ("" in sizes) is not alone:
-        raise OptionError(f"--size {text}: expected a number, or numbers by name, each once: s77=64,s12=128")
+        raise OptionError(f"--size {_typed(text)}: expected a number, or numbers by name, each once: s77=64,s12=128")
     return sizes[""] if alone else sizes
 
 
@@ -470,6 +472,11 @@ def _printing() -> Iterator[None]:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
         raise FxApproxError(f"standard output cannot be written to: {error}") from error
+
+
+def _typed(text: str) -> str:
+    """What somebody typed, in one line, as messages show it."""
+    return shown(text)[1:-1]
 
 
 def main() -> None:

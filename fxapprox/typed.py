@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -44,8 +43,8 @@ def read(kind: Any, value: Any, place: str = "", readers: Mapping[Any, Reader] |
         inner = get_args(kind)[1]
         return {key: read(inner, item, f"{place}[{shown(key)}]", readers) for key, item in value.items()}
     if kind is float:
-        # a bool is no number here, and a whole number may be too large for a float
-        ok = type(value) in (int, float) and -1e300 < value < 1e300 and math.isfinite(value)
+        # a bool is no number here, and a whole number may be too large to be the same as a float
+        ok = type(value) in (int, float) and -1e300 < value < 1e300 and float(value) == value
         require(ok, value, place, "a finite number")
         return float(value)
     require(type(value) is kind, value, place, NAMES[kind])
