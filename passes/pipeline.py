@@ -149,8 +149,8 @@ def _rewrite(
     prescribed = revise is not None or any((options.policy, options.plan, options.memory_budget))
     why = ""
     try:
-        for joint in dict.fromkeys((_advanced(traced, clock), traced)):
-            activations = classify(joint, min_bytes=options.min_bytes)
+        for joint, again in _ways(traced, saved, clock):
+            activations = _rerunnable(classify(joint, min_bytes=options.min_bytes), again)
             clock.lap("classify")
             if all(a.demand is None for a in activations):
                 break
@@ -180,10 +180,35 @@ def _rewrite(
     )  # fmt: skip
 
 
-def _advanced(traced: Joint, clock: _Clock) -> Joint:
-    joint = advance(traced)
+def _ways(traced: Joint, saved: Sequence[fx.Node], clock: _Clock) -> Iterator[tuple[Joint, frozenset[str]]]:
+    """Joint graphs, and names of what may be recomputed from exact operands though we would not: torch's own does.
+
+    The later ones are for graphs of which more would be stored than torch's own partition stores.
+    """
+    advanced = advance(traced)
     clock.lap("advance")
-    return joint
+    yield advanced, frozenset()
+    again = _recomputed(traced, saved)
+    yield advanced, again
+    if advanced is not traced:
+        yield traced, frozenset()
+        yield traced, again
+
+
+def _recomputed(joint: Joint, saved: Sequence[fx.Node]) -> frozenset[str]:
+    """Names of the forward values that a backward which has these would compute again."""
+    found: set[fx.Node] = set()
+    stack = [source for node in joint.backward for source in node.all_input_nodes]
+    while stack:
+        node = stack.pop()
+        if node.op == "call_function" and node not in joint.backward and node not in found and node not in saved:
+            found.add(node)
+            stack += node.all_input_nodes
+    return frozenset(node.name for node in found)
+
+
+def _rerunnable(activations: tuple[Activation, ...], names: Collection[str]) -> tuple[Activation, ...]:
+    return tuple(replace(a, rerunnable=True) if a.name in names else a for a in activations)
 
 
 def _inputs_at(gm: fx.GraphModule, positions: Collection[int]) -> frozenset[str]:
