@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,10 @@ VARIED = (
     Setting("mlp_mixer", "eager", "bf16", "static", "4"),
     Setting("recommender", "eager", "bf16", "dynamic", "exact"),
 )
-SHOWN = Row(Setting("unet", "eager", "fp32", "static", "8"), same_loss=True, same_buffers=True, gradient_error=0.01)
+SHOWN = Row(
+    Setting("unet", "eager", "fp32", "static", "8"), same_loss=True, same_buffers=True, gradient_error=0.01,
+    worst=0.02, worst_of="head.bias", stored=25, exact_stored=50, baseline_stored=100, held=25, planned=25,
+)  # fmt: skip
 
 
 def check(setting: Setting) -> None:
@@ -116,6 +120,13 @@ def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
     assert load(tmp_path / "absent") == {}
 
 
+def test_a_row_of_an_older_version_is_refused_with_what_it_lacks() -> None:
+    content = json.loads(SHOWN.to_json())
+    del content["held"], content["worst"]
+    with pytest.raises(ValueError, match="a row of an older version, without held, worst"):
+        parse(json.dumps(content))
+
+
 @pytest.mark.parametrize("line", ["", "[]", "{}", '{"setting": {}}', "fused 3 kernels"])
 def test_a_line_that_is_no_row_is_refused(line: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
@@ -154,6 +165,13 @@ def test_bits_of_losses_are_compared() -> None:
         ({"gradient_error": 0.06}, ["gradient error 6.00% > 0.05"]),
         ({"gradient_error": None}, []),
         ({"strange": ("head.weight",)}, ["head.weight"]),
+        ({"worst": 0.2}, ["head.bias off by 20.0%"]),
+        ({"worst": None}, []),
+        ({"stored": 51, "held": 51, "planned": 51}, ["stores 51 bytes, the exact plan 50"]),
+        ({"exact_stored": 101}, ["the exact plan stores 101 bytes, torch.compile 100"]),
+        ({"planned": 24}, ["24 bytes reported, 25 held"]),
+        ({"planned": None}, []),
+        ({"fallbacks": ("node x",)}, ["a whole graph is stored as by torch.compile: node x"]),
         ({"same_buffers": False}, ["other buffers"]),
         ({"same_loss": False}, ["other loss"]),
         ({"recompiled": 1}, ["compiled anew"]),
@@ -179,9 +197,9 @@ def test_the_table_has_every_row() -> None:
     failed = Row(replace(SHOWN.setting, bits="4"), failed="a | b", blame="fxapprox")
     lines = markdown([inductor, failed, SHOWN]).splitlines()
     rows = [line for line in lines if line.startswith("| unet")]
-    assert {line.count("|") for line in rows} == {14}
+    assert {line.count("|") for line in rows} == {16}
     assert "failed (fxapprox): a / b" in rows[0]
-    assert "| same | 1.00% |" in rows[1]
+    assert "| same | 1.00% | 2.00% | 0.25 | 0.50 |" in rows[1]
     assert "run operator by operator" in rows[2]
     assert "- unet, 4 bits, fp32, static, eager: failed (fxapprox)" in lines
     assert summary([SHOWN, failed])[1] == "loss bit-identical to torch.compile: 1 of 1 (100.0%)"
@@ -213,14 +231,14 @@ def test_a_model_that_raises_is_a_row_and_nothing_is_run_twice(tmp_path: Path) -
 
 @pytest.mark.parametrize("option", ["--bits", "--precision", "--batch", "--lowering"])
 def test_a_name_that_nobody_knows_is_refused(option: str) -> None:
-    with pytest.raises(command.typer.BadParameter, match=r"'3': expected some of "):
-        command.named(option, "3", BITS)
+    with pytest.raises(command.typer.BadParameter, match=r"'5': expected some of "):
+        command.named(option, "5", BITS)
 
 
 def test_a_process_that_dies_is_a_row_and_the_others_go_on() -> None:
     wanted = settings(["tests.models.broken:stops"], lowerings=["eager"], precisions=["fp32"], batches=["static"])
     rows = list(processes.rows_of_model(wanted[:2], 300, 0))
-    assert [(row.setting.bits, row.blame) for row in rows] == [("8", "process"), ("4", "process")]
+    assert [(row.setting.bits, row.blame) for row in rows] == [("exact", "process"), ("8", "process")]
     assert "SIGABRT" in rows[0].failed
 
 

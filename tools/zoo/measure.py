@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.explain import nothing_captured
 from fxapprox.gradient_error import Tally, total_error
@@ -22,6 +21,7 @@ from tools.zoo.rows import Row, Setting
 from tools.zoo.subject import Builder, Compilation, Outcome, Subject, baseline, rewritten
 
 SAME_NUMBERS = 1e-3  # a loss farther off had other random numbers
+SHARE = 1e-5  # of the norm of the whole gradient: what has less is not looked at by itself
 ROUNDS = 3  # steps of each, in turns, for the median time
 
 
@@ -49,11 +49,21 @@ def _group(build: Builder, shared: Setting, group: Sequence[Setting], rounds: in
         except Exception as error:
             yield from (Row(setting, described(error), "torch.compile") for setting in group)
             return
+        exact: int | None = None
         for setting in group:
             try:
-                yield _row(build, setting, plain, expected, compiled, peak, rounds)
+                row = _row(build, setting, plain, expected, compiled, peak, rounds)
+                if exact is None:
+                    exact = row.stored if setting.bits == "exact" else _exact(build, shared)
+                yield replace(row, exact_stored=exact)
             except Exception as error:
                 yield Row(setting, described(error), "fxapprox")
+
+
+def _exact(build: Builder, shared: Setting) -> int:
+    """What the exact plan stores."""
+    setting = replace(shared, bits="exact")
+    return Subject(build, setting, rewritten(setting)).first()[0].stored
 
 
 def _row(
@@ -67,7 +77,8 @@ def _row(
 ) -> Row:
     own = Subject(build, setting, rewritten(setting))
     outcome, compilation = own.first()
-    report = merge(found) if (found := fxapprox.reports(own.run)) else None
+    found = compilation.reports
+    report = merge(found) if found else None
     row = compared(setting, outcome, expected)
     peak = own.peak()
     times = [(own.seconds(), plain.seconds()) for _ in range(rounds)]
@@ -83,8 +94,10 @@ def _row(
         breaks=len(compilation.breaks),
         recompiled=compilation.recompiled,
         baseline_recompiled=compiled.recompiled,
-        planned=report.saved_bytes if report else 0,
-        baseline_planned=report.baseline_bytes if report else 0,
+        held=compilation.held,
+        planned=report.saved_bytes if report else None,
+        baseline_planned=report.baseline_bytes if report else None,
+        fallbacks=tuple(each.fallback for each in found if each.fallback),
         note=_note(own, compilation, report) or beside_eager(build, setting, outcome.loss, expected.loss),
     )
 
@@ -93,22 +106,34 @@ def compared(setting: Setting, found: Outcome, expected: Outcome) -> Row:
     """What a step gave beside the baseline's."""
     pairs = {name: (found.gradients[name], exact) for name, exact in expected.gradients.items()}
     strange = tuple(name for name, pair in pairs.items() if finite(pair[0]) != finite(pair[1]))
-    tallies = []
-    for own, exact in pairs.values():
+    tallies: dict[str, Tally] = {}
+    for name, (own, exact) in pairs.items():
         if own is not None and exact is not None:
-            tallies.append(Tally())
-            tallies[-1].add(own, exact)
-    error = total_error(tallies).error
+            tallies[name] = Tally()
+            tallies[name].add(own, exact)
+    error = total_error(list(tallies.values())).error
+    worst, of = worst_parameter(tallies)
     return Row(
         setting,
         same_loss=same_bits(found.loss, expected.loss),
         loss_change=_change(found.loss.item(), expected.loss.item()),
         same_buffers=all(same_bits(found.buffers[name], buffer) for name, buffer in expected.buffers.items()),
         gradient_error=error if error is not None and math.isfinite(error) else None,
+        worst=worst,
+        worst_of=of,
         strange=strange,
         stored=found.stored,
         baseline_stored=expected.stored,
     )
+
+
+def worst_parameter(tallies: Mapping[str, Tally]) -> tuple[float | None, str]:
+    """The error of the parameter that is the farthest off, among those with a share of the gradient, and its name."""
+    least = SHARE**2 * sum(tally.exact for tally in tallies.values())
+    errors = {name: total_error([tally]).error for name, tally in tallies.items() if tally.exact >= least}
+    finite = {name: error for name, error in errors.items() if error is not None and math.isfinite(error)}
+    name = max(finite, key=lambda name: finite[name], default="")
+    return finite.get(name), name
 
 
 def beside_eager(build: Builder, setting: Setting, own: Tensor, expected: Tensor) -> str:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
-BITS = ("8", "4", "exact")
+BITS = ("exact", "8", "4", "2", "auto")  # the exact plan first: the others may not store more
+AVERAGE_BITS = 3  # of "auto"
 PRECISIONS = ("fp32", "bf16")
 BATCHES = ("static", "dynamic")
 LOWERINGS = ("eager", "inductor")
@@ -23,7 +24,7 @@ class Setting:
         lowering: of the rewritten graphs, and of the baseline's.
         precision: "fp32", or "bf16" under autocast.
         batch: "static", or "dynamic": compiled at one batch, measured at another.
-        bits: "8", "4" or "exact".
+        bits: "exact", "8", "4", "2", or "auto" at an average of three.
     """
 
     model: str
@@ -44,14 +45,19 @@ class Row:
         loss_change: how far they are apart, relative to the baseline's; None where that is no number.
         same_buffers: whether the buffers after the step are (running statistics).
         gradient_error: relative, all parameters in one vector; None where the baseline's is zero or not finite.
+        worst, worst_of: the error of the parameter that is the farthest off, and its name; of those whose gradient is
+            not next to nothing beside the whole.
         strange: parameters whose gradient only one of the two has, or has as finite numbers.
-        stored, baseline_stored: bytes that the autograd graph holds between forward and backward.
+        stored, exact_stored, baseline_stored: bytes that the autograd graph of what the model returns holds between
+            forward and backward: with these bits, with the exact plan, with torch.compile's.
         peak, baseline_peak: bytes by which a step raises the memory in use, gradients included.
         seconds, baseline_seconds: median time of a step.
         warnings: those that the baseline does not give as well.
         graphs, breaks: what Dynamo made of the model.
         recompiled, baseline_recompiled: graphs that were compiled anew for the second batch.
-        planned, baseline_planned: bytes stored as the reports have them.
+        held: bytes that compiled graphs hold after the first step's forward; what runs between them is not counted.
+        planned, baseline_planned: the same as the reports of these graphs have it; None where nothing was captured.
+        fallbacks: why whole graphs are stored as torch.compile stores them.
         note: why nothing was captured or compressed, or "".
     """
 
@@ -62,8 +68,11 @@ class Row:
     loss_change: float | None = None
     same_buffers: bool = False
     gradient_error: float | None = None
+    worst: float | None = None
+    worst_of: str = ""
     strange: tuple[str, ...] = ()
     stored: int = 0
+    exact_stored: int = 0
     baseline_stored: int = 0
     peak: int = 0
     baseline_peak: int = 0
@@ -74,13 +83,18 @@ class Row:
     breaks: int = 0
     recompiled: int = 0
     baseline_recompiled: int = 0
-    planned: int = 0
-    baseline_planned: int = 0
+    held: int = 0
+    planned: int | None = None
+    baseline_planned: int | None = None
+    fallbacks: tuple[str, ...] = ()
     note: str = ""
 
     def to_json(self) -> str:
         """The row in one line."""
         return json.dumps(asdict(self), allow_nan=False)
+
+
+NAMES = {field.name for field in fields(Row)} - {"setting"}
 
 
 def settings(
@@ -104,10 +118,12 @@ def parse(line: str) -> Row:
     try:
         content = json.loads(line)
         setting = Setting(**content.pop("setting"))
-        lists = {name: tuple(content[name]) for name in ("strange", "warnings")}
+        if content.keys() < NAMES:
+            raise ValueError(f"a row of an older version, without {', '.join(sorted(NAMES - content.keys()))}")
+        lists = {name: tuple(content[name]) for name in ("strange", "warnings", "fallbacks")}
         return Row(setting, **{**content, **lists})
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a row with {', '.join(f.name for f in fields(Row))}: {error!r}") from None
+        raise ValueError(f"not a row with {', '.join(sorted(NAMES))}: {error!r}") from None
 
 
 def load(path: Path) -> dict[Setting, Row]:

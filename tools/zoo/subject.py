@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.measure import peak_bytes, stored_bytes
 from fxapprox.user_code import GraphBreak, graph_breaks
 from tests.models import Case
+from tests.models.language import Apart
 from tools.plain import plain
-from tools.zoo.rows import Setting
+from tools.zoo.rows import AVERAGE_BITS, Setting
 
 Builder = Callable[..., Case]
 SEED = 1
@@ -33,13 +35,16 @@ class Outcome:
         loss: detached.
         gradients: of each parameter by name; None where there is none.
         buffers: after the step.
-        stored: bytes held between forward and backward; parameters, buffers and inputs are not counted.
+        stored: bytes that the autograd graph of what the model returns holds between forward and backward; parameters,
+            buffers and inputs are not counted.
+        held: those of them that compiled graphs hold, without what runs uncompiled between these.
     """
 
     loss: Tensor
     gradients: dict[str, Tensor | None]
     buffers: dict[str, Tensor]
     stored: int
+    held: int
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,16 @@ class Compilation:
         breaks: between them.
         recompiled: graphs compiled anew for the second batch.
         warnings: in the order in which they were given, each once.
+        reports: of the graphs of the first step.
+        held: bytes that these held in it.
     """
 
     graphs: int
     breaks: tuple[GraphBreak, ...]
     recompiled: int
     warnings: tuple[str, ...]
+    reports: tuple[fxapprox.Report, ...]
+    held: int
 
 
 class Subject:
@@ -71,7 +80,12 @@ class Subject:
         cases = cases_of(build) if setting.batch == "dynamic" else (build(),)
         self.setting, self.model = setting, cases[0].model
         self._cases = cases
-        self.run = compiled(self.model)
+        parts = [module for module in self.model.modules() if isinstance(module, Apart)]
+        for part in parts:
+            for i, module in enumerate(part):
+                part[i] = compiled(module)
+        self.compiled = [module for part in parts for module in part] or [compiled(self.model)]
+        self.run = self.model if parts else self.compiled[0]
 
     def first(self) -> tuple[Outcome, Compilation]:
         """Compiles, and runs the step that is measured: with dynamic batches the first at the second one."""
@@ -79,27 +93,34 @@ class Subject:
             warnings.simplefilter("always")
             before = adapter.graphs_compiled()
             outcome = self._step(self._cases[0])
-            graphs = adapter.graphs_compiled() - before
+            graphs, reports = adapter.graphs_compiled() - before, self._reports()
+            held = outcome.held
             if len(self._cases) > 1:
                 outcome = self._step(self._cases[1])
             recompiled = adapter.graphs_compiled() - before - graphs
         said = dict.fromkeys(" ".join(str(w.message).split()) for w in caught)
-        return outcome, Compilation(graphs, graph_breaks(raw), recompiled, tuple(said))
+        return outcome, Compilation(graphs, graph_breaks(raw), recompiled, tuple(said), reports, held)
+
+    def _reports(self) -> tuple[fxapprox.Report, ...]:
+        return tuple(report for module in self.compiled for report in fxapprox.reports(module))
 
     def _step(self, case: Case) -> Outcome:
-        loss = self._forward(case)
+        returned, loss = self._forward(case)
         model = self.model
-        stored = stored_bytes(loss, exclude=[*model.parameters(), *model.buffers(), *case.args])
+        alive = [*model.parameters(), *model.buffers(), *case.args]
+        stored, held = stored_bytes(returned, exclude=alive), held_by_graphs(returned, alive)
+        del returned
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-        return Outcome(loss.detach(), gradients, {n: b.clone() for n, b in model.named_buffers()}, stored)
+        return Outcome(loss.detach(), gradients, {n: b.clone() for n, b in model.named_buffers()}, stored, held)
 
-    def _forward(self, case: Case) -> Tensor:
-        """The loss, from no gradients and the same random numbers every time."""
+    def _forward(self, case: Case) -> tuple[Any, Tensor]:
+        """What the model returns, and the loss; from no gradients and the same random numbers every time."""
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(SEED)
         with self._autocast(), self._sizes(case):
-            return case.loss(self.run(*case.args))
+            returned = self.run(*case.args)
+            return returned, case.loss(returned)
 
     def _autocast(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16) if self.setting.precision == "bf16" else nullcontext()
@@ -112,13 +133,32 @@ class Subject:
     def peak(self) -> int:
         """Bytes by which a step raises the memory in use."""
         self.model.zero_grad(set_to_none=True)
-        return peak_bytes(lambda: self._forward(self._cases[-1]).backward()).peak
+        return peak_bytes(lambda: self._forward(self._cases[-1])[1].backward()).peak
 
     def seconds(self) -> float:
         """Of one step."""
         start = time.perf_counter()
-        self._forward(self._cases[-1]).backward()
+        self._forward(self._cases[-1])[1].backward()
         return time.perf_counter() - start
+
+
+def held_by_graphs(returned: Any, alive: Sequence[Tensor]) -> int:
+    """Bytes that the nodes of compiled graphs hold, each storage once."""
+    stack, seen = [leaf.grad_fn for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)], set()
+    known = {tensor.untyped_storage().data_ptr() for tensor in alive}
+    found: dict[int, int] = {}
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        stack.extend(parent for parent, _ in node.next_functions)
+        if "CompiledFunction" in node.name():
+            for tensor in (*getattr(node, "saved_tensors", ()), *(getattr(node, "_tensors_no_vc_check", None) or ())):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in known:
+                    found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
 
 
 def cases_of(build: Builder) -> tuple[Case, Case]:
@@ -145,8 +185,9 @@ def baseline(setting: Setting) -> Callable[[torch.nn.Module], Any]:
 
 def rewritten(setting: Setting) -> Callable[[torch.nn.Module], Any]:
     """Ours."""
-    bits = None if setting.bits == "exact" else int(setting.bits)
-    return lambda model: fxapprox.compile(model, bits=bits, lowering=setting.lowering, dynamic=dynamic(setting))
+    named: dict[str, Any] = {"exact": {"bits": None}, "auto": {"bits": "auto", "average_bits": AVERAGE_BITS}}
+    chosen: dict[str, Any] = named.get(setting.bits) or {"bits": int(setting.bits)}
+    return lambda model: fxapprox.compile(model, lowering=setting.lowering, dynamic=dynamic(setting), **chosen)
 
 
 def dynamic(setting: Setting) -> bool | None:

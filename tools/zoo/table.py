@@ -6,18 +6,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from tools.zoo.rows import Row, Setting
-from tools.zoo.verdict import summary, wrong
+from tools.zoo.verdict import FAR_OFF, LEFT_ALONE, WORST, summary, wrong
 
 HEAD = (
-    "model", "lowering", "precision", "batch", "bits", "loss", "gradient error", "stored", "real peak", "time",
-    "warnings", "graphs", "notes",
+    "model", "lowering", "precision", "batch", "bits", "loss", "gradient error", "worst", "stored", "exact",
+    "real peak", "time", "warnings", "graphs", "notes",
 )  # fmt: skip
 LEGEND = """\
 Each row is one training step beside that of plain torch.compile with the same weights, inputs and seed, on one thread.
-Stored, real peak and time: ours by torch.compile's. Loss: "same" is bit for bit. Gradient error: relative, all
-parameters in one vector. Lowering "eager" runs both sides' graphs operator by operator; its times say little. Batch
-"dynamic": compiled at one batch, measured at another. Warnings: those that torch.compile does not give. Graphs: with
-"+ n breaks" where Dynamo made several.
+Stored, exact, real peak and time: ours by torch.compile's. Stored: bytes that the autograd graph holds after forward,
+by a walk of it; exact: the same of the exact plan. Loss: "same" is bit for bit. Gradient error: relative, all
+parameters in one vector; worst: of the single parameter that is the farthest off, among those with a 100,000th of the
+gradient's norm. Lowering "eager" runs both sides' graphs operator by operator; its times say little. Batch "dynamic":
+compiled at one batch, measured at another. Warnings: those that torch.compile does not give. Graphs: with "+ n breaks"
+where Dynamo made several.
 """
 WIDEST = 160  # letters of a warning or a note
 
@@ -50,9 +52,10 @@ def _cells(row: Row, same: Collection[Setting]) -> list[str]:
     start = [setting.model, setting.lowering, setting.precision, setting.batch, setting.bits]
     if row.failed:
         return [*start, *[""] * (len(HEAD) - 6), _short(f"failed ({row.blame}): {row.failed}")]
-    error = "none" if row.gradient_error is None else _percent(row.gradient_error)
+    error, worst = ("none" if off is None else _percent(off) for off in (row.gradient_error, row.worst))
     return [
-        *start, _loss(row), error, _ratio(row.stored, row.baseline_stored), _ratio(row.peak, row.baseline_peak),
+        *start, _loss(row), error, worst, _ratio(row.stored, row.baseline_stored),
+        _ratio(row.exact_stored, row.baseline_stored), _ratio(row.peak, row.baseline_peak),
         _ratio(row.seconds, row.baseline_seconds), _warnings(row),
         f"{row.graphs}" + (f" + {row.breaks} breaks" if row.breaks else ""), _short("; ".join(_notes(row, same))),
     ]  # fmt: skip
@@ -78,7 +81,10 @@ def _warnings(row: Row) -> str:
 
 def _notes(row: Row, same: Collection[Setting]) -> list[str]:
     """What is odd about a row: what is wrong, why nothing was compressed, why a loss differs."""
+    model = row.setting.model
     found = [*wrong(row), *([row.note] if row.note else [])]
+    found += [FAR_OFF[model]] if model in FAR_OFF and row.worst and row.worst > WORST.get(row.setting.bits, 1.0) else []
+    found += [LEFT_ALONE[model]] if model in LEFT_ALONE and row.fallbacks else []
     eager = replace(row.setting, lowering="eager")
     if not (row.same_loss or row.note) and row.setting.lowering == "inductor" and eager in same:
         found.append("the same loss when run operator by operator: Inductor fuses, and rounds, otherwise")
