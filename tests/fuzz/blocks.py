@@ -5,7 +5,10 @@ from __future__ import annotations
 from tests.fuzz.layers import images, matrix
 from tests.fuzz.scope import Scope
 
-ACTIVATIONS = ("torch.relu({x})", "F.gelu({x})", "F.silu({x})", "F.hardswish({x})", "torch.tanh({x})", "F.relu6({x})")
+ACTIVATIONS = (
+    "torch.relu({x})", "F.gelu({x})", "F.silu({x})", "F.hardswish({x})", "torch.tanh({x})", "F.relu6({x})",
+    "F.mish({x})", "F.elu({x})", "F.softplus({x})", "F.leaky_relu({x}, 0.01)",
+)  # fmt: skip
 
 
 def chain(scope: Scope, x: str, *texts: str) -> str | None:
@@ -55,4 +58,20 @@ def gated(scope: Scope) -> None:
             chain(scope, gate, scope.choose(ACTIVATIONS), f"{{x}} * {up}", f"{{x}} @ {scope.parameter((16, 4))}")
 
 
-LINES = (residual, convolutions, gated)
+def rectified(scope: Scope) -> None:
+    """Linear layer, normalization, rectifier, linear layer, of rows or tokens."""
+    if x := matrix(scope):
+        width = scope.values[x].shape[-1]
+        norm = scope.choose((
+            f"F.layer_norm({{x}}, (32,), {scope.parameter((32,))}, {scope.parameter((32,))})",
+            f"F.rms_norm({{x}}, (32,), {scope.parameter((32,))})", "F.layer_norm({x}, (32,))",
+            f"F.batch_norm({{x}}, None, None, {scope.parameter((32,))}, training=True)", "{x}",
+        ))  # fmt: skip
+        slope = f"F.prelu({{x}}, {scope.parameter((1,), fill='positive')})"
+        chain(
+            scope, x, f"F.linear({{x}}, {scope.parameter((32, width))})", norm, scope.choose((slope, *ACTIVATIONS)),
+            f"F.linear({{x}}, {scope.parameter((4, 32))})",
+        )  # fmt: skip
+
+
+LINES = (residual, convolutions, gated, rectified)

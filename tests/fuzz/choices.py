@@ -13,11 +13,11 @@ from fxapprox.activation import Activation
 from fxapprox.codecs import Cast, Codec, Group, Identity, Standard, Threshold, Zero
 from tests.fuzz import blocks, indexing, layers, pointwise, reductions, views
 from tests.fuzz.nudge import Nudged
-from tests.fuzz.program import Program, pruned
+from tests.fuzz.program import IN_PLACE, Program, pruned
 from tests.fuzz.scope import Scope
 
 LINES = (*pointwise.LINES, *reductions.LINES, *layers.LINES, *views.LINES, *indexing.LINES, *blocks.LINES)
-SHAPES = (("n", 8), ("n", 5, 8), ("n", 4, 4, 4), ("n",), (3, 8), ("n", 16, 4))
+SHAPES = (("n", 8), ("n", 5, 8), ("n", 4, 4, 4), ("n",), (3, 8), ("n", 16, 4), ("n", 4, "h", "w"), ("n", 64))
 FILLS = ("normal", "normal", "steps", "positive", "large", "zeros", "special")
 BITS = (4, 8, 2, "auto", {"*": 2})
 DTYPES = ("float32", "float64", "float32", "bfloat16")
@@ -35,14 +35,26 @@ def programs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Program:
         )
     for _ in range(scope.integer(3, 14)):
         scope.choose(LINES)(scope)
-    return pruned(Program(tuple(scope.inputs), tuple(scope.lines), _outputs(scope), not scope.integer(0, 7)))
+    dynamic = not scope.integer(0, 7)
+    return pruned(Program(tuple(scope.inputs), tuple(scope.lines), _outputs(scope), dynamic, _regions(scope)))
+
+
+def _regions(scope: Scope) -> tuple[tuple[str, ...], ...]:
+    """Up to two runs of lines that the user has computed again; none where something is changed in place."""
+    if scope.integer(0, 4) or any(IN_PLACE.search(line) for line in scope.lines):
+        return ()
+    names = [line.partition(" = ")[0] for line in scope.lines]
+    ends = sorted(scope.integer(0, len(names)) for _ in range(4))
+    return tuple(tuple(names[start:end]) for start, end in (ends[:2], ends[2:]) if end > start)
 
 
 def _outputs(scope: Scope) -> tuple[str, ...]:
-    """The last value that needs a gradient, and any others: inputs, views, masks, one of them twice."""
+    """The last value that needs a gradient, and any others: inputs, views, masks, what backward reads."""
     needing = [name for name, value in scope.values.items() if _is_computed(value)]
     assume(needing)
     others = [scope.choose(list(reversed(scope.values))) for _ in range(scope.choose((0, 1, 1, 2)))]
+    if scope.maybe():
+        others.append(scope.choose(needing))
     return (needing[-1], *others)
 
 

@@ -26,6 +26,44 @@ def index(scope: Scope) -> None:
         scope.emit(scope.choose(READ).format(x=x, i=i, rank=scope.values[x].dim()))
 
 
+ALONG = (
+    "torch.index_select({x}, {d}, {i})", "torch.index_select({x}, index={i}, dim={d})",
+    "torch.index_add({x}, {d}, {i}, torch.index_select({x}, {d}, {i}))",
+    "torch.zeros_like({x}).index_add(index={i}, dim={d}, source=torch.index_select({x}, {d}, {i}), alpha=2)",
+    "torch.gather({x}, {d}, {x}.argsort({d}))", "torch.index_copy({x}, {d}, {i}, torch.index_select({x}, {d}, {i}))",
+    "torch.index_select({x}, {d}, {i}) * torch.sigmoid(torch.index_select({x}, {d}, {i}.flip(0)))",
+)  # fmt: skip
+
+
+def along(scope: Scope) -> None:
+    """Of any dimension, with indices that are an input."""
+    if x := scope.pick(lambda t: t.is_floating_point() and t.dim() > 0):
+        dim = scope.integer(-1, scope.values[x].dim() - 2)
+        i = scope.add("i", (5,), fill=scope.values[x].shape[dim], dtype="int64")
+        scope.emit(scope.choose(ALONG).format(x=x, i=i, d=dim))
+
+
+def edges(scope: Scope) -> None:
+    """Nodes to edges and back: ends gathered, gates or a softmax over a node's edges, sums scattered."""
+    x = scope.pick(lambda t: t.is_floating_point() and t.dim() == 2 and t.shape[0] > 2)
+    if x is None:
+        return
+    rows, width = scope.values[x].shape
+    start, end = (scope.add("i", (12,), fill=rows, dtype="int64") for _ in range(2))
+    first, second = (scope.emit(f"F.linear({x}, {scope.parameter((8, width))})") for _ in range(2))
+    made = scope.emit(f"{first}[{start}] + {second}[{end}]") if first and second else None
+    if not made:
+        return
+    form = scope.choose((
+        "torch.sigmoid({e})", "F.leaky_relu({e})", "torch.exp({e} - {e}.amax())", "F.layer_norm({e}, (8,)).relu()",
+    ))  # fmt: skip
+    if gates := scope.emit(form.format(e=made)):
+        total = scope.emit(f"torch.zeros_like({first}).index_add(0, {end}, {gates} * {second}[{start}])")
+        if total and scope.maybe():
+            weight = scope.emit(f"torch.zeros_like({first}).index_add(0, {end}, {gates}.abs())")
+            scope.emit(f"{total} / ({weight} + 0.1)")
+
+
 def embedding(scope: Scope) -> None:
     table = scope.parameter((7, 8))
     i = scope.add("i", scope.choose((("n", 5), ("n",))), fill=7, dtype="int64")
@@ -33,4 +71,4 @@ def embedding(scope: Scope) -> None:
     scope.emit(form.format(i=i, w=table))
 
 
-LINES = (index, index, embedding)
+LINES = (index, index, along, edges, embedding)

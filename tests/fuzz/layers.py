@@ -11,7 +11,8 @@ def images(scope: Scope) -> str | None:
     """A value of (batch, channels, height, width): one that is there, or a new input."""
     found = scope.pick(lambda t: _is_image(t))
     if found is None or scope.choose((False, False, False, True)):
-        found = scope.add("x", ("n", 4, 4, 4), grad=scope.maybe(), turned=scope.maybe())
+        shape = scope.choose((("n", 4, 4, 4), ("n", 4, "h", "w")))
+        found = scope.add("x", shape, grad=scope.maybe(), turned=scope.maybe())
     return found
 
 
@@ -148,4 +149,29 @@ def loss(scope: Scope) -> None:
         scope.emit(form.format(x=x, t=target))
 
 
-LINES = (linear, linear, matmul, matmul, conv2d, conv2d, conv1d, norm, norm, norm, pool, attention, loss, transposed)
+def slope(scope: Scope) -> None:
+    """A rectifier with a learned slope, one for all or one for each channel."""
+    if x := scope.pick(lambda t: t.is_floating_point() and t.dim() > 0):
+        shape = scope.values[x].shape
+        channels = shape[1] if len(shape) > 1 and scope.maybe() else 1
+        scope.emit(f"F.prelu({x}, {scope.parameter((channels,), fill='positive')})")
+
+
+CAST = (
+    "F.linear({x}.bfloat16(), {w}.bfloat16())", "F.linear({x}.bfloat16(), {w}.bfloat16()).float()",
+    "{x}.bfloat16() @ {w}.bfloat16().mT", "F.linear({x}, {w}.to({x}.dtype))",
+    "F.linear({x}.half(), {w}.half()).float()",
+)  # fmt: skip
+
+
+def cast(scope: Scope) -> None:
+    """A product as autocast makes it: float32 weights in half the bits."""
+    if x := matrix(scope):
+        weight = scope.add("w", (scope.choose((8, 32)), scope.values[x].shape[-1]), dtype="float32", grad=True)
+        scope.emit(scope.choose(CAST).format(x=x, w=weight))
+
+
+LINES = (
+    linear, linear, matmul, matmul, conv2d, conv2d, conv1d, norm, norm, norm, slope, slope, cast, pool, attention, loss,
+    transposed,
+)  # fmt: skip

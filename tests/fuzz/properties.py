@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from fxapprox.passes.encode import _Alone, _context
 from fxapprox.passes.pipeline import Rewrite, rewrite
 from fxapprox.report import report_of
 from tests.fuzz.choices import with_policy
-from tests.fuzz.program import BATCH, Program
-from tests.fuzz.running import Step, Traced, Untraceable, Way, run, run_joint, serves, split
+from tests.fuzz.program import SIZES, Program
+from tests.fuzz.running import Step, Traced, Untraceable, Way, run, run_joint, serves, split, values_of
 
 TORCH = Path(torch.__file__).parent
-OTHER_BATCH = 9
+OTHER_SIZES = {"n": 9, "h": 6, "w": 8}
 LOSSY = "lossy "  # and a number: names of partitions
 FALLBACK = "fxapprox stores this graph exactly: "
+NAMED = re.compile(
+    r"at node '\w+'.*: (?!.*\(\)).+"
+)  # a graph is left alone only for a value that is named, and a reason
+FREE = {"policy", "checkpoint", "memory_budget"}  # options that may store more than the exact plan
 AVERAGE = "average_bits="  # a warning: fewer than the classes need
 
 
@@ -53,10 +58,12 @@ def check_all(program: Program, choices: Sequence[dict[str, Any]], *, lossless: 
             return [f"not traced: {str(error)[:60]}"]
     if traced.joint is None:
         return ["no gradient"]
-    for batch in (BATCH, OTHER_BATCH):
-        if batch == BATCH or serves(traced.joint, batch):
-            _check_steps(program, traced, batch)
+    for sizes in (SIZES, OTHER_SIZES):
+        if sizes == SIZES or serves(traced.joint, sizes):
+            _check_steps(program, traced, sizes)
     lossy = [halves for name, halves in traced.halves.items() if name.startswith(LOSSY)]
+    planned = [traced.halves.get(f"{LOSSY}{i}") for i, options in enumerate(choices) if not FREE & options.keys()]
+    never_more([halves for halves in planned if halves], traced.halves["exact"])
     if report:
         for halves in lossy[:1]:
             _check_text(halves)
@@ -71,6 +78,7 @@ def _ways(program: Program, lossless: str, choices: Sequence[dict[str, Any]]) ->
     if segments := [o["checkpoint"] for o in choices if "checkpoint" in o and "checkpoint_bits" not in o]:
         exactly["checkpoint"] = segments[0]
     ways = {"lossless": _way(exactly), **{f"{LOSSY}{i}": _way(options) for i, options in enumerate(choices)}}
+    ways["exact"] = _way({"bits": None})
     if any(given.dtype == "float64" for given in program.inputs):
         ways["nudged"] = _way({"policy": "nudged"})
     return ways
@@ -96,18 +104,19 @@ def _expected(warned: list[warnings.WarningMessage]) -> list[str]:
     texts = [str(each.message) for each in warned if not Path(each.filename).is_relative_to(TORCH)]
     for text in texts:
         assert text.startswith(FALLBACK) or AVERAGE in text, f"warns: {text}"
+        assert not text.startswith(FALLBACK) or NAMED.search(text), f"no reason: {text}"
     return texts
 
 
-def _check_steps(program: Program, traced: Traced, batch: int) -> None:
+def _check_steps(program: Program, traced: Traced, sizes: Mapping[str, int]) -> None:
     """Runs a step of each partition, and of the joint graph."""
     assert traced.joint is not None
     try:
-        expected = run_joint(program, traced.joint, batch=batch)
+        expected = run_joint(program, traced.joint, sizes=sizes)
     except RuntimeError:
         return  # torch itself cannot run it
     found = {
-        name: run(program, each, batch=batch, record=name.startswith(LOSSY)) for name, each in traced.halves.items()
+        name: run(program, each, sizes=sizes, record=name.startswith(LOSSY)) for name, each in traced.halves.items()
     }
     for name, step in found.items():
         same(step.outputs, expected.outputs, f"{name}: output")
@@ -115,11 +124,11 @@ def _check_steps(program: Program, traced: Traced, batch: int) -> None:
         finite_as(step.gradients, expected.gradients, name)
     _same_gradients(traced.halves["lossless"], found["lossless"], expected)
     for name in (name for name in found if name.startswith(LOSSY)):
-        stored_as_planned(traced.halves[name], found[name], batch)
+        stored_as_planned(traced.halves[name], found[name], sizes)
         if not program.dynamic:  # codecs' groups depend on which sizes are symbolic
             within_bounds(traced.halves[name], found[name])
     if "nudged" in found:
-        undecided(program, found["nudged"], expected, batch)
+        undecided(program, found["nudged"], expected, sizes)
 
 
 def _same_gradients(halves: Rewrite, step: Step, expected: Step) -> None:
@@ -165,7 +174,7 @@ def finite_as(found: list[Any], expected: list[Any], name: str) -> None:
             assert bool(one.isfinite().all()), f"{name}: gradient {i} is {one}, exactly it is {other}"
 
 
-def undecided(program: Program, nudged: Step, expected: Step, batch: int) -> None:
+def undecided(program: Program, nudged: Step, expected: Step, sizes: Mapping[str, int]) -> None:
     """Nothing is decided on an approximate value: nudged by a 1000th as much, it moves gradients by far less.
 
     Where next to nothing moves them by a lot and in proportion, the program is like that: it divides by little.
@@ -173,7 +182,7 @@ def undecided(program: Program, nudged: Step, expected: Step, batch: int) -> Non
     moved = _moves(nudged, expected)
     if moved > 1e-5:
         hardly = split(program, {"hardly": _way({"policy": "hardly nudged"})}).halves["hardly"]
-        less = _moves(run(program, hardly, batch=batch), expected)
+        less = _moves(run(program, hardly, sizes=sizes), expected)
         assert less < moved / 10, f"nudged, gradients move by {moved}; by a 1000th of that, by {less}"
 
 
@@ -240,14 +249,24 @@ def _decoded(results: list[str], step: Step, x: Tensor) -> Tensor | None:
     return alike[-1] if alike else None
 
 
-def stored_as_planned(halves: Rewrite, step: Step, batch: int) -> None:
+def stored_as_planned(halves: Rewrite, step: Step, sizes: Mapping[str, int]) -> None:
     """The report's bytes are those that forward leaves."""
-    if halves.fallback:
-        return
     report = report_of(halves, lowering="eager")
-    if report.sizes and batch != BATCH:
-        report = report.at({symbol.name: batch for symbol in report.sizes})
+    if report.sizes and sizes != SIZES:
+        values = values_of(halves.joint.gm, sizes)
+        report = report.at({symbol.name: values[symbol.name] for symbol in report.sizes})
     assert report.saved_bytes == step.stored, f"{step.stored} bytes are stored, {report.saved_bytes} were planned"
+
+
+def never_more(coded: Sequence[Rewrite], exact: Rewrite) -> None:
+    """Coded plans store no more than the exact one, and that no more than torch's own partition."""
+    report = report_of(exact, lowering="eager")
+    assert report.saved_bytes <= report.baseline_bytes, (
+        f"the exact plan stores {report.saved_bytes} bytes, torch's partition {report.baseline_bytes}"
+    )
+    for halves in coded:
+        stored = report_of(halves, lowering="eager").saved_bytes
+        assert stored <= report.saved_bytes, f"{stored} bytes in codes, {report.saved_bytes} exactly"
 
 
 def _check_text(halves: Rewrite) -> None:

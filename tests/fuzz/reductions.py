@@ -20,6 +20,11 @@ ALONG = (
     "F.normalize({x}, dim={d})", "torch.linalg.vector_norm({x}, 1, {d})", "{x}.norm(dim={d})", "{x}.prod({d})",
     "torch.sort({x}, {d}).values", "torch.topk({x}, 2, {d}).values", "torch.diff({x}, dim={d})",
     "({x} - {x}.mean({d}, keepdim=True)) * torch.rsqrt({x}.var({d}, keepdim=True) + 1e-3)", "F.glu({x}, {d})",
+    "torch.sort({x}, dim={d}, stable=True).values", "torch.sort({x}, stable=True, dim={d}, descending=True).values",
+    "{x}.gather({d}, torch.argsort({x}, dim={d}, stable=True))", "torch.topk({x}, k=1, dim={d}, largest=False).values",
+    "torch.take_along_dim({x}, torch.argsort({x}, descending=True, dim={d}), dim={d})", "{x}.kthvalue(1, {d}).values",
+    "torch.zeros_like({x}).scatter(src={x}, index=torch.argsort({x}, stable=True, dim={d}), dim={d})",
+    "torch.topk({x}, 2, dim={d}, sorted=False).values", "{x}.gather(index={x}.topk(1, {d}).indices, dim={d})",
     "{x}.abs().sum({d})", "torch.renorm({x}, 2, 0, 1.0)", "{x}.median({d}).values", "torch.quantile({x}, 0.5, {d})",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.node import map_arg
+from torch.utils.checkpoint import CheckpointPolicy
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.collector import collector_paused
@@ -23,7 +24,7 @@ from fxapprox.graph import Inliner, Joint
 from fxapprox.passes import encode
 from fxapprox.passes.pipeline import Rewrite
 from fxapprox.sizes import evaluate, hints_of
-from tests.fuzz.program import BATCH, Program
+from tests.fuzz.program import BATCH, SIZES, Program
 
 Way = Callable[..., Rewrite | None]  # (gm, joint inputs, **what AOTAutograd tells a partition function)
 # Examples with fixed sizes share a mode, so that codecs' traces serve all of them: tracing is what costs time.
@@ -82,13 +83,22 @@ def split(program: Program, ways: Mapping[str, Way]) -> Traced:
     return Traced(joint[0] if joint else None, halves)
 
 
-def serves(joint: Joint, batch: int) -> bool:
-    """Whether a graph that was traced with a symbolic batch may be run with this one."""
-    symbols = adapter.size_symbols(joint.gm)
-    size = adapter.expression(symbols[0].meta["val"]) if symbols else BATCH
-    if not isinstance(size, sympy.Symbol):
-        return False  # the program fixed it
-    return all(bool(condition.subs(size, batch)) for condition in adapter.size_conditions(joint.gm))
+def serves(joint: Joint, sizes: Mapping[str, int]) -> bool:
+    """Whether a graph that was traced with symbolic sizes may be run with these."""
+    symbols = [adapter.expression(node.meta["val"]) for node in adapter.size_symbols(joint.gm)]
+    if not symbols or not all(isinstance(symbol, sympy.Symbol) for symbol in symbols):
+        return False  # the program fixed one
+    values = values_of(joint.gm, sizes)
+    return all(
+        bool(condition.subs({symbol: values[str(symbol)] for symbol in condition.free_symbols}))
+        for condition in adapter.size_conditions(joint.gm)
+    )
+
+
+def values_of(gm: fx.GraphModule, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The values of a joint graph's symbols, by name."""
+    given = {hint: sizes[name] for name, hint in SIZES.items()}
+    return {symbol: given.get(hint, hint) for symbol, hint in hints_of(adapter.dynamic_sizes(gm)).items()}
 
 
 def _inliner(traces: dict[Hashable, fx.GraphModule], gm: fx.GraphModule, _: object) -> Inliner:
@@ -98,28 +108,39 @@ def _inliner(traces: dict[Hashable, fx.GraphModule], gm: fx.GraphModule, _: obje
 
 def _graph_of(program: Program) -> fx.GraphModule:
     """As Dynamo hands it over: functions of torch on flat inputs."""
-    function, graph = program.function, fx.Graph()
+    graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
-    names = (*(("n",) if program.dynamic else ()), *(given.name for given in program.inputs))
+    function = program.function(partial(_tagged, graph))
+    names = (*(SIZES if program.dynamic else ()), *(given.name for given in program.inputs))
     given = [fx.Proxy(graph.placeholder(name), tracer) for name in names]
-    returned = function(*(() if program.dynamic else (BATCH,)), *given)
+    sizes, inputs = (given[:1], given[len(SIZES) :]) if program.dynamic else ([BATCH], given)
+    returned = function(*sizes, *inputs)
     graph.output(tuple(value.node for value in returned))
     return fx.GraphModule({}, graph)
 
 
+def _tagged(graph: fx.Graph, region: Callable[[], Any], *, use_reentrant: bool) -> Any:
+    """Runs a region of the user's `torch.utils.checkpoint`, and marks its nodes as Dynamo's operator for it does."""
+    before = len(graph.nodes)
+    returned = region()
+    for node in list(graph.nodes)[before:]:
+        node.meta |= {"recompute": CheckpointPolicy.PREFER_RECOMPUTE, "ac_graph_id": before}
+    return returned
+
+
 def _fakes(program: Program) -> list[Any]:
-    """Fake inputs, as Dynamo hands them over: the batch first where it is symbolic."""
+    """Fake inputs, as Dynamo hands them over: sizes first where they are symbolic."""
     if not program.dynamic:
         return [_MODE.from_tensor(given.make()) for given in program.inputs]
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     made: list[Any] = []
     for given in program.inputs:
-        sizes = [DimDynamic.DUCK if size == "n" else DimDynamic.STATIC for size in given.shape]
+        sizes = [DimDynamic.DUCK if size in SIZES else DimDynamic.STATIC for size in given.shape]
         how, source = StatelessSymbolicContext(dynamic_sizes=sizes), ConstantSource(given.name)
         made.append(mode.from_tensor(given.make(), symbolic_context=how, source=source))
-    symbols = (fake.shape[given.shape.index("n")] for given, fake in zip(program.inputs, made, strict=True)
-               if "n" in given.shape)  # fmt: skip
-    return [next(symbols, BATCH), *made]
+    symbols = {size: fake.shape[given.shape.index(size)] for given, fake in zip(program.inputs, made, strict=True)
+               for size in SIZES if size in given.shape}  # fmt: skip
+    return [*(symbols.get(size, value) for size, value in SIZES.items()), *made]
 
 
 @dataclass
@@ -147,9 +168,9 @@ class Step:
         return torch.cat([g.detach().double().flatten() for g in self.gradients if g is not None])
 
 
-def run(program: Program, halves: Rewrite, *, batch: int = BATCH, record: bool = False) -> Step:
-    """Forward and backward on the program's inputs, for a batch of this size."""
-    inputs = _inputs(program, batch)
+def run(program: Program, halves: Rewrite, *, sizes: Mapping[str, int] = SIZES, record: bool = False) -> Step:
+    """Forward and backward on the program's inputs, of these sizes."""
+    inputs = _inputs(program, sizes)
     forward: dict[str, Any] = {}
     backward: dict[str, Any] = {}
     count = halves.joint.num_fwd_outputs
@@ -159,23 +180,23 @@ def run(program: Program, halves: Rewrite, *, batch: int = BATCH, record: bool =
         stored = _bytes_of(saved, inputs)
         saved.sort(key=lambda value: isinstance(value, Tensor))  # sizes first
         outputs, left = _copies(outputs), _copies(inputs)
-        gradients = _run(halves.backward, [*saved, *_tangents(halves.joint.gm, batch)], backward, record)
+        gradients = _run(halves.backward, [*saved, *_tangents(halves.joint.gm, sizes)], backward, record)
     return Step(outputs, left, list(gradients), stored, forward, backward)
 
 
-def run_joint(program: Program, joint: Joint, *, batch: int = BATCH) -> Step:
+def run_joint(program: Program, joint: Joint, *, sizes: Mapping[str, int] = SIZES) -> Step:
     """The same with nothing split, and nothing stored: what all partitions are held against."""
-    inputs = _inputs(program, batch)
+    inputs = _inputs(program, sizes)
     with torch.no_grad():
-        returned = _run(joint.gm, [*inputs, *_tangents(joint.gm, batch)], {}, False)
+        returned = _run(joint.gm, [*inputs, *_tangents(joint.gm, sizes)], {}, False)
     outputs, gradients = returned[: joint.num_fwd_outputs], returned[joint.num_fwd_outputs :]
     return Step(list(outputs), inputs, list(gradients), 0)
 
 
-def _inputs(program: Program, batch: int) -> list[Any]:
+def _inputs(program: Program, sizes: Mapping[str, int]) -> list[Any]:
     torch.manual_seed(5)
-    made = [given.make(batch).detach() for given in program.inputs]
-    return [batch, *made] if program.dynamic else made
+    made = [given.make(sizes).detach() for given in program.inputs]
+    return [*sizes.values(), *made] if program.dynamic else made
 
 
 def _copies(values: Sequence[Any]) -> list[Any]:
@@ -193,16 +214,16 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _tangents(joint: fx.GraphModule, batch: int) -> list[Tensor]:
+def _tangents(joint: fx.GraphModule, sizes: Mapping[str, int]) -> list[Tensor]:
     """Incoming gradients: random, the same at every call."""
     generator = torch.Generator().manual_seed(7)
-    sizes = dict.fromkeys(hints_of(adapter.dynamic_sizes(joint)), batch)
+    values = values_of(joint, sizes)
     made = []
     for node in joint.graph.find_nodes(op="placeholder"):
         if adapter.is_tangent(node):
             fake = node.meta["val"]
             shape, stride = (
-                [evaluate(adapter.expression(size), sizes) for size in each] for each in (fake.shape, fake.stride())
+                [evaluate(adapter.expression(size), values) for size in each] for each in (fake.shape, fake.stride())
             )
             tangent = torch.empty_strided(shape, stride, dtype=fake.dtype)
             made.append(tangent.copy_(torch.randn(shape, generator=generator, dtype=torch.float64)))

@@ -33,6 +33,22 @@ IN_PLACE = (
 )  # fmt: skip
 
 
+DECIDED = (
+    "torch.relu({x}.reshape(-1)).view({x}.shape)",
+    "torch.where(({x} > 0).flatten(), {x}.flatten(), {x}.flatten() * 0.2)",
+    "({x} > 0).reshape(-1).to({x}.dtype) * {x}.reshape(-1)", "F.hardswish({x}.unsqueeze(0)).squeeze(0)",
+    "F.mish({x}.reshape(-1)).view_as({x})", "{x}.transpose(0, -1).relu().transpose(0, -1)", "F.relu6({x}[None])[0]",
+    "torch.where({x}.mT > 0, {x}.mT, {x}.mT.exp())", "F.leaky_relu({x}.flatten(1)).unflatten(1, {x}.shape[1:])",
+    "F.prelu({x}.reshape(1, -1), {x}.detach().flatten()[:1]).view({x}.shape)", "F.elu({x}.unsqueeze(-1)).squeeze(-1)",
+)  # fmt: skip
+
+
+def decided(scope: Scope) -> None:
+    """A view between a value and the decision on it."""
+    if x := scope.pick():
+        scope.emit(scope.choose(DECIDED).format(x=x))
+
+
 def view(scope: Scope) -> None:
     if x := scope.pick():
         scope.emit(scope.choose(VIEWS).format(x=x, rank=scope.values[x].dim()))
@@ -52,4 +68,4 @@ def in_place(scope: Scope) -> None:
         scope.emit(scope.choose(IN_PLACE).format(x=x))
 
 
-LINES = (view, view, view, join, in_place)
+LINES = (view, view, view, decided, join, in_place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from fxapprox import Options
 from fxapprox.backend import Backend
 from fxapprox.errors import OptionError
 from tests.fuzz.choices import with_policy
-from tests.fuzz.program import BATCH, Program
-from tests.fuzz.properties import finite_as, same
+from tests.fuzz.program import SIZES, Program
+from tests.fuzz.properties import OTHER_SIZES, finite_as, same
 
 
 def check_compiled(program: Program, **options: Any) -> list[str]:
@@ -21,20 +22,21 @@ def check_compiled(program: Program, **options: Any) -> list[str]:
 
     Returns: what was noteworthy: torch.compile failed by itself, a budget that nothing fits.
     """
-    try:
-        _step(program, "aot_eager")
-    except Exception as error:
-        return [f"torch.compile: {type(error).__name__}"]
-    expected = _step(program, _backend({"bits": None, "min_bytes": 2**60}))
-    found = _step(program, _backend({"policy": "identity"}))
-    same(found, expected, "identity: output, input or gradient")
-    try:
-        lossy = _step(program, _backend(options))
-    except OptionError:
-        return ["refused"]
-    count = len(program.outputs) + len(program.inputs)
-    same(lossy[:count], expected[:count], "output or input")
-    finite_as(lossy[count:], expected[count:], "compiled")
+    for sizes in (SIZES, OTHER_SIZES) if program.dynamic else (SIZES,):
+        try:
+            _steps(program, "aot_eager", sizes)
+        except Exception as error:
+            return [f"torch.compile: {type(error).__name__}"]
+        expected = _steps(program, _backend({"bits": None, "min_bytes": 2**60}), sizes)
+        found = _steps(program, _backend({"policy": "identity"}), sizes)
+        same(found, expected, "identity: output, input or gradient")
+        try:
+            lossy = _steps(program, _backend(options), sizes)
+        except OptionError:
+            return ["refused"]
+        count = len(program.outputs) + len(program.inputs)
+        same(lossy[:count], expected[:count], "output or input")
+        finite_as(lossy[count:], expected[count:], "compiled")
     return []
 
 
@@ -42,16 +44,23 @@ def _backend(options: dict[str, Any]) -> Backend:
     return Backend(Options(**with_policy({"min_bytes": 0, "lowering": "eager", **options})))
 
 
-def _step(program: Program, backend: str | Backend) -> list[Any]:
-    """Outputs, inputs as forward leaves them, and their gradients."""
+def _steps(program: Program, backend: str | Backend, sizes: Mapping[str, int]) -> list[Any]:
+    """Of a step of these sizes; it was compiled at others, where they are symbolic."""
     torch._dynamo.reset()
+    function = program.function()
+    compiled = torch.compile(lambda *given: function(*given), backend=backend, dynamic=program.dynamic)
+    for each in (SIZES, sizes) if sizes != SIZES else (SIZES,):
+        results = _step(program, compiled, each)
+    return results
+
+
+def _step(program: Program, compiled: Callable[..., Any], sizes: Mapping[str, int]) -> list[Any]:
+    """Outputs, inputs as forward leaves them, and their gradients."""
     torch.manual_seed(5)
-    function, batch = program.function, BATCH
-    compiled = torch.compile(lambda *inputs: function(batch, *inputs), backend=backend, dynamic=program.dynamic)
-    inputs = [each.make() for each in program.inputs]
+    inputs = [each.make(sizes) for each in program.inputs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outputs = compiled(*inputs)
+        outputs = compiled(sizes["n"], *inputs)
         results = [*(o.detach().clone() for o in outputs), *(i.detach().clone() for i in inputs)]
         torch.autograd.backward(*_weighted(outputs))
     return results + [i.grad for i in inputs if i.requires_grad]
