@@ -76,7 +76,7 @@ def _row(
     rounds: int,
 ) -> Row:
     own = Subject(build, setting, rewritten(setting))
-    outcome, compilation = own.first()
+    outcome, compilation = own.first(ours=True)
     found = compilation.reports
     report = merge(found) if found else None
     row = compared(setting, outcome, expected)

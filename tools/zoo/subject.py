@@ -87,13 +87,17 @@ class Subject:
         self.compiled = [module for part in parts for module in part] or [compiled(self.model)]
         self.run = self.model if parts else self.compiled[0]
 
-    def first(self) -> tuple[Outcome, Compilation]:
-        """Compiles, and runs the step that is measured: with dynamic batches the first at the second one."""
+    def first(self, *, ours: bool = False) -> tuple[Outcome, Compilation]:
+        """Compiles, and runs the step that is measured: with dynamic batches the first at the second one.
+
+        Args:
+            ours: whether fxapprox compiled it, and has reports.
+        """
         with warnings.catch_warnings(record=True) as caught, adapter.graph_breaks() as raw:
             warnings.simplefilter("always")
             before = adapter.graphs_compiled()
             outcome = self._step(self._cases[0])
-            graphs, reports = adapter.graphs_compiled() - before, self._reports()
+            graphs, reports = adapter.graphs_compiled() - before, self._reports() if ours else ()
             held = outcome.held
             if len(self._cases) > 1:
                 outcome = self._step(self._cases[1])
