@@ -22,4 +22,9 @@ def plain(model: Callable[..., Any], lowering: str, dynamic: bool | None = None)
 
 
 def _eagerly(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    return adapter.compile_eager(gm, inputs, adapter.JointPartitioner(adapter.exact_partition, None), {})
+    return adapter.compile_eager(gm, inputs, adapter.JointPartitioner(_partition, None), {})
+
+
+def _partition(gm: fx.GraphModule, inputs: Sequence[Any], **rest: Any) -> adapter.Partition:
+    adapter.seed_random_numbers(gm)
+    return adapter.exact_partition(gm, inputs, **rest)

@@ -17,9 +17,9 @@ Each row is one training step beside that of plain torch.compile with the same w
 Stored, exact, real peak and time: ours by torch.compile's. Stored: bytes that the autograd graph holds after forward,
 by a walk of it; exact: the same of the exact plan. Loss: "same" is bit for bit. Gradient error: relative, all
 parameters in one vector; worst: of the single parameter that is the farthest off, among those with a 100,000th of the
-gradient's norm. Lowering "eager" runs both sides' graphs operator by operator; its times say little. Batch "dynamic":
-compiled at one batch, measured at another. Warnings: those that torch.compile does not give. Graphs: with "+ n breaks"
-where Dynamo made several.
+gradient's norm (a 256th in bf16). Lowering "eager" runs both sides' graphs operator by operator; its times say little.
+Batch "dynamic": compiled at one batch, measured at another. Warnings: those that torch.compile does not give. Graphs:
+with "+ n breaks" where Dynamo made several.
 """
 WIDEST = 160  # letters of a warning or a note
 
