@@ -28,10 +28,8 @@ TORCH = Path(torch.__file__).parent
 OTHER_SIZES = {"n": 9, "h": 6, "w": 8}
 LOSSY = "lossy "  # and a number: names of partitions
 FALLBACK = "fxapprox stores this graph exactly: "
-NAMED = re.compile(
-    r"at node '\w+'.*: (?!.*\(\)).+"
-)  # a graph is left alone only for a value that is named, and a reason
-FREE = {"policy", "checkpoint", "memory_budget"}  # options that may store more than the exact plan
+NAMED = re.compile(r"at node '\w+'.*: (?!.*\(\)).+")  # a graph is left alone for a value with a name, and a reason
+FREE = {"policy", "checkpoint", "memory_budget", "min_bytes"}  # with these more may be stored than by the exact plan
 AVERAGE = "average_bits="  # a warning: fewer than the classes need
 
 
