@@ -201,7 +201,7 @@ def test_checkpoints_and_budget(
     assert run(monkeypatch, "dump", f"{target}:make", "--bits", "exact", "--checkpoint", "2") == 0
     assert "checkpoints: backward computes" in capsys.readouterr().out
     assert run(monkeypatch, "dump", f"{target}:dense", "--memory-budget", "1") == 0
-    assert "as plain torch.compile does" in capsys.readouterr().out
+    assert "stored for backward: 32.0 KiB; plain torch.compile: 32.0 KiB" in capsys.readouterr().out
     assert run(monkeypatch, "dump", f"{target}:make", "--memory-budget", "1MiB") == 0
     assert "chosen by the memory budget: exact" in capsys.readouterr().out
 
