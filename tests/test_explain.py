@@ -29,7 +29,7 @@ def test_explain_leaves_the_model_alone() -> None:
 
 def test_explain_says_what_a_run_does() -> None:
     net, x = model(), torch.randn(8, 3, 16, 16)
-    told = fxapprox.explain(net, x, bits=4)
+    told = fxapprox.explain(net, x, bits=4, lowering="eager")
     compiled = fxapprox.compile(net, bits=4, lowering="eager")
     compiled(x).sum().backward()
     (done,) = fxapprox.reports(compiled)
