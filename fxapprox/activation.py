@@ -161,6 +161,8 @@ class Activation:
         partial: it takes less than the memory it lies in: a view of a part of another value, or a value with gaps
             between its elements; it is stored as a copy, not to keep the whole alive.
         free: alive during backward anyway.
+        inside: a region in the user's ``torch.utils.checkpoint`` computes it: stored with ``checkpoint_bits`` alone.
+        entering: such a region reads it, but does not compute it: it is stored in ``checkpoint_bits``.
         approximable: whether an approximate copy is of any use and safe; else it is exact or recomputed.
         kept: why it is stored as it is if it is stored at all ("too small" or not dense); "" if it can be encoded.
         span: the range (low, high) that an integer is known to lie in, or None.
@@ -195,6 +197,8 @@ class Activation:
     free: bool
     approximable: bool
     kept: str
+    inside: bool = False
+    entering: bool = False
     partial: bool = False
     span: tuple[int, int] | None = None
     nonnegative: bool = False

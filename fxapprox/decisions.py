@@ -199,11 +199,22 @@ def _read_by_backward(joint: Joint) -> set[fx.Node]:
 
 def clamps_of(joint: Joint, facts: Facts) -> dict[fx.Node, Clamp]:
     """The clamps that can be run again on approximate operands: see ``Clamp``."""
-    found = ((node, _clamp(node, joint, facts)) for node, name in facts.ops.items() if name in CLAMPS)
-    return {node: clamp for node, clamp in found if clamp is not None}
+    found = ((node, _clamp(node, joint)) for node, name in facts.ops.items() if name in CLAMPS)
+    rectifiers = ((node, _rectifier(node, joint)) for node in facts.checkpointed)
+    return {node: clamp for node, clamp in (*rectifiers, *found) if clamp is not None}
 
 
-def _clamp(node: fx.Node, joint: Joint, facts: Facts) -> Clamp | None:
+def _rectifier(node: fx.Node, joint: Joint) -> Clamp | None:
+    """How a checkpointed rectifier can be run again: by what backward asks of its result."""
+    operand = rectified(node)
+    for user in node.users if operand is not None else ():
+        decides = _compared(user) == (node, 0) and op_name(user) not in TIES_ABOVE
+        if decides and user not in joint.backward and _is_read_as_mask(user, joint):
+            return Clamp(operand.name, user.name, COMPARISONS[op_name(user)], 0.0)  # type: ignore[union-attr]
+    return None
+
+
+def _clamp(node: fx.Node, joint: Joint) -> Clamp | None:
     """How a clamp can be run again from an approximate operand, if backward reads its decision.
 
     Backward of hardswish and hardsigmoid asks where y <= -3 and y < 3; forward clamps y + 3 to 0 and 6. Both decide
@@ -217,8 +228,6 @@ def _clamp(node: fx.Node, joint: Joint, facts: Facts) -> Clamp | None:
         for user in y.users:
             decides = _compared(user) == (y, threshold)
             if decides and user not in joint.backward and _is_read_as_mask(user, joint):
-                if node in facts.checkpointed or user in facts.checkpointed:
-                    return None
                 return Clamp(operand.name, user.name, COMPARISONS[op_name(user)] == CLAMPS[op_name(node)], limit)
         if op_name(y) == "aten.add" and is_plain(y) and _is_whole(argument(y, 1)):
             y, threshold = argument(y, 0), threshold - argument(y, 1)

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.arguments import argument
-from fxapprox.graph import Joint, numel, tensor_of
+from fxapprox.graph import Joint, numel, storage_of, tensor_of
 from fxapprox.intervals import Interval, interval
 from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name
 
@@ -42,6 +42,7 @@ class Facts:
         saved: it is marked to be saved, and no view: it goes from one checkpointed region into another, or the user's
             policy, or torch (collectives, effects), says so.
         heavy: it comes through operators of a checkpointed region that are not cheap, and is not marked to be saved.
+        entering: a checkpointed region computes it not itself, but reads it, or what shows all of it.
         again: backward may run its operator again.
         pointwise: nobody has described its operator, but torch says that it is pointwise: backward may run it again on
             exact operands.
@@ -63,6 +64,7 @@ class Facts:
     checkpointed: set[fx.Node] = field(default_factory=set)
     saved: set[fx.Node] = field(default_factory=set)
     heavy: set[fx.Node] = field(default_factory=set)
+    entering: set[fx.Node] = field(default_factory=set)
     again: set[fx.Node] = field(default_factory=set)
     pointwise: set[fx.Node] = field(default_factory=set)
     gradients: set[fx.Node] = field(default_factory=set)
@@ -94,6 +96,9 @@ def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
             facts.floats.add(node)
     if adapter.must_recompute(node) and node not in facts.saved:
         facts.checkpointed.add(node)
+        for source in (s for s in sources if adapter.region_of(s) != adapter.region_of(node)):
+            base = storage_of(source)
+            facts.entering.update({source, base} if facts.sizes.get(base) == facts.sizes.get(source) else {source})
     cheap = rule is not None and rule.cheap
     if node not in facts.saved and (any(s in facts.heavy for s in sources) if cheap else node in facts.checkpointed):
         facts.heavy.add(node)

@@ -100,9 +100,9 @@ def tensor_of(node: fx.Node) -> torch.Tensor | None:
 
 
 def element_of(node: fx.Node) -> torch.Tensor | None:
-    """The node's fake tensor, or the first of a tuple of tensors (split, unbind)."""
+    """The node's fake tensor, or the first of a tuple that begins with one (split, unbind, attention)."""
     value = node.meta.get("val")
-    if isinstance(value, (tuple, list)) and value and all(isinstance(v, torch.Tensor) for v in value):
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], torch.Tensor):
         return value[0]
     return tensor_of(node)
 

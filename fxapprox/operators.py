@@ -126,6 +126,7 @@ ATTENTION_OPERANDS: dict[str, dict[int, Use]] = {
 
 # Their first result is as approximate as their operands; the others (logsumexp, random state) have to be exact.
 ATTENTION_FORWARD = frozenset(name.removesuffix("_backward") for name in ATTENTION_OPERANDS)
+RULES.update(dict.fromkeys(ATTENTION_FORWARD, Rule((A, A, A, E))))
 
 # Views that show the same elements in the same order.
 RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.squeeze aten.unsqueeze aten.alias".split())

@@ -45,10 +45,11 @@ class Problem:
         Raises:
             OptionError: the user's policy returned something that is not a codec.
         """
-        values = {a.name: a for a in activations}
+        coded = options.checkpoint_bits is not None and any(a.entering for a in activations)
+        values = {a.name: a if coded else _recomputed_exactly(a) for a in activations}
         bits = {module: options.bits_of(module) for module in {a.module for a in activations}}
         for name, value in values.items():
-            if value.approximable and bits[value.module] is None:
+            if value.approximable and bits[value.module] is None and not coded:
                 values[name] = replace(value, approximable=False, reason=f"{value.reason}; exact by option bits")
         fixed = _ask_policy(values, options)
         for name, codec in fixed.items():
@@ -60,7 +61,10 @@ class Problem:
             if affine is None:
                 continue
             root = values[affine.root]
-            able = root.approximable and not root.kept and isinstance(fixed.get(root.name, Threshold()), Carrier)
+            able = (
+                root.approximable and not root.kept and bits[root.module] is not None
+                and isinstance(fixed.get(root.name, Threshold()), Carrier)
+            )  # fmt: skip
             first = carriers.get(root.name, affine)
             if able and first.agrees_with(affine):
                 carriers[root.name] = first if first.ties_above is not None else affine
@@ -144,9 +148,15 @@ class Problem:
         given = self.fixed.get(value.name)
         if given is not None and self._fits(given, value):
             return given
-        bits = given.bits if given is not None else self.bits[value.module]
+        entering = value.entering and self.options.checkpoint_bits is not None
+        bits = self.options.checkpoint_bits if entering else self.bits[value.module]
+        if given is not None:
+            bits = given.bits
+        elif bits is None:  # it is computed again from codes of what enters a checkpointed region, or stored exactly
+            return Copy() if value.partial else Exact()
+        else:
+            bits = max(bits, LEAST_BITS.get(kind, 8))
         assert bits is not None
-        bits = bits if given is not None else max(bits, LEAST_BITS.get(kind, 8))
         if value.name in self.carriers:
             return Zero(bits) if self._rectified(value) else Threshold(bits)
         return self._plain_codec(value, kind, bits)
@@ -172,6 +182,15 @@ class Problem:
         skewed = value.weights and rounding == "nearest"
         group = Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
         return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
+
+
+def _recomputed_exactly(value: Activation) -> Activation:
+    """The value where the user's checkpointed regions are computed again exactly: nothing in them is stored."""
+    if value.inside:
+        return replace(value, storable=False, reshaped=False)
+    if value.entering and value.approximable:
+        return replace(value, approximable=False, reason="a checkpointed region is computed again from it")
+    return value
 
 
 def stored_bytes(codec: Codec, value: Activation, affine: Affine | None) -> Size:

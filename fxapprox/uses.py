@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from torch import fx
 
-from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Reach, Use
 from fxapprox.arguments import argument, arguments, operands
 from fxapprox.facts import Facts
@@ -64,7 +63,6 @@ def _exponents(joint: Joint) -> set[fx.Node]:
 
 
 def _operand_uses(node: fx.Node, facts: Facts, is_exponent: bool) -> Iterator[tuple[fx.Node, Use]]:
-    checkpointed = adapter.must_recompute(node)
     for position, operand in operands(node):
         if operand not in facts.ops:
             continue  # a gradient
@@ -73,8 +71,6 @@ def _operand_uses(node: fx.Node, facts: Facts, is_exponent: bool) -> Iterator[tu
             yield operand, Use.DECISION if value is not None else Use.SENSITIVE
         elif is_exponent:
             yield operand, max(Use.SENSITIVE, _operand_use(node, position, operand, facts))
-        elif checkpointed:
-            yield operand, Use.SENSITIVE  # a checkpointed region is computed again exactly, decisions included
         else:
             yield operand, _operand_use(node, position, operand, facts)
 
@@ -203,9 +199,6 @@ def asked_by_backward(
             inherited = ""
             if own:
                 demand = use if demand is None else max(demand, use)
-            elif user in facts.checkpointed:
-                strict = (use, "a checkpointed region is computed again from it")
-                continue
             elif use >= Use.SENSITIVE:
                 # only an exact copy serves this user; an approximate one may serve the others
                 strict = (use, _in_words(use, user))

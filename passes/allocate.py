@@ -82,6 +82,7 @@ def adjustable(entry: Stored, value: Activation, options: Options) -> bool:
     """Whether the number of bits of this entry is ours to choose."""
     codec = entry.codec
     fixed = options.policy is not None and options.policy(value) is not None
+    fixed = fixed or (value.entering and options.checkpoint_bits is not None)
     return value.approximable and not fixed and not isinstance(codec, (Exact, Mask)) and codec.bits in DISTORTION
 
 

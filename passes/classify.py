@@ -30,7 +30,7 @@ from fxapprox.graph import (
 )
 from fxapprox.intervals import span_of
 from fxapprox.normalization import moments_of
-from fxapprox.operators import UNROUNDED, is_random, is_view, rule_of
+from fxapprox.operators import UNROUNDED, is_random, is_view, op_name, rule_of
 from fxapprox.unevenness import uneven_of
 from fxapprox.uses import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 
@@ -109,7 +109,9 @@ def _describe(
         unrounded=facts.ops[node] in UNROUNDED and not any(source in facts.changed for source in node.all_input_nodes),
         pinned=pinned or rounded,
         storable=_is_storable(node, base, facts),
-        reshaped=_shows_all(node, base, facts) and not _left_to_backward(node, facts),
+        reshaped=_shows_all(node, base, facts),
+        inside=_is_left_to_backward(node, facts),
+        entering=node in facts.entering,
         partial=value is not None and (has_gaps(value) if base is node else is_view(node)),
         free=node in facts.free,
         approximable=approximable,
@@ -133,8 +135,8 @@ def _class_of(node: fx.Node, value: torch.Tensor | None, asked: Asked, facts: Fa
             else "an output or a view of an input"
         )
         return Class.FREE, f"{what}: alive during backward anyway"
-    if value is None and is_view(node) and asked.every is not None:
-        return CLASS_OF_USE[asked.every], asked.why  # a tuple of views: never stored, but made of a value that may be
+    if value is None and (is_view(node) or node in facts.checkpointed) and asked.every is not None:
+        return CLASS_OF_USE[asked.every], asked.why  # a tuple: never stored, but made of a value that may be
     if value is None:
         return Class.SENSITIVE, "not a tensor"
     if not value.dtype.is_floating_point:
@@ -206,7 +208,7 @@ def _is_storable(node: fx.Node, base: fx.Node, facts: Facts) -> bool:
     """
     if node not in facts.sizes:
         return adapter.is_symbolic_scalar(node) or adapter.is_opaque(node)
-    return not _shows_all(node, base, facts) and not _left_to_backward(node, facts)
+    return not _shows_all(node, base, facts)
 
 
 def _shows_all(node: fx.Node, base: fx.Node, facts: Facts) -> bool:
@@ -214,12 +216,20 @@ def _shows_all(node: fx.Node, base: fx.Node, facts: Facts) -> bool:
     return whole and base is not node and facts.ops[node] != "aten.as_strided"
 
 
-def _left_to_backward(node: fx.Node, facts: Facts) -> bool:
-    """Whether the user's checkpointing forbids to store the value.
+def _is_left_to_backward(node: fx.Node, facts: Facts) -> bool:
+    """Whether the user's checkpointing asks not to store the value.
 
-    Random numbers would not come again: what they decide (a dropout mask) is stored all the same, as bits.
+    Random numbers would not come again: what they decide (a dropout mask) is stored all the same, as bits. Decisions,
+    statistics and what an operator gives beside its result (logsumexp) may be stored: they are small, and where
+    something before them is approximate they would not come again either.
     """
-    return node in facts.checkpointed and not any(is_random(n) for n in (node, *node.all_input_nodes))
+    small = node in facts.decisions or node in facts.statistics or _is_side_result(node)
+    return node in facts.checkpointed and not small and not any(is_random(n) for n in (node, *node.all_input_nodes))
+
+
+def _is_side_result(node: fx.Node) -> bool:
+    """Whether the node is one of an operator's results, but not the first."""
+    return op_name(node) == "getitem" and not is_view(node.args[0]) and node.args[1] != 0  # type: ignore[arg-type]
 
 
 def _kept(value: torch.Tensor, size: int, min_bytes: int, *, uneven: str) -> str:

@@ -131,6 +131,11 @@ def _rewrite(
             f"torch's activation_memory_budget={budget} has no effect under fxapprox: memory_budget={budget} has",
             stacklevel=2,
         )
+    if _codes_nothing(options) and all(adapter.region_of(node) is None for node in gm.graph.nodes):
+        warnings.warn(
+            "checkpoint_bits has nothing to work on: no checkpoint=, and no torch.utils.checkpoint in this graph",
+            stacklevel=2,
+        )
     adapter.prepare_joint(gm)
     if options.lowering == "eager":
         adapter.seed_random_numbers(gm)
@@ -368,6 +373,11 @@ class _Splitter:
     @property
     def _hints(self) -> dict[str, int]:
         return hints_of(adapter.dynamic_sizes(self.joint.gm))
+
+
+def _codes_nothing(options: Options) -> bool:
+    """Whether there are bits for boundaries, but only the user could have made some."""
+    return options.checkpoint_bits is not None and options.checkpoint is None and options.memory_budget is None
 
 
 def baseline_timeline(joint: Joint, saved: Sequence[str], lowering: str) -> Timeline:

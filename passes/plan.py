@@ -69,7 +69,9 @@ def _plan_of(problem: Problem, sets: Sets) -> Plan:
     stored = tuple(_store(name, problem, need, kinds) for name in problem.values if name in need.stored)
     recomputed = tuple(name for name in problem.values if name in need.recomputed)
     clamps = [(name, problem.values[name].clamp) for name in recomputed if need.level[name] == APPROXIMATE]
-    return Plan(stored, recomputed, tuple((name, clamp) for name, clamp in clamps if clamp is not None))
+    # where backward takes the decision again, it has the operand exactly
+    decided = need.stored.union(*need.carried.values())
+    return Plan(stored, recomputed, tuple((n, clamp) for n, clamp in clamps if clamp and clamp.predicate in decided))
 
 
 # --- several cuts, and the cheapest of each part -------------------------------------------------

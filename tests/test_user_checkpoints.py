@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import fxapprox
+from tests.training import relative
 
 X = torch.randn(256, 64)
 
@@ -208,7 +209,7 @@ def results_that_are_views(net: Regions, x: Tensor) -> Tensor:
 @kind
 def chunks(net: Regions, x: Tensor) -> Tensor:
     def run(net: Regions, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        x = net.mlp(i, x * q + k.sin() * v)
+        x = net.mlp(i, x * q + k.tanh() * v)
         return (x, *net.qkv[i](x).chunk(3, -1))
 
     return chained(run, net, x, x, x, x)
@@ -358,3 +359,78 @@ def test_whatever_goes_from_region_to_region_costs_no_graph_and_no_more_than_pla
     _, coded = stepped(Regions(KINDS[name], again=True), x, bits=4)
     assert exact.fallback == coded.fallback == ""
     assert coded.saved_bytes <= exact.saved_bytes <= exact.baseline_bytes
+
+
+def test_what_a_policy_saves_is_coded() -> None:
+    x = torch.randn(2, 16, 64)
+    expected, exact = stepped(Regions(KINDS["policy_of_products"], again=True), x, bits=None)
+    found, coded = stepped(Regions(KINDS["policy_of_products"], again=True), x, bits=4)
+    assert exact.saved_bytes > 3 * coded.saved_bytes
+    assert 0 < error(found, expected) < 0.1
+
+
+# --- checkpoint_bits: what goes into regions is coded ---------------------------------------------
+
+
+def error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Relative, of the gradients; the loss is the same."""
+    assert torch.equal(found[0], expected[0])
+    gradients = [torch.cat([g.flatten() for g in each[1:]]) for each in (found, expected)]
+    return relative(*gradients)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", KINDS)
+def test_whatever_goes_into_regions_can_be_coded(name: str) -> None:
+    x = torch.randn(2, 16, 64)
+    expected, exact = stepped(Regions(KINDS[name], again=True), x, bits=None)
+    found, coded = stepped(Regions(KINDS[name], again=True), x, bits=8, checkpoint_bits=8)
+    assert error(found, expected) < 0.02
+    assert coded.saved_bytes < 0.75 * exact.saved_bytes
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("checkpoint_bits", [8, 4])
+def test_inputs_of_regions_get_the_bits_asked_for(bits: int | None, checkpoint_bits: int) -> None:
+    net, x = Regions(lambda net, x: each(lambda net, i, x: net.mlp(i, x), net, x), again=True), torch.randn(2, 16, 64)
+    expected, exact = stepped(net, x, bits=None)
+    expected = [g.clone() for g in expected]
+    net.zero_grad()
+    found, coded = stepped(net, x, bits=bits, checkpoint_bits=checkpoint_bits)
+    assert error(found, expected) < (0.01 if checkpoint_bits == 8 else 0.1)
+    assert {d.bits for d in coded.decisions if d.bytes_after > 1000} == {checkpoint_bits}
+    assert coded.saved_bytes < exact.saved_bytes * checkpoint_bits / 32 * 1.25
+
+
+@pytest.mark.parametrize("rectify", [F.relu, F.relu6, F.hardtanh, lambda x: F.dropout(F.relu(x), 0.2)])
+def test_decisions_in_a_region_are_those_of_forward(rectify: Callable[[Tensor], Tensor]) -> None:
+    """Behind the rectifier all is linear, so the gradient of the bias before it tells of decisions alone."""
+
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.decided, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            run = lambda x: self.last(rectify(self.decided(x)))  # noqa: E731
+            return checkpoint(run, self.first(x).tanh().sin(), use_reentrant=False)  # type: ignore[return-value]
+
+    def gradient(**options: Any) -> tuple[Tensor, fxapprox.Report]:
+        torch.compiler.reset()
+        torch.manual_seed(1)
+        model = Deciding()
+        compiled = fxapprox.compile(model, lowering="eager", strict=True, min_bytes=0, **options)
+        (compiled(X) * torch.linspace(-1, 1, 64)).sum().backward()
+        assert model.decided.bias.grad is not None
+        return model.decided.bias.grad, fxapprox.reports(compiled)[0]
+
+    expected, exact = gradient(bits=None)
+    found, coded = gradient(bits=4, checkpoint_bits=4)
+    assert torch.equal(found, expected)
+    assert coded.saved_bytes < 0.6 * exact.saved_bytes
+
+
+def test_bits_for_boundaries_where_there_are_none_warn() -> None:
+    with pytest.warns(UserWarning, match="checkpoint_bits has nothing to work on"):
+        fxapprox.explain(network(None), X, checkpoint_bits=8)
