@@ -72,7 +72,7 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
         z = inner
     whole = z
     chain, steps = _affine_chain(_behind_reshapes(z, views), facts)
-    if any(n in facts.checkpointed for n in (node, *chain)):
+    if any(n in facts.checkpointed for n in (node, rectifier, *chain)):
         return None  # nothing inside a checkpointed region is stored
     inside = {*chain, *views, rectifier, node}
     needed = any(user in read for n in (*chain, *views) for user in n.users if user not in inside)

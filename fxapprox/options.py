@@ -54,7 +54,7 @@ class Options:
             their activations, in ``bits`` each, are there only while a segment's backward runs. "sqrt": as many
             segments as give the lowest peak; a fraction between 0 and 1: as few operators run again as take this share
             of it off the peak; a whole number: this many segments. None: none.
-        checkpoint_bits: bits of the values at the boundaries, and of what goes into regions that the model itself puts in
+        checkpoint_bits: bits of the values at the boundaries, and of what goes into regions that the model has in
             ``torch.utils.checkpoint``, 8 or 4; forward's decisions and statistics inside are stored as well then, so
             that they are not taken again. None: boundaries are exact, and the gradients those without checkpoints.
         memory_budget: the peak of a training step that is allowed: a fraction of plain torch.compile's peak of
