@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
 import pytest
@@ -108,3 +109,15 @@ def test_bad_input_is_said() -> None:
         fxapprox.calibrate(model, None, x, progress=False)
     with pytest.raises(FxApproxError, match="with a gradient"):
         fxapprox.calibrate(model.requires_grad_(False), lambda out: out.sum(), x, progress=False)
+
+
+def test_gradients_that_are_not_finite() -> None:
+    with pytest.raises(FxApproxError, match="not finite"):
+        fxapprox.calibrate(nn.Linear(64, 64), lambda out: out.sum() * math.nan, torch.randn(64, 64), progress=False)
+
+
+def test_a_code_that_makes_gradients_of_nan_counts_as_useless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["fxapprox.calibrate"], "_distance", lambda found, exact, own: (math.nan, 0.0))
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    measured = fxapprox.calibrate(model, lambda out: out.square().mean(), torch.randn(64, 64), progress=False)
+    assert {error for graph in measured.graphs for errors in graph.values() for error in errors.values()} == {1e12}

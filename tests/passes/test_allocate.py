@@ -133,3 +133,11 @@ def test_a_policy_has_the_last_word() -> None:
 def test_foreign_sensitivities_are_said() -> None:
     with pytest.warns(UserWarning, match="measured on another model"):
         allocated(8, sensitivities=Sensitivities(({"nobody": {8: 0.1}},)))
+
+
+def test_sensitivities_without_some_number_of_bits_are_foreign() -> None:
+    uniform, chosen = allocated(8)
+    names = [entry.name for entry in uniform.stored]
+    with pytest.warns(UserWarning, match="measured on another model"):
+        _, again = allocated(8, sensitivities=Sensitivities(({name: {8: 0.1} for name in names},)))
+    assert again == chosen

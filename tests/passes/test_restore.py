@@ -76,6 +76,17 @@ def test_a_plan_that_does_not_fit_is_refused(change: str, says: str) -> None:
         restore(broken(change), values(smooth), OPTIONS, {})
 
 
+def test_the_message_names_what_differs() -> None:
+    """Two codecs that look alike are not told apart: what differs are the decisions."""
+    (entries,) = saved(branching).graphs
+    coder = next(entry for entry in entries if entry.carries)
+    changed = tuple(replace(e, carries=()) if e is coder else e for e in entries)
+    with pytest.raises(
+        InvalidPlan, match=f"carries other decisions: {', '.join(sorted(coder.carries))}; in the plan none"
+    ):
+        restore(SavedPlan((changed,)), values(branching), OPTIONS, {})
+
+
 def test_an_empty_file_is_refused() -> None:
     with pytest.raises(InvalidPlan, match="no graphs"):
         restore(SavedPlan(()), values(smooth), OPTIONS, {})
