@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 class Use(enum.IntEnum):
     """How a result depends on one operand, ordered: a chain of uses is as strict as its strictest."""
 
-    LINEAR = 0
-    SMOOTH = 1
-    ATTENTION = 2
-    SOFTMAX = 3
-    SENSITIVE = 4
-    DECISION = 5
+    SHAPE = 0  # the elements are not read
+    LINEAR = 1
+    SMOOTH = 2
+    ATTENTION = 3
+    SOFTMAX = 4
+    SENSITIVE = 5
+    DECISION = 6
 
 
 class Class(enum.Enum):
@@ -54,6 +55,7 @@ class Reach(enum.Enum):
 
 
 CLASS_OF_USE = {
+    Use.SHAPE: Class.LINEAR,  # where nothing can stand in for it, any copy will do
     Use.LINEAR: Class.LINEAR,
     Use.SMOOTH: Class.SMOOTH,
     Use.ATTENTION: Class.ATTENTION,

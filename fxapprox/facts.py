@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.arguments import argument
+from fxapprox.activation import Use
+from fxapprox.arguments import argument, operands
 from fxapprox.graph import Joint, numel, storage_of, tensor_of
 from fxapprox.intervals import Interval, interval
-from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name
+from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
@@ -106,7 +107,7 @@ def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
         facts.free.add(node)
     if rule is not None and rule.view and any(source in facts.changed for source in sources):
         facts.changed.add(node)
-    if (node.op == "placeholder" and node in facts.floats) or any(s in facts.depends for s in sources):
+    if (node.op == "placeholder" and node in facts.floats) or any(s in facts.depends for s in _read(node)):
         facts.depends.add(node)
     facts.bounds[node] = interval(node, facts.bounds)
     facts.roots[node] = _roots(node, rule, facts, sources)
@@ -123,6 +124,11 @@ def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
         facts.fixed.add(node)
     if projects or _is_made_of_wide(node, rule, facts, sources):
         facts.wide.add(node)
+
+
+def _read(node: fx.Node) -> Iterable[fx.Node]:
+    """The operands of which more is read than the shape."""
+    return (source for place, source in operands(node) if table_use(node, place) is not Use.SHAPE)
 
 
 def _is_view_of_free(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:

@@ -20,7 +20,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Use
 from fxapprox.arguments import argument
 
-L, S, A, X, E, D = Use.LINEAR, Use.SMOOTH, Use.ATTENTION, Use.SOFTMAX, Use.SENSITIVE, Use.DECISION
+H, L, S, A, X, E, D = Use.SHAPE, Use.LINEAR, Use.SMOOTH, Use.ATTENTION, Use.SOFTMAX, Use.SENSITIVE, Use.DECISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,9 @@ RULES: dict[str, Rule] = {
     # Copies, casts and layout.
     **_rules(
         "clone contiguous _to_copy prims.convert_element_type prims.broadcast_in_dim constant_pad_nd cat stack"
-        " repeat flip roll prims.device_put lift_fresh_copy prims.inductor_force_stride_order",
+        " repeat flip prims.rev roll rot90 prims.device_put lift_fresh_copy prims.inductor_force_stride_order"
+        " pixel_shuffle pixel_unshuffle channel_shuffle diag_embed reflection_pad1d reflection_pad2d reflection_pad3d"
+        " replication_pad1d replication_pad2d replication_pad3d",
         L, cheap=True,
     ),
     # Affine arithmetic. mul and div have rules of their own below.
@@ -66,20 +68,44 @@ RULES: dict[str, Rule] = {
     # Gathering rows is linear in the table and exact in the indices.
     **_rules("embedding index _unsafe_index gather index_select", L, E, cheap=True),
     **_rules("index_put _unsafe_index_put", L, E, L),
-    **_rules("scatter scatter_add scatter_reduce index_add slice_scatter select_scatter", L, E, E, L),
+    **_rules("scatter scatter_add scatter_reduce index_add index_copy index_reduce", L, E, E, L),
+    **_rules("slice_scatter select_scatter diagonal_scatter", L),
+    **_rules("masked_fill", L, E, L, cheap=True),
+    **_rules("masked_scatter", L, E, L),
+    **_rules("masked_select take", L, E),
+    **_rules("put", L, E, L),
     **_rules("embedding_dense_backward", L, E),
     # Contractions and reductions: linear, but too expensive (or too small) to run twice.
     **_rules("mm bmm addmm baddbmm mv dot convolution convolution_backward", L),
     **_rules("_grouped_mm", L, L, E, L),
-    **_rules("sum mean cumsum _adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d avg_pool3d", L),
-    **_rules("upsample_nearest2d upsample_bilinear2d upsample_bicubic2d triu tril", L),
-    **_rules("slice_backward select_backward _adaptive_avg_pool2d_backward embedding_backward", L),
-    # These read the shape of their second operand, not its values.
-    **_rules("avg_pool2d_backward avg_pool3d_backward", L),
-    **_rules("max_pool2d_with_indices_backward", L, L, E),
+    **_rules("sum mean cumsum trace im2col col2im triu tril embedding_backward slice_backward select_backward", L),
+    **_rules("diagonal_backward unfold_backward index_select_backward", L),
+    **_rules("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", L),
+    **_rules("_adaptive_avg_pool2d _adaptive_avg_pool3d", L),
+    **_rules(
+        " ".join(
+            f"{name} {name}_backward" for name in (
+                "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+                "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
+                "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+            )
+        ), L,
+    ),
+    # Of the second operand they read the shape; indices and random numbers come behind it.
+    **_rules(
+        "avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward"
+        " reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward"
+        " replication_pad2d_backward replication_pad3d_backward max_pool2d_with_indices_backward"
+        " max_pool3d_with_indices_backward adaptive_max_pool2d_backward adaptive_max_pool3d_backward"
+        " fractional_max_pool2d_backward fractional_max_pool3d_backward",
+        L, H, E,
+    ),
+    # Sampling is linear in the image; where it samples, it takes decisions on. See READ_FOR, too.
+    **_rules("grid_sampler_2d grid_sampler_3d", L, E),
+    **_rules("grid_sampler_2d_backward grid_sampler_3d_backward", L, L, E),
     # Smooth functions: bounded derivative, so a small error stays small.
-    **_rules("tanh sigmoid erf erfc atan silu gelu mish", S, cheap=True),
-    **_rules("tanh_backward sigmoid_backward silu_backward gelu_backward mish_backward", L, S),
+    **_rules("tanh sigmoid erf erfc atan silu gelu mish glu", S, cheap=True),
+    **_rules("tanh_backward sigmoid_backward silu_backward gelu_backward mish_backward glu_backward", L, S),
     # Fused normalizations: affine in the input, once the statistics are exact.
     **_rules("native_layer_norm_backward", L, S, E),
     **_rules("native_group_norm_backward", L, S, E),
@@ -105,14 +131,24 @@ RULES: dict[str, Rule] = {
     **_rules("prims.inductor_random prims.inductor_randint fxapprox.random_of_seed fxapprox.randint_of_seed", E),
     **_rules("prims.inductor_lookup_seed", E, cheap=True),
     # Constants.
+    **_rules("full zeros ones empty scalar_tensor arange prims.iota", E, cheap=True),
     **_rules(
-        "full full_like zeros zeros_like ones ones_like empty empty_like new_zeros new_full scalar_tensor"
-        " arange prims.iota",
-        E, cheap=True,
+        "full_like zeros_like ones_like empty_like new_zeros new_ones new_full new_empty new_empty_strided",
+        H, cheap=True,
     ),
     # The rules of these depend on what their operands are: see uses.py.
     **_rules("mul div", L, cheap=True),
 }  # fmt: skip
+
+# Operands that are read for one of the results alone: {place: its place in output_mask}; of others, their shape is.
+READ_FOR: dict[str, dict[int, int]] = {
+    "aten.convolution_backward": {1: 1, 2: 0},
+    "aten.grid_sampler_2d_backward": {1: 1},
+    "aten.grid_sampler_3d_backward": {1: 1},
+}
+# Reductions into places that indices name: linear if what they do is one of these.
+REDUCE_INTO = frozenset("aten.scatter aten.scatter_reduce aten.index_reduce".split())
+LINEAR_REDUCTIONS = (None, "sum", "add", "mean")
 
 # q, k, v and the output of fused attention, by position in the backward operator; the rest (mask, logsumexp,
 # random state) has to be exact.
@@ -143,7 +179,7 @@ UNROUNDED = RESHAPES | frozenset(
 )
 
 REDUCTIONS = frozenset(
-    "aten.var_mean aten.var aten.std aten.mean aten.sum aten.amax aten.amin aten.logsumexp aten.any aten.all"
+    "aten.var_mean aten.var aten.std aten.mean aten.sum aten.prod aten.amax aten.amin aten.logsumexp aten.any aten.all"
     " aten.linalg_vector_norm aten.norm aten.native_layer_norm aten.native_group_norm"
     " prims.prepare_softmax_online".split()
 )
@@ -227,5 +263,10 @@ def table_use(node: fx.Node, position: int) -> Use | None:
         return ATTENTION_OPERANDS[name].get(position, E)
     if _rounds(node):
         return D
+    if name in REDUCE_INTO and argument(node, "reduce") not in LINEAR_REDUCTIONS:
+        return E
+    result = READ_FOR.get(name, {}).get(position)
+    if result is not None and not argument(node, "output_mask")[result]:
+        return H
     rule = RULES.get(name)
     return None if rule is None else rule.uses[min(position, len(rule.uses) - 1)]

@@ -1,11 +1,12 @@
 """Values whose elements differ so much in size that a code would drown the small ones that count.
 
 A code's error is a share of the largest element in its group. Mostly the large elements make the gradient as well; not
-so in five cases, and then a value is stored as it is, or computed again from what it came from:
+so in six cases, and then a value is stored as it is, or computed again from what it came from:
 
 - exponentials without a bound, and what a mask fills in (a score of -1e9), with linear functions of these;
 - below a fraction bar, in a root or in a logarithm it is the relative error that counts. A value that grew there by a
   square or an exponential (1 + x**2, 1 + exp(-x)) has far larger elements than those near 1, where the quotient lives;
+- products of many factors, and linear functions of these;
 - quotients by what may come near 0, and linear functions of these: few elements hold nearly all of them;
 - derivatives that only backward reads (s - t of a cross-entropy of sigmoids s): what is rare is small in all but few
   places, and would become 0 there, or not, in all of them alike; errors of what forward computed average out;
@@ -61,7 +62,7 @@ def uneven_of(joint: Joint, facts: Facts, reads: Reads) -> dict[fx.Node, str]:
             continue
         if _is_exponential(node, facts, found):
             found[node] = EXPONENTIAL
-        elif facts.ops[node] in POWERS and facts.roots[node]:
+        elif _is_power(node, facts, found):
             found[node] = POWER
         elif _is_quotient(node, facts, sums, found):
             found[node] = QUOTIENT
@@ -126,6 +127,15 @@ def _is_huge(value: object, facts: Facts) -> bool:
     """Whether it is a finite constant of this size."""
     low, high = facts.bounds[value] if isinstance(value, fx.Node) else (value, value)
     return low == high and isinstance(low, (int, float)) and HUGE <= abs(low) < math.inf
+
+
+def _is_power(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> bool:
+    """Whether the node multiplies many elements, or is a linear function of such products."""
+    if facts.ops[node] in POWERS or argument(node, "reduce") in ("prod", "multiply"):
+        return bool(facts.roots[node])
+    rule = rule_of(node)
+    linear = rule is not None and rule.cheap and rule.uses[-1] is Use.LINEAR
+    return linear and any(found.get(part) == POWER for part in node.all_input_nodes)
 
 
 # --- what is read relatively -----------------------------------------------------------------------

@@ -37,6 +37,7 @@ from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
 from fxapprox.passes.restore import restore
+from fxapprox.passes.stand_in import stand_in
 from fxapprox.plan_file import SavedPlan
 from fxapprox.sizes import evaluate, hints_of
 from fxapprox.torch_adapter import Partition
@@ -190,14 +191,16 @@ def _ways(traced: Joint, saved: Sequence[fx.Node], clock: _Clock) -> Iterator[tu
 
     The later ones are for graphs of which more would be stored than torch's own partition stores.
     """
-    advanced = advance(traced)
+    plain = stand_in(traced)
+    clock.lap("stand in")
+    advanced = advance(plain)
     clock.lap("advance")
     yield advanced, frozenset()
     again = _recomputed(traced, saved)
     yield advanced, again
-    if advanced is not traced:
-        yield traced, frozenset()
-        yield traced, again
+    if advanced is not plain:
+        yield plain, frozenset()
+        yield plain, again
 
 
 def _recomputed(joint: Joint, saved: Sequence[fx.Node]) -> frozenset[str]:
