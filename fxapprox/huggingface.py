@@ -1,11 +1,18 @@
-"""Lets Hugging Face's Accelerate, and with it the Trainer, take "fxapprox" for the name of a backend.
+"""For Hugging Face's Accelerate and Trainer: "fxapprox" as a backend's name, and models that return their loss alone.
 
 Accelerate looks a backend up in an enumeration of its own, before torch.compile gets to see its name.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+from typing import Any, TypeVar
+
 from accelerate.utils import DynamoBackend
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 NAME = "FXAPPROX"  # Accelerate spells them in capitals
 
@@ -25,3 +32,32 @@ def register_backend() -> None:
         return member if value == NAME else inherited(value)
 
     DynamoBackend._missing_ = staticmethod(missing)  # type: ignore[assignment]
+
+
+def without_logits(model: Model) -> Model:
+    """Has a model of the transformers package return its loss alone where it trains with labels; for the Trainer.
+
+    Its forward also returns logits (and caches), which a training loop drops. Backward then takes a gradient for the
+    logits all the same, zeros as large as they are. To be called before the model is compiled. Without labels and in
+    evaluation mode nothing changes. A Trainer that reads logits in training (``label_smoothing_factor``, a loss
+    function of one's own) cannot do without them.
+
+    Args:
+        model: returns a ``ModelOutput`` with a ``loss``, or with ``return_dict=False`` a tuple that begins with it.
+
+    Returns: the same model; only its attribute ``forward`` is another one.
+    """
+    forward = functools.partial(_loss_alone, model)  # a copy of the model gets one of its own
+    forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]  # the Trainer reads it
+    model.forward = forward
+    return model
+
+
+def _loss_alone(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    output = type(model).forward(model, *args, **kwargs)
+    if not model.training:
+        return output
+    if isinstance(output, tuple):
+        return output[:1] if kwargs.get("labels") is not None else output
+    loss = getattr(output, "loss", None)
+    return output if loss is None else type(output)(loss=loss)

@@ -203,3 +203,107 @@ def test_regions_that_the_user_checkpoints() -> None:
             return x
 
     compare(Net(), torch.randn(4, 64, 64), bits=4)
+
+
+# --- outputs that backward reads ---------------------------------------------------------------------
+
+
+class Shown(nn.Module):
+    """Returns a hidden state that its backward reads: itself, a view of it, twice, or detached."""
+
+    def __init__(self, show: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.show = nn.Linear(32, 64), nn.Linear(64, 32), show
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.tanh(self.first(x))
+        return self.second(h).square().mean(), self.show(h)
+
+
+SHOWN: dict[str, Callable[[Tensor], Any]] = {
+    "itself": lambda h: h,
+    "view": lambda h: h[:, :32],
+    "twice": lambda h: (h, h),
+    "transposed": lambda h: (h.t(), h),
+    "detached": lambda h: h.detach(),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_dropped_output_is_not_kept(name: str, bits: int | None) -> None:
+    model, x = Shown(SHOWN[name]), torch.randn(256, 32)
+    (report,) = compare(model, x, bits=bits)
+    if bits is not None:
+        assert report.saved_bytes < 0.3 * report.baseline_bytes
+    torch._dynamo.reset()
+    loss, _ = fxapprox.compile(model, bits=bits, lowering="eager")(x)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    expected = torch.autograd.grad(model(x)[0], list(model.parameters()))
+    for own, exact in zip(found, expected, strict=True):
+        assert (own - exact).norm() < (1e-5 if bits is None else 0.03) * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["itself", "twice", "view"])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_an_output_that_the_user_changes_in_place(name: str, bits: int | None) -> None:
+    """Stored exactly it is the user's tensor, and torch notices; a code is of what it was before."""
+    model, x = Shown(SHOWN[name]), torch.randn(256, 32)
+    (exact,) = torch.autograd.grad(model(x)[0], model.first.weight)
+    loss, shown = fxapprox.compile(model, bits=bits, lowering="eager")(x)
+    with torch.no_grad():
+        (shown[0] if isinstance(shown, tuple) else shown).add_(1)
+    if bits is None:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        (found,) = torch.autograd.grad(loss, model.first.weight)
+        assert (found - exact).norm() < 0.03 * exact.norm()
+
+
+# --- vocabularies under autocast -------------------------------------------------------------------
+
+
+class Autocast(nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, tokens: Tensor) -> Any:
+        with torch.autocast("cpu", self.dtype):
+            return self.model(tokens)
+
+
+@pytest.mark.parametrize("head", heads.HEADS, ids=lambda head: head.__name__)
+def test_float32_weights_under_autocast_store_what_bfloat16_weights_do(head: Callable[[], heads.Head]) -> None:
+    tokens = heads.tokens()
+    cast, half = (
+        fxapprox.explain(model, tokens, bits=4, lowering="eager") for model in (Autocast(head()), head().bfloat16())
+    )
+    assert cast.saved_bytes <= 1.5 * half.saved_bytes
+    assert cast.ratio > 5
+
+
+def test_gradients_ahead_under_autocast() -> None:
+    """Casts between the loss and the weight do not stop them; in float16 they would vanish unscaled."""
+    tokens = heads.tokens(batch=12)
+    ahead = fxapprox.explain(Autocast(heads.Plain()), tokens, bits=4, lowering="eager")
+    narrow = fxapprox.explain(Autocast(heads.Plain(), torch.float16), tokens, bits=4, lowering="eager")
+    assert ahead.gradients
+    assert not narrow.gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head", [heads.Plain, heads.Adapted, heads.Merged, heads.Tied], ids=lambda h: h.__name__)
+def test_gradients_of_heads_under_autocast(head: Callable[[], heads.Head], dtype: torch.dtype) -> None:
+    tokens, found = heads.tokens(), []
+    for bits in (None, 8):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Autocast(head(), dtype)
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        loss = fxapprox.compile(model, bits=bits, lowering="eager")(tokens)
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted)]))
+    exact, coded = found
+    assert 0 < (coded - exact).norm() < 0.03 * exact.norm()
