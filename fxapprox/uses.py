@@ -96,7 +96,7 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
         power = 2 if name == "aten.square" else argument(node, "exponent")
         return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
     if name == "aten.exp":
-        return _exp_use(node, operand, high, facts)
+        return _exp_use(node, operand, high)
     return use
 
 
@@ -112,15 +112,14 @@ def _multiplies_activations(node: fx.Node, operand: fx.Node, facts: Facts) -> bo
     )
 
 
-def _exp_use(node: fx.Node, operand: fx.Node, high: float, facts: Facts) -> Use:
+def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
     if high <= 0:
         # a score less its maximum; of scaled scores, chosen by the sign of the scale
         if op_name(operand) not in ("aten.sub", "aten.where"):
             return Use.SMOOTH
-        # an error in it is multiplied by the exponential, which a code holds better; over a large vocabulary that would
-        # be many codes, and logits computed again from a coded hidden state err by little
-        roots = facts.roots[operand]
-        return Use.SOFTMAX if roots and all(root in facts.again for root in roots) else Use.SENSITIVE
+        # an error in it is multiplied by the exponential, and forward's statistics do not know it: of a token that is
+        # sure, 1 less its softmax would be all error
+        return Use.SENSITIVE
     # exp(x) that only ever meets the world as 1 + exp(x) below a fraction bar, or in log1p: a sigmoid or softplus.
     for user in node.users:
         if op_name(user) == "aten.log1p":

@@ -306,4 +306,4 @@ def test_gradients_of_heads_under_autocast(head: Callable[[], heads.Head], dtype
         loss = fxapprox.compile(model, bits=bits, lowering="eager")(tokens)
         found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted)]))
     exact, coded = found
-    assert 0 < (coded - exact).norm() < 0.03 * exact.norm()
+    assert (coded - exact).norm() <= 0.03 * exact.norm()
