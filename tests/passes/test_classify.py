@@ -53,7 +53,7 @@ def test_softmax_and_its_logits() -> None:
 
 
 def test_logits_that_are_computed_again_are_so_exactly() -> None:
-    """What normalized them is forward's: beside it an error in a logit is one of the gradient, where that is 0 as well."""
+    """What normalized them is forward's: beside it an error in a logit is one of the gradient, also where that is 0."""
     head = torch.randn(8, 16 * 8, requires_grad=True)
     labels = torch.zeros(32, dtype=torch.long)  # each token's loss: of one loss, forward makes the gradients
     values = classified(lambda x: F.cross_entropy((x @ W)[:, :8].tanh() @ head, labels, reduction="none"), X)
