@@ -28,7 +28,7 @@ def held_by(saved: Iterable[fx.Node], counted: Collection[str] = ()) -> dict[fx.
     """
     found: dict[fx.Node, Size] = {}
     for node in saved:
-        base = storage_of(node)
+        base = _base_of(node)
         if base.op == "get_attr" or (base.op == "placeholder" and base.name not in counted):
             continue
         value = tensor_of(base) if tensor_of(base) is not None else tensor_of(node)
@@ -53,9 +53,17 @@ def positions_in(held: Iterable[fx.Node], graph: fx.Graph, count: int) -> tuple[
     return (
         frozenset(at for node, at in placed if at is not None and node in bases),
         frozenset(
-            at for node, at in returned if at is not None and isinstance(node, fx.Node) and storage_of(node) in bases
+            at for node, at in returned if at is not None and isinstance(node, fx.Node) and _base_of(node) in bases
         ),
     )
+
+
+def _base_of(node: fx.Node) -> fx.Node:
+    """The node that made the memory; views that nobody has described (complex numbers as reals) lie in it too."""
+    base = storage_of(node)
+    while adapter.is_alias(base):
+        base = storage_of(base.args[0])  # type: ignore[arg-type]
+    return base
 
 
 def _memory(value: torch.Tensor) -> Size:

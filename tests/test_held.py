@@ -191,6 +191,19 @@ def test_arguments_in_containers_are_the_users() -> None:
     assert sum(report.saved_bytes for report in fxapprox.reports(compiled)) == held == 0
 
 
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+def test_views_of_complex_weights_are_the_weights() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(17, 17, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.irfft(torch.fft.rfft(x) @ self.weight, n=32).square()
+
+    compare(Spectral(), torch.randn(64, 32), bits=8)
+
+
 def test_regions_that_the_user_checkpoints() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

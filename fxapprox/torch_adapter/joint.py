@@ -106,6 +106,20 @@ def mutates(node: fx.Node) -> bool:
     return not is_operator(node.target) or node.target._schema.is_mutable  # type: ignore[union-attr]
 
 
+def is_alias(node: fx.Node) -> bool:
+    """Whether the result of a node's operator lies in the memory of its first operand, by its schema."""
+    if (
+        node.op != "call_function"
+        or not is_operator(node.target)
+        or not node.args
+        or not isinstance(node.args[0], fx.Node)
+    ):
+        return False
+    schema = node.target._schema  # type: ignore[union-attr]
+    given, made = (each[0].alias_info if each else None for each in (schema.arguments, schema.returns))
+    return given is not None and made is not None and not given.is_write
+
+
 def changed_inputs(graph: fx.Graph) -> set[fx.Node]:
     """The inputs that a forward graph, or what runs it, writes to: buffers, and the user's tensors."""
     inputs = graph.find_nodes(op="placeholder")
