@@ -257,7 +257,7 @@ def _errors(way: Way, pair: Way | None) -> tuple[GradientError, tuple[ParameterE
 
 def _causes(runs: Runs, way: Way, bar: Progress) -> tuple[Cause, ...]:
     """What each stored value does, worst first."""
-    prober = Prober(replace(way.backend.options, lowering="eager", checkpoint=None), as_stored, bar)
+    prober = Prober(replace(way.options, lowering="eager", checkpoint=None), as_stored, bar)
     probing = torch.compile(fresh(runs.subject.step), backend=prober, dynamic=False)
     runs.subject.gradients(probing, runs.whole[0], 0)
     found = []
@@ -290,7 +290,7 @@ def _notes(runs: Runs, settings: Sequence[BitsAudit]) -> Iterator[str]:
         yield "one batch: what of the errors averages out takes several, or one that can be split"
     if runs.parts and any(_stored(way) != _stored(pair) for way, pair in zip(runs.coded, runs.pairs, strict=True)):
         yield "parts of the batch are stored otherwise than the whole: bias and noise are those of other plans"
-    yield from (f"{way.backend.options.bits} bits: {way.report.fallback}" for way in runs.coded if way.report.fallback)
+    yield from (f"{way.options.bits} bits: {way.report.fallback}" for way in runs.coded if way.report.fallback)
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.between import Between, Link
 from fxapprox.errors import FxApproxError, OptionError, shown
 from fxapprox.held import saved_by
-from fxapprox.options import NAMES, Options, from_environment, require_names, unknown_option
+from fxapprox.ledger import Entrance, Graph, current, ran
+from fxapprox.options import ENVIRONMENT, NAMES, Options, from_environment, require_names, unknown_option
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
 from fxapprox.report import Report, report_of
@@ -25,33 +28,59 @@ COMPILERS = {"inductor": adapter.compile_inductor, "eager": adapter.compile_eage
 
 @dataclass(eq=False)
 class Backend:
-    """A torch.compile backend with its options, and the reports of the graphs it has compiled.
+    """A torch.compile backend with its options; it knows nothing of the models that it compiles.
+
+    Two with equal options are equal, so that Dynamo runs what one has compiled for the models of the other, too. It
+    asks at each call and keeps every backend for good.
 
     Attributes:
         options: ours.
         inductor: settings that pass through to Inductor.
-        reports: one for each training graph, in the order of compilation.
-        between: what its graphs hand on to one another.
     """
 
     options: Options
     inductor: Mapping[str, Any] = field(default_factory=dict)
-    reports: list[Report] = field(default_factory=list)
-    between: Between = field(default_factory=Between)
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         if kwargs:
             raise OptionError(f"unexpected {sorted(kwargs)}: give options to fxapprox.compile")
-        link = self.between.link(gm, inputs)
-        partitioner = adapter.JointPartitioner(self.partition_of(gm, link), cache_key(self.options))
-        return link.watched(COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor)))
+        reports: list[Report] = []
+        ledger = current()
+        link = (ledger.between if ledger is not None else Between()).link(gm, inputs)
+        partitioner = adapter.JointPartitioner(self.partition_of(gm, link, reports), cache_key(self.options))
+        compiled = link.watched(COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor)))
+        report = reports[-1] if reports else None
+        reports.clear()  # what is compiled holds on to the partitioner
+        graph = Graph(report)
+        if ledger is not None:
+            ledger.add(graph, report)
+
+        def run(*args: Any) -> Any:
+            ran(graph)
+            return compiled(*args)
+
+        return run
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, Backend) or not type(self) is type(other) is Backend:
+            return self is other
+        return self._identity == other._identity and _same_policy(self.options, other.options)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, and what comes out of a pickle, has compiled nothing yet: graphs stay where they run."""
         return Backend, (self.options, dict(self.inductor))
 
-    def partition_of(self, traced: fx.GraphModule, link: Link) -> adapter.Partitioner:
-        """The partition function for the joint graph of a graph of Dynamo's; it also writes the report."""
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return replace(self.options, policy=None), dict(self.inductor)
+
+    def options_for(self, **_: Any) -> Options:
+        """The options: here they are known without what torch.compile was given."""
+        return self.options
+
+    def partition_of(self, traced: fx.GraphModule, link: Link, reports: list[Report]) -> adapter.Partitioner:
+        """The partition function for the joint graph of a graph of Dynamo's; it also adds the report to ``reports``."""
         names = adapter.input_names(traced)
 
         def partition(gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> adapter.Partition:
@@ -71,14 +100,77 @@ class Backend:
                 halves = outline(*halves, result.spliced)
                 result.seconds["outline"] = time.perf_counter() - start
             report = report_of(result, lowering=self.options.lowering, names=names)
-            self.reports.append(replace(report, options=self.options))
-            logs.compiled(self.reports[-1], len(self.reports) - 1)
+            reports.append(replace(report, options=self.options))
+            ledger = current()
+            logs.compiled(reports[-1], len(ledger.reports) if ledger is not None else len(reports) - 1)
             return halves
 
         return partition
 
 
-ATTACHED = "_fxapprox_backend"  # where torch.compile's wrapper of a backend named by a string keeps ours
+def _same_policy(a: Options, b: Options) -> bool:
+    """Whether two policies choose alike for all that can be known: one function, or functions of one ``uuid``."""
+    first, second = a.policy, b.policy
+    if first is second or (isinstance(first, MethodType) and isinstance(second, MethodType) and first == second):
+        return True
+    uuid = getattr(first, "uuid", None)
+    return uuid is not None and type(first) is type(second) and uuid == getattr(second, "uuid", None)
+
+
+class Named:
+    """The backend of one model that is compiled by ``torch.compile(model, backend="fxapprox", options={...})``.
+
+    Our options and Inductor's share one mapping there; a name that neither knows is an error. Where the mapping has
+    none of ours, they come from the environment as it is when the model is compiled: see
+    :func:`fxapprox.options.from_environment`.
+    """
+
+    def __init__(self, environment: str | None = None) -> None:
+        self._environment = os.environ.get(ENVIRONMENT, "") if environment is None else environment
+        self._backend: Backend | None = None
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
+        try:
+            return self._known(**given)(gm, inputs)
+        except FxApproxError as error:
+            raise adapter.through_dynamo(error) from error.__cause__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named) and self._environment == other._environment
+
+    def __hash__(self) -> int:
+        return hash(self._environment)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Named, (self._environment,)
+
+    def options_for(self, **given: Any) -> Options:
+        """The options for what torch.compile was given."""
+        return self._known(**given).options
+
+    def _known(self, mode: str | None = None, options: Mapping[str, Any] | None = None) -> Backend:
+        if self._backend is None:
+            require_names(given := {} if options is None else options)
+            ours = {name: value for name, value in given.items() if name in NAMES}
+            others = {name: value for name, value in given.items() if name not in NAMES}
+            chosen = Options.parse(ours) if ours else from_environment(self._environment)
+            chosen.warn_of_idle()
+            self._backend = Backend(chosen, {**_mode(mode), **_inductor(others)})
+        return self._backend
+
+
+def _named() -> Named:
+    found = Named()
+    adapter.enter_when_wrapped(found, Entrance())
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    """``backend`` is what torch.compile finds by our name: made for the model that it is about to compile."""
+    if name != "backend":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    adapter.make_at_lookup("fxapprox", _named)
+    return _named()
 
 
 def compile(
@@ -109,48 +201,14 @@ def compile(
     parsed = Options.parse(ours)
     parsed.warn_of_idle()
     parsed.check_patterns(model)
-    return torch.compile(model, backend=Backend(parsed, patches), dynamic=dynamic, fullgraph=fullgraph)
+    return wrapped(model, Backend(parsed, patches), dynamic=dynamic, fullgraph=fullgraph)
 
 
-def backend(
-    gm: fx.GraphModule,
-    inputs: Sequence[Any],
-    *,
-    mode: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Callable[..., Any]:
-    """The backend that ``torch.compile(model, backend="fxapprox", options={...})`` finds by its name.
-
-    Our options and Inductor's share one mapping there; a name that neither knows is an error. Where the mapping has
-    none of ours, they come from the environment: see :func:`fxapprox.options.from_environment`.
-    """
-    owner = adapter.calling_compiler()
-    found = getattr(owner, ATTACHED, None)
-    if found is None:
-        found = _named(mode, options or {})
-        if owner is not None:
-            setattr(owner, ATTACHED, found)
-    return found(gm, inputs)
-
-
-def _named(mode: str | None, options: Mapping[str, Any]) -> Backend:
-    """The backend for what ``torch.compile(backend="fxapprox")`` was called with."""
-    try:
-        require_names(options)
-        ours = {name: value for name, value in options.items() if name in NAMES}
-        others = {name: value for name, value in options.items() if name not in NAMES}
-        parsed = Options.parse(ours) if ours else from_environment()
-        parsed.warn_of_idle()
-        return Backend(parsed, {**_mode(mode), **_inductor(others)})
-    except FxApproxError as error:
-        raise adapter.through_dynamo(error) from error.__cause__
-
-
-def backend_of(compiled: object) -> Backend | None:
-    """The backend behind what torch.compile returned; None if it is not ours, or has not compiled anything yet."""
-    owner = adapter.compiler_of(compiled)
-    inner = getattr(owner, "compiler_fn", owner)
-    return inner if isinstance(inner, Backend) else getattr(owner, ATTACHED, None)
+def wrapped(model: Callable[..., Any], backend: Backend, **kwargs: Any) -> Any:
+    """What torch.compile returns for a model and a backend of ours; it has a ledger from its first call on."""
+    compiled = torch.compile(model, backend=backend, **kwargs)
+    adapter.enter_at_calls(compiled, Entrance())
+    return compiled
 
 
 def _mode(mode: str | None) -> dict[str, Any]:

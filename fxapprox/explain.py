@@ -17,10 +17,12 @@ import torch
 from torch import fx, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.backend import Backend, backend_of
+from fxapprox.backend import Backend, Named
+from fxapprox.between import Between
 from fxapprox.checks import no_gradient, wrong_model
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, ModelError
+from fxapprox.ledger import ledger_of
 from fxapprox.meta import stand_ins
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
@@ -34,14 +36,21 @@ class _Explainer(Backend):
 
     Attributes:
         fake: the mode of the zeros where they are to be fake; else None.
+        reports: one for each training graph, in the order of compilation.
+        between: what they hand on to one another.
     """
 
     fake: adapter.FakeTensorMode | None = None
 
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.reports: list[Report] = []
+        self.between = Between()
+
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         outputs = adapter.stand_in_outputs(gm, self.fake)
         link = self.between.link(gm, inputs)
-        partition = self.partition_of(gm, link)
+        partition = self.partition_of(gm, link, self.reports)
 
         def plan(*args: Any, **kwargs: Any) -> adapter.Partition:
             partition(*args, **kwargs)
@@ -100,23 +109,26 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
                 raise
             raise ModelError(f"the model failed with {described(error)}") from error
     breaks = graph_breaks(raw)
-    if not explainer.reports:
+    found, explainer.reports = explainer.reports, []  # Dynamo keeps every backend
+    if not found:
         raise FxApproxError(nothing_captured(model, args, breaks))
     names = _argument_names(model, len(args))
-    return replace(merge([_with_sources(report, names) for report in explainer.reports]), breaks=breaks)
+    return replace(merge([_with_sources(report, names) for report in found]), breaks=breaks)
 
 
 def reports(compiled: object) -> tuple[Report, ...]:
-    """One report for each training graph that a compiled model has run, in the order of compilation.
+    """One report for each training graph that a compiled model has run, in the order in which it did so first.
 
-    Graphs that several modules share (torch.compile does that with equal blocks) are reported once.
+    Graphs that several modules share (torch.compile does that with equal blocks) are reported once; ``report.shared``
+    says how many there are, each of which stores the report's bytes. A graph that was compiled for another model, which
+    is gone, has a report without drawings and without other settings.
 
     Args:
         compiled: what ``fxapprox.compile``, or ``torch.compile(model, backend="fxapprox")``, returned; or a module with
             such inside, as DistributedDataParallel is around a compiled model: the reports of one after the other.
 
     Raises:
-        FxApproxError: nothing in it is compiled by fxapprox.
+        FxApproxError: nothing in it is compiled by fxapprox, or it was called, and torch.compile compiled nothing.
     """
     parts = [part for part in adapter.compiled_parts(compiled) if _is_ours(part)]
     if not parts:
@@ -124,12 +136,17 @@ def reports(compiled: object) -> tuple[Report, ...]:
             "reports() wants what fxapprox.compile or torch.compile(backend='fxapprox') returned, or a module around"
             f" it, not {type(compiled).__name__}"
         )
-    backends = dict.fromkeys(backend_of(part) for part in parts)  # None: compiled lazily, no step has run yet
-    return tuple(report for backend in backends if backend is not None for report in backend.reports)
+    ledgers = [ledger for part in parts if (ledger := ledger_of(part)) is not None]
+    found = {graph: report for ledger in ledgers for graph, report in ledger.reports.items()}
+    missed = [ledger for ledger in ledgers if ledger.missed and not ledger.graphs]
+    if missed and not found:
+        raise FxApproxError(missed[0].nothing)
+    return tuple(found.values())
 
 
 def _is_ours(compiled: object) -> bool:
-    return backend_of(compiled) is not None or adapter.compiled_by(compiled, "fxapprox")
+    compiler = adapter.compiler_of(compiled)
+    return isinstance(getattr(compiler, "compiler_fn", compiler), (Backend, Named))
 
 
 def save_plan(compiled: object, path: str | Path) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.backend import Backend
+from fxapprox.backend import Backend, wrapped
 from fxapprox.batches import Batch, Loss
 from fxapprox.checks import no_gradient, wrong_loss, wrong_model
 from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.explain import fresh, nothing_captured, untouched
+from fxapprox.explain import fresh, nothing_captured, reports, untouched
 from fxapprox.gradient_error import Tally, total_error
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
@@ -65,20 +65,20 @@ class Way:
 
     def __init__(self, subject: Subject, options: Options) -> None:
         options.check_patterns(subject.model)
-        self.subject, self.backend, self.graphs = subject, Backend(options), 0
-        self._run = torch.compile(fresh(subject.step), backend=self.backend, dynamic=False)
+        self.subject, self.options, self.graphs = subject, options, 0
+        self._run = wrapped(fresh(subject.step), Backend(options), dynamic=False)
         self.tallies = [Tally() for _ in subject.names]
 
     def gradients(self, batch: Batch, index: int) -> tuple[Tensor, list[Tensor]]:
         """The loss and the gradients of one batch, stored this way."""
         found = self.subject.gradients(self._run, batch, index)
-        self.graphs = self.graphs or len(self.backend.reports)
+        self.graphs = self.graphs or len(reports(self._run))
         return found
 
     @property
     def report(self) -> Report:
         """Of the first batch."""
-        return merge(self.backend.reports[: self.graphs])
+        return merge(reports(self._run)[: self.graphs])
 
 
 class Runs:
@@ -130,7 +130,7 @@ class Runs:
                 for tally, mine, other in zip(way.tallies, found, gradients, strict=True):
                     tally.add(mine, other)
                 if not torch.allclose(own, loss, rtol=1e-4):
-                    self.strayed.add(way.backend.options.bits)
+                    self.strayed.add(way.options.bits)
                 yield
 
 

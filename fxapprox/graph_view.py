@@ -128,7 +128,7 @@ def graph_view(report: Report, stage: str) -> GraphView:
         raise ValueError(f"unknown stage {stage!r}: expected one of {', '.join(STAGES)}")
     gm = getattr(report, "joint" if stage == "plan" else stage)
     if gm is None:
-        raise ValueError("the report is a sum of several: take one of report.graphs")
+        raise ValueError("the report is a sum of several (take one of report.graphs), or of a model that is gone")
     return _Drawing(report, stage, gm).view()
 
 

@@ -188,15 +188,18 @@ class Options:
 NAMES = tuple(field.name for field in fields(Options))
 
 
-def from_environment() -> Options:
-    """The options in the variable FXAPPROX_OPTIONS, a JSON object, as in '{"bits": 4}'; the defaults without it.
+def from_environment(text: str | None = None) -> Options:
+    """The options in the variable FXAPPROX_OPTIONS, a JSON object, as in '{"bits": 4}'; the defaults if it is empty.
 
     For those who have torch.compile called for them and can name a backend, but give it no options.
+
+    Args:
+        text: the variable's value; None: what it is now.
 
     Raises:
         OptionError: it is no JSON object, a name in it is unknown, or a value invalid.
     """
-    text = os.environ.get(ENVIRONMENT, "").strip() or "{}"
+    text = (os.environ.get(ENVIRONMENT, "") if text is None else text).strip() or "{}"
     try:
         given = loads(text)
     except ValueError as error:

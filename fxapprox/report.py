@@ -17,6 +17,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, Stored
 from fxapprox.codecs import Exact
 from fxapprox.crossing import Crossing
+from fxapprox.errors import FxApproxError
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.held import held_by, saved_by
 from fxapprox.liveness import CODED, Timeline, joined, timeline
@@ -66,6 +67,7 @@ class Report:
         spliced: where codecs stand in the two graphs.
         inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
         breaks: the graph breaks between the graphs, from ``explain``; what crosses one is not counted.
+        shared: how many compiled models have run the graph: it serves all that are alike, and stores this for each.
     """
 
     baseline_bytes: int
@@ -98,6 +100,19 @@ class Report:
     recomputed: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     spliced: tuple[Spliced, ...] = field(default=(), kw_only=True, repr=False)
     inputs: Mapping[str, str] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+    shared: int = field(default=1, kw_only=True, compare=False)
+
+    def without_graphs(self) -> Report:
+        """All but what draws the graphs or plans anew, for when the model is gone: those are most of it."""
+        baseline = self.baseline_timeline()
+
+        def gone() -> tuple[Point, ...]:
+            raise FxApproxError("the model that this graph was planned for is gone; fxapprox.explain plans anew")
+
+        return replace(
+            self, joint=None, forward=None, backward=None, activations=(), spliced=(), recomputed=(),
+            baseline_timeline=lambda: baseline, settings=gone,
+        )  # fmt: skip
 
     @property
     def plan(self) -> SavedPlan:

@@ -30,7 +30,7 @@ def document(report: Report) -> dict[str, Any]:
         "sizes": [asdict(symbol) for symbol in report.sizes],
         "breaks": [asdict(each) for each in report.breaks],
         "seconds": report.seconds,
-        "graphs": [_totals(graph) for graph in graphs],
+        "graphs": [{**_totals(graph), "shared": graph.shared} for graph in graphs],
         "segments": [{"graph": i, **_segment(s)} for i, graph in enumerate(graphs) for s in graph.segments],
         "decisions": [{"graph": index, **_plain(decision)} for decision, index in placed],
         "rows": _rows([decision for decision, _ in placed]),

@@ -49,6 +49,10 @@ def notes(report: Report) -> list[str]:
     lines += [_gradients_text(report)] if report.gradients else []
     lines += [_segments_text(report)] if report.segments else []
     lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
+    lines += [
+        f"graph {i} is shared by {graph.shared} compiled models, each of which stores this"
+        for i, graph in enumerate(report.graphs or (report,)) if graph.shared > 1
+    ]  # fmt: skip
     lines += [f"{s.label}, here {s.hint}; this graph serves {s.range_text}" for s in report.sizes]
     return [*lines, *([breaks_text(report.breaks)] if report.breaks else [])]
 

@@ -210,18 +210,9 @@ def _zeros_like(example: torch.Tensor) -> torch.Tensor:
     return zeros.add_(torch.zeros((), dtype=example.dtype, device=example.device, requires_grad=True))  # no leaf
 
 
-def calling_compiler() -> object | None:
-    """The torch.compile wrapper that is calling a backend, two frames up; it is what ties a backend to its model.
-
-    Dynamo passes a backend named by a string nothing that says for whom it compiles.
-    """
-    owner = sys._getframe(2).f_locals.get("self")
-    return owner if type(owner).__name__ == "_TorchCompileWrapper" else None
-
-
 def compiler_of(compiled: object) -> object | None:
     """The torch.compile wrapper (or backend) inside what torch.compile returned; None for anything else."""
-    found = _callback(compiled) or getattr(compiled, "_torchdynamo_orig_backend", None)
+    found = callback_of(compiled) or getattr(compiled, "_torchdynamo_orig_backend", None)
     while True:
         inner = next(
             (
@@ -249,14 +240,14 @@ def compiled_parts(model: object) -> list[object]:
     return [call or module for module, call in inside if call is not None or isinstance(module, OptimizedModule)]
 
 
-def _callback(compiled: object) -> object | None:
-    """Dynamo's callback: a compiled module's context has it, a compiled function closes over it."""
+def context_of(compiled: object) -> Any:
+    """Dynamo's context of what torch.compile returned: a module has it, a function closes over it; None without one."""
     if not inspect.isfunction(compiled):
-        return getattr(getattr(compiled, "dynamo_ctx", None), "callback", None)
+        return getattr(compiled, "dynamo_ctx", None)
     cells = dict(zip(compiled.__code__.co_freevars, compiled.__closure__ or (), strict=True))
-    return cells["callback"].cell_contents if "callback" in cells else None
+    return cells["self"].cell_contents if "callback" in cells else None
 
 
-def compiled_by(compiled: object, name: str) -> bool:
-    """Whether this came out of torch.compile(backend=name)."""
-    return getattr(compiler_of(compiled), "compiler_name", None) == name
+def callback_of(compiled: object) -> Any:
+    """What Dynamo calls to compile a function; it lives as long as what torch.compile returned."""
+    return getattr(context_of(compiled), "callback", None)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 import fxapprox
 from fxapprox import Options
 from fxapprox.activation import Activation
-from fxapprox.backend import Backend
+from fxapprox.backend import Backend, wrapped
 from fxapprox.graph import Joint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.pipeline import Rewrite, rewrite
@@ -116,8 +116,9 @@ class _Recorder(Backend):
 def traced(model: Callable[..., Any], *args: Any) -> Traced:
     """The joint graph of a model without graph breaks, and its inputs."""
     recorder = _Recorder(Options(bits=None, min_bytes=2**60, lowering="eager", strict=True))
-    torch.compile(model, backend=recorder, dynamic=False)(*args)
-    (report,) = recorder.reports
+    compiled = wrapped(model, recorder, dynamic=False)
+    compiled(*args)
+    (report,) = fxapprox.reports(compiled)
     assert report.joint is not None
     inputs = [n for n in report.joint.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
     (output,) = report.joint.graph.find_nodes(op="output")
