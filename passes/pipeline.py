@@ -112,7 +112,7 @@ def rewrite(
         UnsupportedGraph: the graph cannot be handled, and ``options.strict`` is set.
         OptionError: no setting fits ``options.memory_budget``.
     """
-    with collector_paused():
+    with collector_paused(), adapter.general_sizes(gm):
         static = tuple(static_lifetime_input_indices or ())
         return _rewrite(gm, joint_inputs, num_fwd_outputs, static, options, handed, revise)
 

@@ -88,6 +88,7 @@ from fxapprox.torch_adapter.operators import (
 from fxapprox.torch_adapter.symbols import (
     dynamic_sizes,
     expression,
+    general_sizes,
     hint,
     is_size,
     is_symbolic_scalar,
@@ -164,6 +165,7 @@ __all__ = [
     "fp8_activations",
     "function_compiled",
     "function_of_ours",
+    "general_sizes",
     "graph_breaks",
     "graphs_compiled",
     "hint",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -70,15 +71,71 @@ def size_conditions(gm: fx.GraphModule) -> tuple[sympy.Basic, ...]:
     return () if env is None else tuple(guard.expr for guard in env.guards)
 
 
+@contextlib.contextmanager
+def general_sizes(gm: fx.GraphModule) -> Iterator[None]:
+    """Decides conditions on the graph's symbolic sizes without a guard, where all sizes decide them alike.
+
+    torch guards on what its algebra cannot decide, such as whether 12 s divides 64 s; and a guard narrows a range that
+    the user has marked, which is an error. Where sizes differ, it is the guard that is needed.
+    """
+    env = _shape_env(gm)
+    if env is None:
+        yield
+        return
+    plain = env.evaluate_expr
+    decided = functools.cache(functools.partial(_decided, env))
+
+    def evaluate(condition: Any, *args: Any, **kwargs: Any) -> Any:
+        found = decided(condition)
+        return plain(condition, *args, **kwargs) if found is None else found
+
+    env.evaluate_expr = evaluate
+    try:
+        yield
+    finally:
+        del env.evaluate_expr
+
+
+def _decided(env: Any, condition: Any) -> sympy.Basic | None:
+    """What a condition is for samples of all sizes; None where they differ, or where there is nothing to decide."""
+    known = _known(env)
+    if not isinstance(condition, sympy.logic.boolalg.Boolean) or not condition.free_symbols:
+        return None
+    if not all(symbol in known and known[symbol].is_Integer for symbol in condition.free_symbols):
+        return None
+    symbols = sorted(condition.free_symbols, key=str)
+    found = {condition.xreplace(sizes) for sizes in _samples(env, symbols, known)}
+    return found.pop() if found in ({sympy.true}, {sympy.false}) else None
+
+
+def _samples(env: Any, symbols: Sequence[Any], known: Any) -> Iterator[dict[Any, sympy.Integer]]:
+    """Sizes that the graph serves: its own, small, large, odd and even ones, those of two symbols never alike."""
+    own = {symbol: known[symbol] for symbol in symbols}
+    guards = [guard.expr for guard in env.guards if guard.expr.free_symbols <= own.keys()]
+    yield own
+    for number in (0, 1, 2, 3, 5, 10, 30, 59, 125, 1018, 4093):
+        sizes = {}
+        for place, symbol in enumerate(symbols):
+            bounds = env.var_to_range[symbol]
+            low, width = int(bounds.lower), int(min(bounds.upper, bounds.lower + 2**40)) - int(bounds.lower) + 1
+            sizes[symbol] = sympy.Integer(low + (number + 7 * place * (number + 1)) % width)
+        if all(guard.xreplace(sizes) != sympy.false for guard in guards):
+            yield sizes
+
+
+def _known(env: Any) -> Any:
+    """{symbol: its hint}."""
+    return env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val  # renamed in torch 2.10
+
+
 def _shape_env(gm: fx.GraphModule) -> Any:
     mode = fake_mode_of(gm)
     return mode.shape_env if mode is not None else None
 
 
 def _size_symbol(env: Any, symbol: sympy.Symbol) -> SizeSymbol:
-    known = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val  # renamed in torch 2.10
     bounds = env.var_to_range[symbol]
-    hint = known.get(symbol)
+    hint = _known(env).get(symbol)
     sources = [_source_text(source) for source in env.var_to_sources.get(symbol, ())]
     return SizeSymbol(
         name=symbol.name,
