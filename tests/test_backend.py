@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.activation import Plan
-from fxapprox.codecs import Exact, Group, Identity
+from fxapprox.codecs import Codec, Exact, Group, Identity, Standard, Threshold, Zero
 from fxapprox.options import Options
 from fxapprox.passes import pipeline
 from fxapprox.passes.pipeline import cache_key
@@ -128,6 +129,29 @@ def test_policy_has_the_last_word() -> None:
     assert "threshold" in storage["4"]
     with pytest.raises(Exception, match="expected a codec"):
         train_once(model, fxapprox.compile(model, lowering="eager", policy=lambda _: 4), x)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(
+    ("codec", "lacks"),
+    [(Threshold(4), "a decision"), (Zero(4), "a rectifier"), (Standard(4), "statistics"), (Group(4), "")],
+)
+def test_a_codec_of_the_policy_that_does_not_fit_is_told(codec: Codec, lacks: str) -> None:
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.SiLU()), torch.randn(64, 64)
+    compiled = fxapprox.compile(model, lowering="eager", policy=lambda _: codec)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        train_once(model, compiled, x)
+    told = [str(each.message) for each in seen]
+    if not lacks:
+        assert not told
+    else:
+        (text,) = told
+        (report, *_) = fxapprox.reports(compiled)
+        assert re.search(
+            rf"the policy chose does not fit: \w+ in \d is stored in Group\(.*{re.escape(repr(codec))}", text
+        )
+        assert f"it lacks {lacks}" in text
+        assert any(f"{d.value} in {d.module} is stored" in text for d in report.decisions)
 
 
 def test_batch_norm_statistics_move_as_in_torch_compile() -> None:

@@ -317,3 +317,26 @@ def test_a_fork_trains_what_its_parent_has_compiled() -> None:
         except BaseException:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+MARKED: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], tuple[int, ...]]] = {
+    "batch": (lambda: nn.Sequential(nn.Linear(12, 48), nn.LayerNorm(48), nn.GELU()), lambda n: torch.randn(n, 9, 12), (0,)),
+    "batch and time": (
+        lambda: nn.Sequential(nn.Linear(12, 48), nn.LayerNorm(48), nn.ReLU(), nn.Linear(48, 60)),
+        lambda n: torch.randn(n, n + 5, 12), (0, 1),
+    ),
+    "rows": (lambda: nn.Sequential(nn.Linear(12, 70), nn.Dropout(0.2), nn.SiLU()), lambda n: torch.randn(n, 12), (0,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("bits", [8, 4, None])
+def test_one_graph_serves_a_marked_range(name: str, bits: int | None) -> None:
+    make, batch, dimensions = MARKED[name]
+    compiled = called(make(), bits=bits, min_bytes=0, strict=True)
+    for n in (16, 7, 33):
+        x = batch(n)
+        for dimension in dimensions:
+            torch._dynamo.mark_dynamic(x, dimension, min=2, max=64)
+        compiled(x).square().mean().backward()
+    assert graphs() == 1
