@@ -320,7 +320,10 @@ def test_a_fork_trains_what_its_parent_has_compiled() -> None:
 
 
 MARKED: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], tuple[int, ...]]] = {
-    "batch": (lambda: nn.Sequential(nn.Linear(12, 48), nn.LayerNorm(48), nn.GELU()), lambda n: torch.randn(n, 9, 12), (0,)),
+    "batch": (
+        lambda: nn.Sequential(nn.Linear(12, 48), nn.LayerNorm(48), nn.GELU(), nn.Linear(48, 96)),
+        lambda n: torch.randn(n, 9, 12), (0,),
+    ),
     "batch and time": (
         lambda: nn.Sequential(nn.Linear(12, 48), nn.LayerNorm(48), nn.ReLU(), nn.Linear(48, 60)),
         lambda n: torch.randn(n, n + 5, 12), (0, 1),

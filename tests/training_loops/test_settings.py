@@ -217,6 +217,17 @@ def test_two_compiled_models_in_one_step() -> None:
     check(loop)
 
 
+class Whole(nn.Module):
+    """Another module in code of one's own: Dynamo skips what is torch's own and compiled in place."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 def test_module_compile() -> None:
     """nn.Module.compile with the backend by its name."""
     plain, _ = run(_compiled_in_place(backend="aot_eager_decomp_partition"), None)
@@ -227,7 +238,7 @@ def test_module_compile() -> None:
 
 def _compiled_in_place(**settings: object) -> Compile:
     def loop(_: Compile) -> Seen:
-        model = mlp()
+        model = Whole(mlp())
         model.compile(**settings)
         return step(model, model, torch.randn(BATCH, 32))
 
