@@ -146,7 +146,7 @@ class Problem:
         if value.kept:
             return Copy() if value.partial else Exact()
         given = self.fixed.get(value.name)
-        if given is not None and self._fits(given, value):
+        if given is not None and not self.lacks(given, value):
             return given
         entering = value.entering and self.options.checkpoint_bits is not None
         bits = self.options.checkpoint_bits if entering else self.bits[value.module]
@@ -161,13 +161,13 @@ class Problem:
             return Zero(bits) if self._rectified(value) else Threshold(bits)
         return self._plain_codec(value, kind, bits)
 
-    def _fits(self, codec: Codec, value: Activation) -> bool:
-        """Whether a codec that asks something of the value can have it: a decision to carry, or statistics."""
+    def lacks(self, codec: Codec, value: Activation) -> str:
+        """What a codec asks of a value that has it not, in words; "" if it fits."""
         if isinstance(codec, Standard):
-            return value.moments is not None
-        if isinstance(codec, (Threshold, Zero)):
-            return value.name in self.carriers and (self._rectified(value) or isinstance(codec, Threshold))
-        return True
+            return "" if value.moments is not None else "statistics that are stored anyway"
+        if isinstance(codec, (Threshold, Zero)) and value.name not in self.carriers:
+            return "a decision that its code could carry"
+        return "a rectifier that makes it" if isinstance(codec, Zero) and not self._rectified(value) else ""
 
     def _rectified(self, value: Activation) -> bool:
         """Whether the value is a rectifier's output, and the decision is that it is not zero."""

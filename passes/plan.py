@@ -12,6 +12,7 @@ taken again from the very bits that forward took it from.
 from __future__ import annotations
 
 import heapq
+import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,7 +42,10 @@ def plan(activations: tuple[Activation, ...], options: Options, *, hints: Mappin
         UnsupportedGraph: a value can be neither saved nor recomputed.
         OptionError: the user's policy returned something that is not a codec.
     """
-    return _plan_of(*_cheapest(_alternatives(activations, options, hints or {})))
+    alternatives = _alternatives(activations, options, hints or {})
+    found = _plan_of(*_cheapest(alternatives))
+    _tell_misfits(alternatives[0].problem, found)
+    return found
 
 
 def plan_storing(
@@ -72,6 +76,18 @@ def _plan_of(problem: Problem, sets: Sets) -> Plan:
     # where backward takes the decision again, it has the operand exactly
     decided = need.stored.union(*need.carried.values())
     return Plan(stored, recomputed, tuple((n, clamp) for n, clamp in clamps if clamp and clamp.predicate in decided))
+
+
+def _tell_misfits(asked: Problem, plan: Plan) -> None:
+    """Warns of stored values for which the user's policy chose a codec that asks for what they lack."""
+    misfits = []
+    for entry in plan.stored:
+        given, value = asked.fixed.get(entry.name), asked.values[entry.name]
+        if given is not None and (lacks := asked.lacks(given, value)):
+            place = f" in {value.module}" if value.module else ""
+            misfits.append(f"{entry.name}{place} is stored in {entry.codec!r}, not in {given!r}: it lacks {lacks}")
+    if misfits:
+        warnings.warn(f"fxapprox: what the policy chose does not fit: {'; '.join(misfits)}", stacklevel=2)
 
 
 # --- several cuts, and the cheapest of each part -------------------------------------------------

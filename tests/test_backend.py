@@ -133,7 +133,7 @@ def test_policy_has_the_last_word() -> None:
 
 @pytest.mark.parametrize(
     ("codec", "lacks"),
-    [(Threshold(4), "a decision"), (Zero(4), "a rectifier"), (Standard(4), "statistics"), (Group(4), "")],
+    [(Threshold(4), "a decision"), (Zero(4), "a decision"), (Standard(4), "statistics"), (Group(4), "")],
 )
 def test_a_codec_of_the_policy_that_does_not_fit_is_told(codec: Codec, lacks: str) -> None:
     model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.SiLU()), torch.randn(64, 64)
