@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
@@ -148,7 +147,7 @@ class Subject:
 
 def held_by_graphs(returned: Any, alive: Sequence[Tensor]) -> int:
     """Bytes that the nodes of compiled graphs hold, each storage once."""
-    stack, seen = [leaf.grad_fn for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)], set()
+    stack, seen = [tensor.grad_fn for tensor in adapter.tensors_in(returned)], set()
     known = {tensor.untyped_storage().data_ptr() for tensor in alive}
     found: dict[int, int] = {}
     while stack:
