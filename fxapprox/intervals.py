@@ -35,6 +35,10 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
         return (0.0, 1.0)
     if name in ("aten.tanh", "aten.erf", "aten.sin", "aten.cos", "aten.sign"):
         return (-1.0, 1.0)
+    if name == "aten.atan":
+        return (-math.pi / 2, math.pi / 2)
+    if name == "aten.reciprocal" and not low <= 0 <= high:
+        return (1 / high, 1 / low)
     if name == "aten.exp":
         return (0.0, math.exp(high) if high < 700 else INF)
     if name in ("aten.relu", "aten.abs", "aten.sqrt", "aten.rsqrt", "aten.square"):
@@ -79,9 +83,9 @@ def _product(node: fx.Node, name: str, first: Interval, second: Interval) -> Int
     if name == "aten.mul" and argument(node, 0) is argument(node, 1):
         return (0.0, INF)
     if name == "aten.div":
-        if not (second[0] == second[1] and second[0] != 0):
+        if second[0] <= 0 <= second[1]:
             return (0.0, INF) if first[0] >= 0 and second[0] >= 0 else EVERYTHING
-        second = (1 / second[0], 1 / second[0])
+        second = (1 / second[1], 1 / second[0])
     ends = [a * b for a in first for b in second if not (0 in (a, b) and INF in (abs(a), abs(b)))]
     exact_zero = any(a == 0 for a in first) or any(b == 0 for b in second)
     ends += [0.0] if exact_zero or not ends else []

@@ -134,7 +134,9 @@ class Problem:
         if value.kind is Class.DISCRETE:
             return max(self.bytes(lossless(value), value), 1) + more
         if level == APPROXIMATE and value.approximable and (value.name in self.carriers or not value.reshaped):
-            return self.bytes(self.codec(value, value.kind), value)
+            codec = self.codec(value, value.kind)
+            # counted as a plain one: of a saturating function the result is stored, not an operand of the same size
+            return self.bytes(replace(codec, hollow=False) if isinstance(codec, Group) else codec, value)
         return max(value.nbytes, 8) + more
 
     def bytes(self, codec: Codec, value: Activation) -> int:
@@ -180,7 +182,10 @@ class Problem:
         if value.moments and kind in (Class.LINEAR, Class.SMOOTH) and rounding == "nearest" and not uniform:
             return Standard(bits)
         skewed = value.weights and rounding == "nearest"
-        group = Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
+        if value.saturates and kind is Class.SMOOTH and not skewed:
+            group = Group(bits, rounding, hollow=True)
+        else:
+            group = Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
         return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
 
 

@@ -8,6 +8,7 @@ first (``facts.py``), then which decisions can come out of a code (``decisions.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -119,6 +120,7 @@ def _describe(
         span=span_of(node),
         nonnegative=facts.bounds[node][0] >= 0,
         weights=is_softmax_output(node, facts),
+        saturates=all(map(math.isfinite, facts.bounds[node])),
         embedded=embedded,
         clamp=clamp,
         moments=moments_of(node) if approximable else None,

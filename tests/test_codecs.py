@@ -109,6 +109,49 @@ def test_a_softmax_keeps_its_small_elements_and_its_sum() -> None:
     assert float(found.sum(-1).mean() - 1) < 0.001
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    reach=st.floats(0.5, 9), spread=st.floats(0, 2), bits=st.sampled_from((8, 4)), shape=SHAPES,
+    rounding=st.sampled_from(("nearest", "stochastic")),
+)  # fmt: skip
+def test_hollow_levels_keep_the_derivative_of_what_saturates(
+    reach: float, spread: float, bits: int, shape: list[int], rounding: str
+) -> None:
+    """The error of 1 - y * y is a share of its largest element, however near to both ends all elements are."""
+    y = torch.tanh(torch.randn(shape) * spread + torch.randn(shape).sign() * reach)
+    codec = Group(bits, rounding, hollow=True)
+    parts = codec.encode(y)
+    found = codec.decode(parts, Like.of(y))
+    assert sum(part.nbytes for part in parts) == codec.nbytes(y.shape, y.dtype)
+    if y.numel():
+        off, largest = ((1 - found.square()) - (1 - y.square())).abs().max(), (1 - y.square()).max()
+        assert float(off) <= (4 if rounding == "stochastic" else 2) * float(largest) / (2**bits - 1) + 1e-6
+
+
+def test_hollow_levels_end_where_the_values_do() -> None:
+    """A unit that is fully saturated has no derivative: of a code's 0.998 there would be one."""
+    y = torch.tanh(torch.cat([torch.full((200,), 20.0), torch.full((55,), -20.0), torch.tensor([0.3])]))
+    found = Group(4, hollow=True).decode(Group(4, hollow=True).encode(y), Like.of(y))
+    assert torch.equal(found[:-1], y[:-1])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 0.1, 1.0])
+def test_a_quiet_channel_is_coded_in_its_own_range(bits: int, size: float) -> None:
+    """Its variance is below the normalization's eps, so that it reaches a hundredth of a deviation only."""
+    x = torch.cat([size * 3e-3 * torch.randn(16, 1, 8, 8), torch.randn(16, 1, 8, 8)], 1) + 0.5
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    rstd = torch.rsqrt(var + 1e-5)
+    predicate = Predicate((x - mean) * rstd > 0.01, torch.ones(2, 1, 1), torch.full((2, 1, 1), -0.01), mean, rstd)
+    carried, upper = Threshold(bits).decode_with(Threshold(bits).encode_with(x, predicate), Like.of(x))
+    plain = Standard(bits).decode(Standard(bits).encode_with(x, rstd, mean), Like.of(x))
+    assert torch.equal(upper, predicate.upper)
+    for found in (carried, plain):
+        off = (found - x).square().mean((0, 2, 3)).sqrt()
+        limit = {8: 0.02, 4: 0.2, 3: 0.35, 2: 0.6}[bits] * (x - mean).square().mean((0, 2, 3)).sqrt()
+        assert bool((off <= limit + 1e-6).all())
+
+
 @pytest.mark.parametrize(("bits", "limit"), [(8, 0.12), (4, 0.7)])
 def test_heavy_tails_are_not_clipped(bits: int, limit: float) -> None:
     """One value owns its channel (of it, a grid to 4 deviations would lose 94%); the other keeps its fine grid."""
@@ -268,7 +311,7 @@ def test_compiled_codes_are_those_of_the_stored_range(bits: int) -> None:
     """Inductor leaves a cast to bfloat16 and back out: codes would be of another radius than the one beside them."""
     x = torch.randn(512, 64)
     predicate = Predicate(upper=x > 0)
-    for codec in (Group(bits), Group(bits, skewed=True)):
+    for codec in (Group(bits), Group(bits, skewed=True), Group(bits, hollow=True)):
         for eager, compiled in zip(codec.encode(x), torch.compile(codec.encode)(x), strict=True):
             assert torch.equal(eager, compiled)
     compiled_zero = torch.compile(lambda x, upper: Zero(bits).encode_with(x, Predicate(upper=upper)))
@@ -287,7 +330,7 @@ def test_codes_in_channels_last_memory_hold_the_same_groups(
     x = torch.randn(count, channels, *size)
     x[0, 0, 0, :3] = torch.tensor([math.nan, math.inf, 0.0])
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    for codec in (Group(bits, rounding), Group(bits, skewed=True), Zero(bits)):
+    for codec in (Group(bits, rounding), Group(bits, skewed=True), Group(bits, rounding, hollow=True), Zero(bits)):
         value = x.relu() if isinstance(codec, Zero) else x
         like = Like.of(value, memory_order(value))
         here, there = (_code(c, value, like) for c in (codec, codec.for_channels_last()))
@@ -350,7 +393,8 @@ VALUES = {
 def test_what_comes_back_is_within_the_bound(kind: str, bits: int) -> None:
     x = VALUES[kind]()
     like = Like.of(x)
-    for codec in (Group(bits), Group(bits, "stochastic"), Group(bits, uniform=True), Group(bits, skewed=True), Cast()):
+    kinds = ({}, {"uniform": True}, {"skewed": True}, {"hollow": True})
+    for codec in (*(Group(bits, **kind) for kind in kinds), Group(bits, "stochastic"), Cast()):
         _require_within(codec.encode(x), codec, x, like)
     rectified = x.relu()
     _require_within(Zero(bits).encode_with(rectified, Predicate(x > 0)), Zero(bits), rectified, like)

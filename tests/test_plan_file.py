@@ -20,7 +20,8 @@ from tests import models
 from tests.training import step
 
 CODECS = [
-    Exact(), Mask(), Integer(-1, 3), Group(2, "stochastic"), Group(8, uniform=True), Threshold(4), Zero(8), Standard(3),
+    Exact(), Mask(), Integer(-1, 3), Group(2, "stochastic"), Group(8, uniform=True), Group(4, hollow=True),
+    Threshold(4), Zero(8), Standard(3),
     Cast(torch.float16),
 ]  # fmt: skip
 

@@ -16,7 +16,8 @@ with 3 degrees of freedom. The curve above falls off as v**-3.
 Where a few values hold the sum and the many small ones still count (a softmax), levels are equidistant in a root of the
 value: with the fourth root of 255 levels an element a thousandth as large as the largest is known to 4%, a millionth to
 a fourth, and next to nothing becomes 0. With equidistant levels all below a 510th became 0, and the gradient of a
-cross-entropy no longer pushed down what is improbable.
+cross-entropy no longer pushed down what is improbable. The same goes for what one that is nearly certain lacks of 1:
+a quarter of the levels lie in the upper half, close together at its end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import math
 
 import torch
 from torch import Tensor
+
+ABOVE = 0.25  # of the levels of a softmax: above half of the largest
 
 
 def compress(v: Tensor, k: float) -> Tensor:
@@ -57,6 +60,18 @@ def unroot(q: Tensor, degree: int) -> Tensor:
     """The inverse of :func:`root`."""
     q = q.square()
     return q.square() if degree == 4 else q
+
+
+def two_roots(s: Tensor, degree: int) -> Tensor:
+    """From [0, 1] to [0, 1], with places close together at both ends: most of them near 0, ``ABOVE`` of them near 1."""
+    low, high = root((2 * s).clamp_max(1), degree), root((2 - 2 * s).clamp(0, 1), degree)
+    return torch.where(s <= 0.5, (1 - ABOVE) * low, 1 - ABOVE * high)
+
+
+def from_two_roots(q: Tensor, degree: int) -> Tensor:
+    """The inverse of :func:`two_roots`."""
+    low, high = unroot(q / (1 - ABOVE), degree), unroot((1 - q) / ABOVE, degree)
+    return torch.where(q <= 1 - ABOVE, low / 2, 1 - high / 2)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from fxapprox.codecs.base import Codec, Like
-from fxapprox.codecs.grid import compress, expand, finite, root, round_to_bfloat16, roundings, unroot, work_dtype
+from fxapprox.codecs.grid import (
+    compress,
+    expand,
+    finite,
+    from_two_roots,
+    round_to_bfloat16,
+    roundings,
+    two_roots,
+    work_dtype,
+)
 from fxapprox.codecs.groups import from_groups, group_shape, groups_shape, in_memory_order, into_groups, stored
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
@@ -37,14 +46,18 @@ class Group(Codec):
     """``bits`` per element, and an anchor (float32) and a radius (bfloat16) per group.
 
     The anchor is the range's centre. Skewed codes have theirs at the low end, and a radius in float32: both ends are
-    exact, so that a softmax still adds up to one.
+    exact, so that a softmax still adds up to one. Hollow codes have exact ends, and no levels nearer to the centre
+    than any element is: where all of tanh's results are near -1 or 1, so are all levels, and 1 - y * y keeps its
+    precision.
 
     Attributes:
         bits: 8, 4, 3 or 2.
         rounding: "nearest", or "stochastic": unbiased over a uniform grid. The random numbers are a hash of the
             value and its place, so no generator moves.
         uniform: equidistant levels, for values that are not bell-shaped (logits, and all that are never negative).
-        skewed: levels close together at the low end, for softmaxes: most elements are small, and few hold the sum.
+        skewed: levels close together at both ends, most at the low one, for softmaxes: most elements are small, and few
+            hold the sum.
+        hollow: a range without its middle, for what saturates at two ends; one more float32 per group says how wide.
         channels_last: codes of images lie in memory as channels-last images do; see ``groups``.
 
     Raises:
@@ -56,6 +69,7 @@ class Group(Codec):
     rounding: str = "nearest"
     uniform: bool = False
     skewed: bool = False
+    hollow: bool = False
     channels_last: bool = False
 
     def __post_init__(self) -> None:
@@ -66,7 +80,8 @@ class Group(Codec):
 
     @property
     def _curve(self) -> tuple[float, float]:
-        return (0.0, 0.0) if self.uniform or self.skewed or self.rounding == "stochastic" else CURVE[self.bits]
+        flat = self.uniform or self.skewed or self.hollow or self.rounding == "stochastic"
+        return (0.0, 0.0) if flat else CURVE[self.bits]
 
     @property
     def _low(self) -> bool:
@@ -81,36 +96,41 @@ class Group(Codec):
         some = low <= high
         special = ~(groups.abs().amax(1, keepdim=True) < math.inf)  # a NaN is the largest of all
         anchor = in_memory_order(torch.where(some, low if self._low else low / 2 + high / 2, 0.0))
-        radius = in_memory_order(self._rounded(torch.where(some, high / 2 - low / 2, 0.0)))
+        reach = torch.where(some, high / 2 - low / 2, 0.0)
+        hole = in_memory_order(self._hole(groups, ok, special, anchor, reach)) if self.hollow else None
+        radius = in_memory_order(self._rounded(reach if hole is None else reach - hole))
         gain = in_memory_order(radius.to(groups.dtype).reciprocal())
         first, fine = self._levels(special, groups.dtype)
 
-        v = (torch.where(ok, groups, anchor) - anchor) * gain
-        u = root((v * 0.5).clamp(0, 1), ROOT[self.bits]) * 2 if self._low else compress(v.clamp(-1, 1), k) + 1
+        v = torch.where(ok, groups, anchor) - anchor
+        v = (v if hole is None else v - torch.copysign(hole, v)) * gain
+        u = two_roots((v * 0.5).clamp(0, 1), ROOT[self.bits]) * 2 if self._low else compress(v.clamp(-1, 1), k) + 1
         nudge = 0.5 if self.rounding == "nearest" else self._dither(x)
         # never below the first level: u is at least 0, but for a curve's rounding, which is less than nudge - margin
         codes = (u * fine + (first + (nudge - margin))).floor().clamp_max(2**self.bits - 1)
         odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
         codes = torch.where(ok, codes, odd)
         packed = pack(codes, self.bits, within=True)
-        return stored(packed), anchor, stored(torch.where(special, -radius, radius))
+        wide = () if hole is None else (hole,)
+        return stored(packed), anchor, stored(torch.where(special, -radius, radius)), *wide
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
-        packed, anchor, radius = parts
+        packed, anchor, radius, *hole = parts
         margin = self._curve[1]
         shape = groups_shape(like.shape, channels_last=self.channels_last)
         codes = unpack(packed, self.bits, shape, within=True).to(anchor.dtype)
         lines = [(1 / fine, (margin - first) / fine - 1) for first, fine in self._choices]  # from codes to the grid
         (step, start, width), _ = group_decoder(anchor, radius, *itertools.chain(*lines))
         place = codes * step + start
-        values = self._from_anchor(place) * width + anchor
+        values = self._from_anchor(place) * width
+        values = (values + torch.copysign(hole[0], place) if hole else values) + anchor
         below = -1 - lines[0][0] / 4  # the grid's end: the code that is nearest lies more than half a step beyond it
         values = torch.where(place < below, (codes - 1) * math.inf, values)  # of 0: NaN
         return like.restride(from_groups(values, like.shape, channels_last=self.channels_last))
 
     def bound(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         """Half a level to either side, a whole one with stochastic rounding, as wide as the grid is there."""
-        packed, anchor, radius = parts
+        packed, anchor, radius, *hole = parts
         margin = self._curve[1]
         shape = groups_shape(like.shape, channels_last=self.channels_last)
         codes = unpack(packed, self.bits, shape, within=True).to(anchor.dtype)
@@ -119,7 +139,8 @@ class Group(Codec):
         places = ((codes - first + margin + step) / fine - 1 for step in (-reach, 0.0, reach))
         low, at, high = (self._from_anchor(place.clamp(-1, 1)) for place in places)
         wide = torch.maximum(high - at, at - low) * radius.abs().to(anchor.dtype)
-        slack = roundings(anchor.dtype, like.dtype) * (anchor.abs() + radius.abs().to(anchor.dtype))
+        far = anchor.abs() + radius.abs().to(anchor.dtype) + (hole[0] if hole else 0.0)
+        slack = roundings(anchor.dtype, like.dtype) * far
         return from_groups(wide + slack, like.shape, channels_last=self.channels_last)
 
     def for_channels_last(self) -> Group:
@@ -130,13 +151,20 @@ class Group(Codec):
         random = dither(into_groups(x, channels_last=False).to(work_dtype(x)))
         return into_groups(from_groups(random, x.shape, channels_last=False), channels_last=self.channels_last)
 
+    def _hole(self, groups: Tensor, ok: Tensor, special: Tensor, anchor: Tensor, reach: Tensor) -> Tensor:
+        """How far the levels stay away from the anchor; with the radius it makes up the reach, to the last bit."""
+        near = torch.where(ok, (groups - anchor).abs(), math.inf).amin(1, keepdim=True)
+        # a little less than the nearest element, which then has its level on its own side of the anchor
+        rest = round_up(torch.maximum((reach - near) * (1 + 2**-7), reach * 2**-16)).to(groups.dtype)
+        return torch.where(special | (near == math.inf), 0.0, (reach - rest).clamp_min(0))
+
     def _rounded(self, radius: Tensor) -> Tensor:
         """The radius as it is stored: never smaller, and never zero."""
         return radius.clamp_min(torch.finfo(torch.float32).tiny) if self._low else round_up(radius)
 
     def _from_anchor(self, u: Tensor) -> Tensor:
         """Where a place on the grid (-1 to 1) lies from the anchor, in radii."""
-        return unroot((u + 1) * 0.5, ROOT[self.bits]) * 2 if self._low else expand(u, self._curve[0])
+        return from_two_roots((u + 1) * 0.5, ROOT[self.bits]) * 2 if self._low else expand(u, self._curve[0])
 
     @property
     def _choices(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -155,7 +183,8 @@ class Group(Codec):
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
         rows, size = group_shape(shape)
         width = 8 if dtype == torch.float64 else 4
-        return packed_bytes((rows, size), self.bits) + rows * (2 * width if self._low else width + 2)
+        each = 2 * width if self._low else width + 2
+        return packed_bytes((rows, size), self.bits) + rows * (each + (width if self.hollow else 0))
 
 
 @small("Tensor anchor, Tensor radius, float special_step, float special_start, float step, float start", rows=3)

@@ -29,10 +29,11 @@ from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 from fxapprox.torch_adapter import small
 
-# (reach, as a share of the channel's largest value; the least reach; the knee), in deviations: the least error over
-# values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
+# (reach, as a share of the channel's largest value; the least, if that value is as large; the knee), in deviations: the
+# least error over values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
 GRID = {8: (1.1, 3.0, 2.0), 4: (0.65, 3.2, 3.0), 3: (0.4, 2.8, 3.5), 2: (0.05, 2.2, 5.0)}
 TINY = 1e-30  # next to scale and shift: nothing
+SHORTEST = 1e-6  # reach of a grid, in deviations: that of a channel that is constant
 LOWEST = 2e-6 - 1  # place of a threshold on the grid
 
 
@@ -189,7 +190,9 @@ def stretch_of(mean: Tensor | None, rstd: Tensor, high: Tensor, low: Tensor, bit
     most = torch.maximum(high - (0 if mean is None else mean), (0 if mean is None else mean) - low) * rstd
     most = torch.where(most < math.inf, most, 0.0)  # of what is not finite: such a channel is NaN by its statistics
     share, least, knee = GRID[bits]
-    return round_to_bfloat16(1 + knee / (most * share).clamp_min(least))
+    # a channel whose variance is next to its normalization's eps does not go so far as the least reach
+    reach = torch.maximum(most * share, most.clamp_max(least)).clamp_min(SHORTEST)
+    return round_to_bfloat16(1 + knee / reach)
 
 
 def cell_bound(
