@@ -184,6 +184,7 @@ REDUCTIONS = frozenset(
     " prims.prepare_softmax_online".split()
 )
 
+CONTRACTIONS = frozenset("aten.mm aten.bmm aten.addmm aten.baddbmm aten.mv aten.dot aten.convolution".split())
 EXPONENTIALS = frozenset("aten.exp aten.exp2 aten.expm1 aten.sinh aten.cosh".split())
 LOGARITHMS = frozenset("aten.log aten.log2 aten.log10 aten.log1p".split())
 

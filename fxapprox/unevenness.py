@@ -25,7 +25,8 @@ from fxapprox.arguments import argument, arguments, operands
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint
 from fxapprox.intervals import EVERYTHING
-from fxapprox.operators import EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
+from fxapprox.norm_inputs import NORMED, rows_of_products
+from fxapprox.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
 from fxapprox.uses import Reads, is_softmax_output
 
 HUGE = 1e4  # times larger than what stands beside it
@@ -41,6 +42,12 @@ SINGULAR = {
         " aten.atanh aten.tan aten.lgamma aten.digamma".split(), (0,)
     ),
 }  # fmt: skip
+# linear operators that sum elements, of which some results may have few: windows, prefixes, nodes of a graph
+LINEAR_SUMS = CONTRACTIONS | frozenset(
+    "aten.avg_pool2d aten.avg_pool3d aten._adaptive_avg_pool2d aten._adaptive_avg_pool3d aten.avg_pool1d aten.cumsum"
+    " aten.index_add aten.scatter_add aten.scatter_reduce aten.index_put aten._unsafe_index_put aten.constant_pad_nd"
+    " aten.upsample_bilinear2d aten.tril aten.triu".split()
+)
 QUOTIENTS = {"aten.div": 1, "aten.reciprocal": 0, "aten.rsqrt": 0, "aten.pow": 0}  # where they have their divisor
 
 EXPONENTIAL = "an exponential or a mask's filling makes its elements too different in size for one code"
@@ -57,6 +64,7 @@ def uneven_of(joint: Joint, facts: Facts, reads: Reads) -> dict[fx.Node, str]:
     sums = _sums_of_many(joint, facts)
     relative, near_zero = _read_relatively(joint, facts), _made_into_quotients(joint, facts, sums)
     derivatives = _derivatives(joint, facts, reads)
+    normed, _ = rows_of_products(joint, facts)
     for node in joint.forward_values:
         if node not in facts.floats:
             continue
@@ -70,6 +78,8 @@ def uneven_of(joint: Joint, facts: Facts, reads: Reads) -> dict[fx.Node, str]:
             found[node] = RELATIVE
         elif node in near_zero or _is_multiple(node, facts, found):
             found[node] = NEAR_ZERO
+        elif node in normed:
+            found[node] = NORMED
         elif node in derivatives:
             found[node] = DERIVATIVE
     return found
@@ -88,7 +98,9 @@ def _derivatives(joint: Joint, facts: Facts, reads: Reads) -> set[fx.Node]:
             used.update(node.all_input_nodes)
         elif rule is None or not rule.cheap or rule.view or is_softmax_output(node, facts) or _is_centred(node, facts):
             continue
-        elif facts.ops[node] in EXPONENTIALS or all(use < Use.SENSITIVE for _, use in reads.get(node, ())):
+        elif facts.ops[node] in EXPONENTIALS or all(
+            use < Use.SENSITIVE or part not in facts.floats for part, use in reads.get(node, ())
+        ):
             found.add(node)
     return found
 
@@ -265,7 +277,11 @@ def _made_into_quotients(joint: Joint, facts: Facts, sums: set[fx.Node]) -> set[
         operand for user in joint.gm.graph.nodes if user.op == "call_function" and op_name(user) in SINGULAR
         for position, operand in operands(user) if _is_singular(user, position) and _may_vanish(operand, user, facts)
     ]  # fmt: skip
-    found: set[fx.Node] = set()
+    divisors, found = set(stack) - sums, set[fx.Node]()
+    for node, name in facts.ops.items():
+        numerator = argument(node, 0)
+        if name == "aten.div" and argument(node, 1) in divisors and facts.ops.get(numerator) in LINEAR_SUMS:
+            found.add(numerator)  # a weighted sum over the sum of its weights: both are small together
     while stack:
         node = stack.pop()
         if node in found or node in sums or node in facts.free or node not in facts.depends:
@@ -273,7 +289,20 @@ def _made_into_quotients(joint: Joint, facts: Facts, sums: set[fx.Node]) -> set[
         found.add(node)
         if _passes_on(node, facts):
             stack += (part for part in node.all_input_nodes if part in facts.ops)
+        elif facts.ops[node] in LINEAR_SUMS and _adds_up(node, facts):
+            # of what is never negative the sum is small where all of it is
+            stack += (part for part in node.all_input_nodes if _is_positive(part, facts))
     return found & facts.floats
+
+
+def _adds_up(node: fx.Node, facts: Facts) -> bool:
+    """Whether all factors of a linear operator are fixed, or never negative."""
+    floats = [part for part in node.all_input_nodes if part in facts.floats]
+    return all(part not in facts.depends or _is_positive(part, facts) for part in floats)
+
+
+def _is_positive(node: fx.Node, facts: Facts) -> bool:
+    return node in facts.floats and facts.bounds[node][0] >= 0
 
 
 def _may_vanish(node: fx.Node, user: fx.Node, facts: Facts) -> bool:

@@ -7,17 +7,24 @@ again. The table in ``operators.py`` says how an operator depends on an operand;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import fx
 
 from fxapprox.activation import Reach, Use
 from fxapprox.arguments import argument, arguments, operands
+from fxapprox.decompositions import matrices, solving
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint, element_of
 from fxapprox.intervals import EVERYTHING
-from fxapprox.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, table_use
+from fxapprox.norm_inputs import rows_of_products
+from fxapprox.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, rule_of, table_use
+
+SIGMOIDS = frozenset("aten.tanh aten.sigmoid aten.erf".split())
+# how many times steeper than exp(-x), exp(-x * x / 2), or a sigmoid, a function may be for its operand to be coded
+STEEP, STEEP_SIGMOID = 2, 10
 
 Reads = Mapping[fx.Node, tuple[tuple[fx.Node, Use], ...]]
 
@@ -41,9 +48,11 @@ class Asked(NamedTuple):
 
 def reads_of(joint: Joint, facts: Facts) -> Reads:
     """The forward values that each operator reads, forward's and backward's, and how, in the order of its operands."""
-    exponents = _exponents(joint)
+    strict = _exponents(joint) | solving(joint, facts)
+    _, factors = rows_of_products(joint, facts)
+    in_backward = factors | matrices(joint, facts)
     return {
-        node: tuple(_operand_uses(node, facts, node in exponents))
+        node: tuple(_operand_uses(node, facts, node in strict, in_backward if node in joint.backward else factors))
         for node in joint.gm.graph.nodes if node.op == "call_function"
     }  # fmt: skip
 
@@ -62,14 +71,17 @@ def _exponents(joint: Joint) -> set[fx.Node]:
     return found
 
 
-def _operand_uses(node: fx.Node, facts: Facts, is_exponent: bool) -> Iterator[tuple[fx.Node, Use]]:
+def _operand_uses(
+    node: fx.Node, facts: Facts, strict: bool, exact: Collection[fx.Node]
+) -> Iterator[tuple[fx.Node, Use]]:
+    """Every operand and its use; ``strict``: the node needs all of them exactly, otherwise those in ``exact``."""
     for position, operand in operands(node):
         if operand not in facts.ops:
             continue  # a gradient
         value = element_of(operand)
         if value is None or not value.dtype.is_floating_point:
             yield operand, Use.DECISION if value is not None else Use.SENSITIVE
-        elif is_exponent:
+        elif strict or operand in exact:
             yield operand, max(Use.SENSITIVE, _operand_use(node, position, operand, facts))
         else:
             yield operand, _operand_use(node, position, operand, facts)
@@ -96,7 +108,9 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
         power = 2 if name == "aten.square" else argument(node, "exponent")
         return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
     if name == "aten.exp":
-        return _exp_use(node, operand, high)
+        return _exp_use(node, operand, high, facts)
+    if name in SIGMOIDS and steepness(operand, facts, unknown=1.0) > STEEP_SIGMOID:
+        return Use.SENSITIVE
     return use
 
 
@@ -112,8 +126,10 @@ def _multiplies_activations(node: fx.Node, operand: fx.Node, facts: Facts) -> bo
     )
 
 
-def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
+def _exp_use(node: fx.Node, operand: fx.Node, high: float, facts: Facts) -> Use:
     if high <= 0:
+        if steepness(operand, facts, unknown=math.inf) > STEEP:
+            return Use.SENSITIVE
         # a score less its maximum; of scaled scores, chosen by the sign of the scale
         if op_name(operand) not in ("aten.sub", "aten.where"):
             return Use.SMOOTH
@@ -129,6 +145,52 @@ def _exp_use(node: fx.Node, operand: fx.Node, high: float) -> Use:
         ):
             return Use.SENSITIVE
     return Use.SMOOTH
+
+
+def steepness(node: fx.Node, facts: Facts, *, unknown: float) -> float:
+    """How many times an error in what the node is cheaply made of, at most, shows in the node.
+
+    A square in exp(-s * x * x) counts as the root of 2 * s, one over the deviation of this Gaussian in x.
+
+    Args:
+        unknown: what a factor counts as that has no bounds, such as a parameter; of what is squared, as 1.
+    """
+    scale = most = 1.0
+    while node in facts.depends and node not in facts.free and (rule := rule_of(node)) is not None and rule.cheap:
+        name, (large, others) = facts.ops[node], _factors(node, facts)
+        if large is None:
+            break
+        if name in ("aten.pow", "aten.square") or (name == "aten.mul" and not others):
+            scale, unknown = math.sqrt(2 * scale), 1.0
+        elif any(other in facts.statistics for other in others if isinstance(other, fx.Node)):
+            break  # normalized: whatever it was multiplied by before, it is about as large as 1
+        elif name in ("aten.mul", "aten.div"):
+            scale *= math.prod(_size_of(other, facts, unknown, inverse=name == "aten.div") for other in others)
+        elif rule.uses[0] is Use.SENSITIVE:
+            break
+        node, most = large, max(most, scale)
+    return most
+
+
+def _factors(node: fx.Node, facts: Facts) -> tuple[fx.Node | None, list[object]]:
+    """The operand that a cheap operator is followed along, the largest that training moves, and its other arguments."""
+    moving = [part for part in node.all_input_nodes if part in facts.depends and part in facts.sizes]
+    large = max(moving, key=lambda part: (part not in facts.free, facts.sizes[part]), default=None)
+    return large, [part for part in node.args if part is not large]
+
+
+def _size_of(factor: object, facts: Facts, unknown: float, *, inverse: bool) -> float:
+    """The largest number that a factor (or divisor) multiplies by."""
+    if isinstance(factor, fx.Node):
+        low, high = facts.bounds[factor]
+    elif isinstance(factor, (int, float)):
+        low = high = factor
+    else:
+        return 1.0
+    if inverse:
+        return unknown if low <= 0 <= high else 1 / min(abs(low), abs(high))
+    largest = max(abs(low), abs(high))
+    return largest if math.isfinite(largest) else unknown
 
 
 def _is_one_more(node: fx.Node) -> bool:

@@ -1,0 +1,79 @@
+"""Norms over products of which a factor comes near 0: a code's error is divided by the length of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxapprox
+from fxapprox.norm_inputs import NORMED
+from tests.gradient_cases import require_near, scalar
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "layer norm": lambda y: F.layer_norm(y, y.shape[-1:]),
+    "root mean square": lambda y: F.rms_norm(y, y.shape[-1:], eps=1e-5),
+    "length": lambda y: F.normalize(y, dim=-1),
+    "groups": lambda y: F.group_norm(y.flatten(0, 1).flatten(1), y.shape[2]).view(y.shape),
+}  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Linear attention with a norm for each head; ``decay`` makes it a retention, ``last`` puts the heads last."""
+
+    def __init__(self, norm: Callable[[Tensor], Tensor], heads: int, width: int, *, decay: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(64, heads * width) for _ in range(4))
+        self.o = nn.Linear(heads * width, 8)
+        self.norm, self.heads, self.decay = norm, heads, decay
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.q, self.k, self.v))
+        scores = torch.einsum("blhd,bmhd->bhlm", q, k).tril()
+        if self.decay:
+            steps = torch.arange(x.shape[1])
+            scores = scores * 0.9 ** (steps[:, None] - steps).clamp_min(0)
+        return scalar(self.o(self.norm(torch.einsum("bhlm,bmhd->blhd", scores, v)).flatten(2)))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("heads", "width"), [(4, 16), (2, 64)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_heads_of_linear_attention(norm: str, heads: int, width: int, bits: int) -> None:
+    model = Attention(NORMS[norm], heads, width, decay=norm == "groups")
+    require_near(model, torch.randn(2, 32, 64), bits=bits)
+
+
+class Gated(nn.Module):
+    """A norm of rows that are multiplied by one number each."""
+
+    def __init__(self, gate: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor], width: int) -> None:
+        super().__init__()
+        self.a, self.g, self.o = nn.Linear(32, width), nn.Linear(32, 1), nn.Linear(width, 8)
+        self.gate, self.norm = gate, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scalar(self.o(self.norm(self.a(x) * self.gate(self.g(x)))))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("width", [64, 16])
+@pytest.mark.parametrize("gate", [lambda g: g, lambda g: torch.sigmoid(8 * g)], ids=["linear", "sigmoid"])
+@pytest.mark.parametrize("norm", ["layer norm", "length"])
+def test_rows_with_a_common_factor(norm: str, gate: Callable[[Tensor], Tensor], width: int, bits: int) -> None:
+    require_near(Gated(gate, NORMS[norm], width), torch.randn(256, 32), bits=bits)
+
+
+def test_only_what_shares_a_group_is_kept() -> None:
+    """Heads as wide as a group are coded, and so is every product without a norm."""
+
+    def reasons(norm: Callable[[Tensor], Tensor], width: int) -> list[str]:
+        report = fxapprox.explain(Attention(norm, 2, width, decay=False), torch.randn(2, 64, 64), bits=8)
+        return [decision.reason for decision in report.decisions]
+
+    assert NORMED in reasons(NORMS["groups"], 16)
+    assert NORMED not in reasons(NORMS["groups"], 64)
+    assert NORMED not in reasons(torch.tanh, 16)
