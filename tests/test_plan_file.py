@@ -78,7 +78,7 @@ def test_sensitivities_check_themselves(graphs: Any) -> None:
 
 def document(**change: Any) -> dict[str, Any]:
     """A plan's document with something changed in its only entry, in its codec, or around it."""
-    codec = {"type": "Group", "bits": 4, "rounding": "nearest", "uniform": False, "skewed": False,
+    codec = {"type": "Group", "bits": 4, "rounding": "nearest", "uniform": False, "skewed": False, "hollow": False,
              "channels_last": False}  # fmt: skip
     entry = {"value": "v", "op": "aten.mul", "dtype": "torch.float32", "codec": codec, "carries": []}
     whole = {"schema": 1, "torch": "2", "graphs": [[entry]]}
