@@ -173,6 +173,7 @@ class Activation:
         saturates: whether it ends at two limits, as tanh does, near which its derivative vanishes.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
         clamp: for a clamp: how it can be run again on an approximate operand.
+        ceiling: for an exponential that is read only where its operand is bounded: a little more than that is at most.
         moments: for a value that a normalization over the batch standardizes: see ``Moments``.
     """
 
@@ -209,6 +210,7 @@ class Activation:
     saturates: bool = False
     embedded: Affine | None = None
     clamp: Clamp | None = None
+    ceiling: float | None = None
     moments: Moments | None = None
 
     @property
@@ -248,12 +250,14 @@ class Stored:
 class Plan:
     """Which forward values are stored for backward, and how; everything else backward reads is recomputed.
 
-    ``clamps`` are those recomputed values that are clamps of approximate operands.
+    ``clamps`` are those recomputed values that are clamps of approximate operands, ``ceilings`` those that are
+    exponentials of such, read only where the operand is at most this.
     """
 
     stored: tuple[Stored, ...]
     recomputed: tuple[str, ...]
     clamps: tuple[tuple[str, Clamp], ...] = ()
+    ceilings: tuple[tuple[str, float], ...] = ()
 
     @property
     def saved_names(self) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ def _may_be_approximate(
         return True  # several results: those that may not be approximate are held one by one
     if op_name(node) == "getitem" and isinstance(maker, fx.Node) and not is_view(maker):
         return op_name(maker) in ATTENTION_FORWARD and bool(argument(node, 1) == 0)
-    if not value.dtype.is_floating_point:
+    if not value.dtype.is_floating_point or activation.ceiling is not None:
         return False
     sizes = [numel(inner) for _, source in touched if (inner := tensor_of(source)) is not None]
     if any(numel(value) * SMALL <= size for size in sizes):

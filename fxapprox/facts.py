@@ -17,6 +17,7 @@ from fxapprox.arguments import argument, operands
 from fxapprox.graph import Joint, numel, storage_of, tensor_of
 from fxapprox.intervals import Interval, interval
 from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
+from fxapprox.selected import ceilings
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
@@ -48,6 +49,7 @@ class Facts:
         pointwise: nobody has described its operator, but torch says that it is pointwise: backward may run it again on
             exact operands.
         gradients: it is a gradient that forward computes.
+        ceilings: it is an exponential that is read only where its operand is at most this.
         changed: it is an input that forward changes in place, or a view of one: backward would find the new value.
     """
 
@@ -69,13 +71,14 @@ class Facts:
     again: set[fx.Node] = field(default_factory=set)
     pointwise: set[fx.Node] = field(default_factory=set)
     gradients: set[fx.Node] = field(default_factory=set)
+    ceilings: dict[fx.Node, float] = field(default_factory=dict)
     changed: set[fx.Node] = field(default_factory=set)
 
     @classmethod
     def of(cls, joint: Joint) -> Facts:
         """The facts about a joint graph's forward values."""
         saved = {n for n in joint.forward_values if adapter.must_save(n) and not is_view(n)}
-        facts = cls(changed=adapter.changed_inputs(joint.gm.graph), saved=saved)
+        facts = cls(changed=adapter.changed_inputs(joint.gm.graph), saved=saved, ceilings=ceilings(joint))
         inputs = joint.gm.graph.find_nodes(op="placeholder")
         facts.fixed.update(inputs[at] for at in joint.static_inputs if at < len(inputs))
         alive = joint.alive

@@ -18,7 +18,7 @@ from fxapprox.arguments import argument, arguments, operands
 from fxapprox.decompositions import matrices, solving
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint, element_of
-from fxapprox.intervals import EVERYTHING
+from fxapprox.intervals import EVERYTHING, INF
 from fxapprox.norm_inputs import rows_of_products
 from fxapprox.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, rule_of, table_use
 
@@ -26,6 +26,7 @@ SIGMOIDS = frozenset("aten.tanh aten.sigmoid aten.erf".split())
 # how many times steeper than exp(-x), exp(-x * x / 2), or a sigmoid, a function may be for its operand to be coded
 STEEP, STEEP_SIGMOID = 2, 10
 
+BOUNDED = 1.02  # exponents up to 1: the derivative is at most e
 Reads = Mapping[fx.Node, tuple[tuple[fx.Node, Use], ...]]
 
 
@@ -107,9 +108,11 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
     if name in ("aten.pow", "aten.square"):
         power = 2 if name == "aten.square" else argument(node, "exponent")
         return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
+    if facts.ceilings.get(node, INF) <= BOUNDED:
+        return Use.SENSITIVE if _is_steep(operand, facts) else Use.SMOOTH
     if name == "aten.exp":
         return _exp_use(node, operand, high, facts)
-    if name in SIGMOIDS and steepness(operand, facts, unknown=1.0) > STEEP_SIGMOID:
+    if name in SIGMOIDS and _is_steep(operand, facts):
         return Use.SENSITIVE
     return use
 
@@ -136,15 +139,31 @@ def _exp_use(node: fx.Node, operand: fx.Node, high: float, facts: Facts) -> Use:
         # an error in it is multiplied by the exponential, and forward's statistics do not know it: of a token that is
         # sure, 1 less its softmax would be all error
         return Use.SENSITIVE
-    # exp(x) that only ever meets the world as 1 + exp(x) below a fraction bar, or in log1p: a sigmoid or softplus.
-    for user in node.users:
-        if op_name(user) == "aten.log1p":
-            continue
-        if not _is_one_more(user) or not all(
-            op_name(u) == "aten.div" and argument(u, 1) is user and argument(u, 0) is not user for u in user.users
-        ):
-            return Use.SENSITIVE
-    return Use.SMOOTH
+    # exp(x) that only ever meets the world in log1p, or with 1 + exp(x) below a fraction bar: a softplus, a sigmoid.
+    squashed = all(op_name(u) == "aten.log1p" or _is_half_of_quotient(u, node) for u in node.users)
+    return Use.SMOOTH if squashed and not _is_steep(operand, facts) else Use.SENSITIVE
+
+
+def _is_steep(operand: fx.Node, facts: Facts) -> bool:
+    """Whether a sigmoid of the operand is too steep for it to be coded."""
+    return steepness(operand, facts, unknown=1.0) > STEEP_SIGMOID
+
+
+def _is_half_of_quotient(part: fx.Node, exponential: fx.Node) -> bool:
+    """Whether a part is read by quotients by 1 + exp(x) alone: as their divisor, or as a multiple of exp(x)."""
+    divisor = _is_one_more(part) and exponential in part.all_input_nodes
+    if not divisor and op_name(part) != "aten.mul":
+        return op_name(part) == "aten.div" and _divides_by_one_more(part, exponential)
+    return all(
+        op_name(user) == "aten.div" and argument(user, 0) is not argument(user, 1)
+        and (argument(user, 1) is part if divisor else _divides_by_one_more(user, exponential))
+        for user in part.users
+    )  # fmt: skip
+
+
+def _divides_by_one_more(quotient: fx.Node, exponential: fx.Node) -> bool:
+    divisor = argument(quotient, 1)
+    return isinstance(divisor, fx.Node) and _is_one_more(divisor) and exponential in divisor.all_input_nodes
 
 
 def steepness(node: fx.Node, facts: Facts, *, unknown: float) -> float:

@@ -123,6 +123,7 @@ def _describe(
         saturates=all(map(math.isfinite, facts.bounds[node])),
         embedded=embedded,
         clamp=clamp,
+        ceiling=facts.ceilings.get(node),
         moments=moments_of(node) if approximable else None,
     )
 

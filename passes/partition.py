@@ -45,6 +45,7 @@ def partition(joint: Joint, plan: Plan) -> Partition:
     _drop_outputs(backward, len(deciding))
     _hoist(forward, joint.num_fwd_outputs)
     _decide_clamps(backward, plan)
+    _bound_exponentials(backward, plan)
     return forward, backward
 
 
@@ -97,6 +98,22 @@ def _move_before(node: fx.Node, value: fx.Node) -> None:
     for source in value.all_input_nodes:
         _move_before(node, source)
     node.prepend(value)
+
+
+def _bound_exponentials(backward: fx.GraphModule, plan: Plan) -> None:
+    """Keeps approximate operands of exponentials where the exact ones are: elsewhere the result is not read."""
+    nodes = {node.name: node for node in backward.graph.nodes} if plan.ceilings else {}
+    writer = Inliner(backward, {})
+    for name, ceiling in plan.ceilings:
+        if (node := nodes.get(name)) is None:
+            continue  # backward turned out not to read it
+        operand = argument(node, 0)
+        (bounded,) = writer.inline(_at_most(ceiling), [operand], before=node, key=("at most", ceiling))
+        node.replace_input_with(operand, bounded)
+
+
+def _at_most(ceiling: float) -> Callable[[Tensor], tuple[Tensor]]:
+    return lambda x: (x.clamp_max(ceiling),)
 
 
 def choose(clamp: Clamp) -> Callable[[Tensor, Tensor], tuple[Tensor]]:

@@ -72,10 +72,12 @@ def _plan_of(problem: Problem, sets: Sets) -> Plan:
     kinds = _kinds(problem, need)
     stored = tuple(_store(name, problem, need, kinds) for name in problem.values if name in need.stored)
     recomputed = tuple(name for name in problem.values if name in need.recomputed)
-    clamps = [(name, problem.values[name].clamp) for name in recomputed if need.level[name] == APPROXIMATE]
+    inexact = [problem.values[name] for name in recomputed if need.level[name] == APPROXIMATE]
+    ceilings = tuple((value.name, value.ceiling) for value in inexact if value.ceiling is not None)
     # where backward takes the decision again, it has the operand exactly
     decided = need.stored.union(*need.carried.values())
-    return Plan(stored, recomputed, tuple((n, clamp) for n, clamp in clamps if clamp and clamp.predicate in decided))
+    clamps = tuple((v.name, v.clamp) for v in inexact if v.clamp is not None and v.clamp.predicate in decided)
+    return Plan(stored, recomputed, clamps, ceilings)
 
 
 def _tell_misfits(asked: Problem, plan: Plan) -> None:
