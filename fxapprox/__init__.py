@@ -7,6 +7,7 @@ from fxapprox.calibrate import calibrate
 from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
 from fxapprox.explain import explain, reports, save_plan
 from fxapprox.fit import BatchFit, max_batch
+from fxapprox.operators import teach
 from fxapprox.options import Options
 from fxapprox.plan_file import SavedPlan
 from fxapprox.report import Report
@@ -38,4 +39,5 @@ __all__ = [
     "max_batch",
     "reports",
     "save_plan",
+    "teach",
 ]

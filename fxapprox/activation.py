@@ -336,6 +336,7 @@ class Decision:
         module, source: path of the module that made it, and the user's source line.
         reason: why.
         sizes, expr_before, expr_after: shape and bytes as expressions of the symbolic sizes.
+        unknown: operators that nobody has described and that read it, for which it is stored exactly.
     """
 
     value: str
@@ -354,6 +355,7 @@ class Decision:
     sizes: tuple[Size, ...]
     expr_before: sympy.Expr
     expr_after: sympy.Expr
+    unknown: tuple[str, ...] = ()
 
     @property
     def storage(self) -> str:

@@ -19,6 +19,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Use
 from fxapprox.arguments import argument
+from fxapprox.errors import OptionError
 
 H, L, S, A, X, E, D = Use.SHAPE, Use.LINEAR, Use.SMOOTH, Use.ATTENTION, Use.SOFTMAX, Use.SENSITIVE, Use.DECISION
 
@@ -150,6 +151,9 @@ READ_FOR: dict[str, dict[int, int]] = {
 REDUCE_INTO = frozenset("aten.scatter aten.scatter_reduce aten.index_reduce".split())
 LINEAR_REDUCTIONS = (None, "sum", "add", "mean")
 
+# Rows of operators that the user has described; part of the key of compiled graphs in caches.
+TAUGHT: dict[str, Rule] = {}
+
 # q, k, v and the output of fused attention, by position in the backward operator; the rest (mask, logsumexp,
 # random state) has to be exact.
 ATTENTION_OPERANDS: dict[str, dict[int, Use]] = {
@@ -204,6 +208,40 @@ INDICES: dict[str, tuple[str | int, int]] = {
 
 # Floats that are decisions: their values are labels, not quantities.
 DISCRETE_FLOATS = frozenset("aten.sign aten.sgn aten.floor aten.ceil aten.round aten.trunc aten.heaviside".split())
+
+
+def teach(operator: str, *uses: str, cheap: bool = False) -> None:
+    """Describes an operator that fxapprox does not know, for every model that is compiled from then on.
+
+    Until then each of its operands is stored exactly if backward reads it, and its result is never recomputed. A
+    description that is wrong makes gradients wrong: ``fxapprox.audit`` shows how far they are off.
+
+    Args:
+        operator: its name, "mylib::op"; all overloads are meant.
+        uses: how the result depends on each argument, in the schema's order; the last one holds for the rest. "shape":
+            its elements are not read; "linear": linear or affine in it; "smooth": its derivative is bounded, about 1 or
+            less; "sensitive": it has to be exact; "decision": it is only compared, or an index.
+        cheap: backward may run it again: about as fast as an addition, without random numbers and effects.
+
+    Raises:
+        OptionError: there is no such operator, it writes to an argument, fxapprox knows it already, or a use is none of
+            these.
+    """
+    namespace, _, name = operator.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name, None) if namespace and name else None
+    if packet is None:
+        raise OptionError(f'teach: there is no operator {operator!r}; expected "namespace::name" of a registered one')
+    known = str(packet)
+    if known in ATTENTION_OPERANDS or (known in RULES and known not in TAUGHT):
+        raise OptionError(f"teach: fxapprox knows {operator!r} already")
+    if any(getattr(packet, overload)._schema.is_mutable for overload in packet.overloads()):
+        raise OptionError(f"teach: {operator!r} writes to an argument")
+    words = {use.name.lower(): use for use in (H, L, S, E, D)}
+    wrong = [use for use in uses if use not in words]
+    if wrong or not uses:
+        given = repr(wrong[0]) if wrong else "no uses"
+        raise OptionError(f"teach: {given} for {operator!r}; expected one or more of {', '.join(words)}")
+    RULES[known] = TAUGHT[known] = Rule(tuple(words[use] for use in uses), cheap)
 
 
 def op_name(node: fx.Node) -> str:

@@ -21,6 +21,7 @@ from fxapprox.errors import FxApproxError
 from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.held import held_by, saved_by
 from fxapprox.liveness import CODED, Timeline, joined, timeline
+from fxapprox.operators import op_name, table_use
 from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.advance import returned_gradients
@@ -169,6 +170,23 @@ class Report:
         return sum(gradient.bytes_after for gradient in self.gradients)
 
     @property
+    def unknown(self) -> dict[str, int]:
+        """{operator that fxapprox does not know: bytes that are stored exactly because it reads them}, largest first.
+
+        A value that several of them read counts for each.
+        """
+        found: dict[str, int] = {}
+        for decision in self.decisions:
+            for name in decision.unknown:
+                found[name] = found.get(name, 0) + decision.bytes_after
+        return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+    @property
+    def unknown_bytes(self) -> int:
+        """Bytes that are stored exactly because an operator that fxapprox does not know reads them."""
+        return sum(decision.bytes_after for decision in self.decisions if decision.unknown)
+
+    @property
     def ratio(self) -> float:
         """How many times less is stored; 1.0 where nothing is stored either way."""
         return (
@@ -310,6 +328,8 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
             fate = Fate.RECOMPUTED if name in result.plan.recomputed else Fate.UNNEEDED
             how = Storage.stored(Exact()) if after else Storage(fate)
             decisions.append(_decision(values[name], how, size, after, None, hints))
+    unknown = _unknown_readers(result)
+    decisions = [replace(d, unknown=unknown.get(d.value, ())) if d.bytes_after and not d.bits else d for d in decisions]
     returned = returned_gradients(result.joint)
     gradients = tuple(decision for decision in decisions if decision.value in returned)
     alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
@@ -436,6 +456,20 @@ def _written(text: str, path: str | Path | None) -> str:
 
 def _largest_first(decision: Decision) -> tuple[int, int]:
     return -decision.bytes_before, -decision.bytes_after
+
+
+def _unknown_readers(result: Rewrite) -> dict[str, tuple[str, ...]]:
+    """{a float of forward: the operators of backward that read it and that nobody has described}."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in result.joint.gm.graph.nodes:
+        runs = node in result.joint.backward or node.name in result.plan.recomputed
+        if node.op != "call_function" or not runs or table_use(node, 0) is not None:
+            continue
+        for source in node.all_input_nodes:
+            value = tensor_of(source)
+            if source not in result.joint.backward and value is not None and value.dtype.is_floating_point:
+                found[source.name] = tuple(dict.fromkeys((*found.get(source.name, ()), op_name(node))))
+    return found
 
 
 def _free_symbols(*sizes: Size | sympy.Basic) -> set[str]:

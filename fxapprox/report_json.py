@@ -32,6 +32,7 @@ def document(report: Report) -> dict[str, Any]:
         "seconds": report.seconds,
         "graphs": [{**_totals(graph), "shared": graph.shared} for graph in graphs],
         "segments": [{"graph": i, **_segment(s)} for i, graph in enumerate(graphs) for s in graph.segments],
+        "unknown": {"operators": report.unknown, "bytes": report.unknown_bytes},
         "decisions": [{"graph": index, **_plain(decision)} for decision, index in placed],
         "rows": _rows([decision for decision, _ in placed]),
         "copies": [_plain(copy) for copy in report.copies],

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fxapprox.amounts import size_text
 from fxapprox.folding import Row, fold, unfolded
-from fxapprox.text import WIDTH, summary
+from fxapprox.text import WIDTH, summary, unknown_text
 
 if TYPE_CHECKING:
     from fxapprox.report import Report
@@ -70,7 +70,8 @@ def _notes(report: Report, rows: tuple[Row, ...], shown: int) -> list[Text]:
         f"{len(hidden)} smaller rows not shown: {size_text(before)} before, {size_text(after)} after;"
         f" --all shows every value ({len(report.decisions)})"
     )
-    return [Text(note, style="dim")] if hidden else []
+    unknown = unknown_text(report)
+    return [*([Text(note, style="dim")] if hidden else []), *([Text(unknown)] if unknown else [])]
 
 
 def _bytes(count: int) -> str:

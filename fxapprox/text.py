@@ -57,6 +57,12 @@ def notes(report: Report) -> list[str]:
     return [*lines, *([breaks_text(report.breaks)] if report.breaks else [])]
 
 
+def unknown_text(report: Report) -> str:
+    """Which operators nobody has described, and what that costs; "" if there are none."""
+    names = ", ".join(report.unknown)
+    return f"not known to fxapprox: {names}; they keep {size_text(report.unknown_bytes)} exact" if names else ""
+
+
 def _peak_text(report: Report) -> str:
     peak, baseline = report.peak_bytes, report.baseline_peak_bytes
     ratio = f", {baseline / peak:.1f}x" if peak else ""

@@ -23,6 +23,7 @@ from fxapprox.graph import Joint, flops
 from fxapprox.held import held_by, saved_by
 from fxapprox.layouts import channels_last_images
 from fxapprox.liveness import Timeline, timeline
+from fxapprox.operators import TAUGHT
 from fxapprox.options import Options
 from fxapprox.pareto import Point
 from fxapprox.passes.advance import advance
@@ -460,4 +461,4 @@ def cache_key(options: Options) -> str | None:
     if policy is None or (isinstance(options.plan, SavedPlan) and not options.plan.is_ours):
         return None
     parts = {field.name: getattr(options, field.name) for field in fields(options)} | {"policy": policy}
-    return f"fxapprox-{source_hash()}-{parts!r}"
+    return f"fxapprox-{source_hash()}-{parts!r}-{sorted(TAUGHT.items())!r}"

@@ -9,7 +9,7 @@ from fxapprox.html.graphs import graphs_data
 from fxapprox.html.storage import GROUPS, storage_group, totals
 from fxapprox.liveness import Timeline
 from fxapprox.sizes import evaluate, hints_of
-from fxapprox.text import notes
+from fxapprox.text import notes, unknown_text
 
 if TYPE_CHECKING:
     from fxapprox.activation import Decision, Segment
@@ -48,7 +48,7 @@ def _view(report: Report, name: str) -> dict[str, Any]:
         "setting": setting_text(report),
         "bits": report.average_bits,
         "fallback": report.fallback,
-        "notes": notes(report),
+        "notes": [*notes(report), *filter(None, [unknown_text(report)])],
         "totals": totals(report.decisions),
         "decisions": [] if report.graphs else [_decision(decision) for decision in report.decisions],
         "plain": _timeline(plain, values, ()),
