@@ -19,18 +19,20 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.advice import percent
 from fxapprox.batches import Loss, batches_of, parts_of
 from fxapprox.calibrate import Prober, as_stored
 from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.explain import fresh
-from fxapprox.gradient_error import GradientError, total_error
+from fxapprox.gradient_error import GradientError, counted, total_error
 from fxapprox.gradients import Runs, Subject, Way
 from fxapprox.options import Options
 from fxapprox.user_code import GraphBreak
 
 SCHEMA = 1
 CHOSEN = ("plan", "memory_budget")  # options that leave no number of bits to try
+FAR, APART = 0.1, 3  # a parameter's error is pointed out from there on, and if it is so many times that of all together
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,12 @@ class BitsAudit:
     def label(self) -> str:
         """ "8 bits", "exact", "auto"."""
         return "exact" if self.bits is None else f"{self.bits} bits" if isinstance(self.bits, int) else self.bits
+
+    @property
+    def worst(self) -> ParameterError | None:
+        """The parameter that is off the most, of those whose gradient is more than rounding; None if there is none."""
+        known = [self.parameters[i] for i in counted([parameter.norm for parameter in self.parameters])]
+        return max(known, key=lambda parameter: parameter.error.error or 0.0, default=None)
 
 
 @dataclass(frozen=True)
@@ -281,6 +289,8 @@ def _notes(runs: Runs, settings: Sequence[BitsAudit]) -> Iterator[str]:
     elif still := [p.name for p in settings[0].parameters if p.norm == 0]:
         more = f" and {len(still) - 3} more" if len(still) > 3 else ""
         yield f"no gradient, or one of zero: {', '.join(still[:3])}{more}"
+    for setting in settings:
+        yield from _far_off(setting)
     if runs.floor is None:
         yield "the model draws random numbers, which torch.compile draws in another order: exact mode's own rounding"\
             " is not told; every number of bits saw the same ones"  # fmt: skip
@@ -291,6 +301,16 @@ def _notes(runs: Runs, settings: Sequence[BitsAudit]) -> Iterator[str]:
     if runs.parts and any(_stored(way) != _stored(pair) for way, pair in zip(runs.coded, runs.pairs, strict=True)):
         yield "parts of the batch are stored otherwise than the whole: bias and noise are those of other plans"
     yield from (f"{way.options.bits} bits: {way.report.fallback}" for way in runs.coded if way.report.fallback)
+
+
+def _far_off(setting: BitsAudit) -> Iterator[str]:
+    """A parameter that is far off although all together look fine."""
+    worst, total = setting.worst, setting.total.error
+    if worst is not None and total is not None and (worst.error.error or 0.0) > max(FAR, APART * total):
+        yield (
+            f"in {setting.label} the gradient of {worst.name} is off by {percent(worst.error.error or 0.0)}, all together"
+            f" by {percent(total)}: an optimizer that rescales each parameter takes the former in full"
+        )
 
 
 @contextmanager

@@ -11,14 +11,14 @@ from rich.text import Text
 
 from fxapprox.advice import percent
 from fxapprox.amounts import size_text
+from fxapprox.gradient_error import counted
 from fxapprox.user_code import breaks_text
 
 if TYPE_CHECKING:
-    from fxapprox.audit import Audit, BitsAudit, ParameterError
+    from fxapprox.audit import Audit, BitsAudit
     from fxapprox.gradient_error import GradientError
 
 WIDTH = 100
-NOTHING = 1e-6  # of the largest gradient, an element: below it, a float32 gradient is nothing but rounding
 
 
 def audit_text(audit: Audit, *, top: int = 5) -> str:
@@ -56,6 +56,9 @@ def _totals(audit: Audit) -> Table:
         table.add_row(setting.label, error, cosine, noise, bias, added, *_stored(audit, setting.saved_bytes))
     lines = ["error: ||g' - g|| / ||g||; noise: the share of its square that averages out over batches; bias: what"
              " stays; added variance: to that which gradients have from batch to batch"]  # fmt: skip
+    worst = [(setting.label, setting.worst) for setting in audit.settings]
+    named = [f"{label} {_errors(each.error)[0]} {each.name}" for label, each in worst if each is not None]
+    lines += [f"worst parameter: {'; '.join(named)}"] if named else []
     if audit.floor is not None:
         lines.append(f"rounding of floats: exact mode is {percent(audit.floor)} from the model run as it is")
     table.caption = Text("\n".join(lines))
@@ -64,10 +67,10 @@ def _totals(audit: Audit) -> Table:
 
 def _parameters(audit: Audit, worst: BitsAudit, top: int) -> Table:
     """Those with the largest errors in this setting, but for gradients that are nothing but rounding."""
-    largest = max((_size(parameter) for parameter in worst.parameters), default=0.0)
-    rounding = [i for i, p in enumerate(worst.parameters) if 0 < _size(p) <= NOTHING * largest]
-    counted = (i for i in range(len(worst.parameters)) if i not in rounding)
-    order = sorted(counted, key=lambda i: -(worst.parameters[i].error.error or 0.0))
+    known = counted([parameter.norm for parameter in worst.parameters])
+    rounding = [i for i, parameter in enumerate(worst.parameters) if parameter.norm and i not in known]
+    shown = (i for i in range(len(worst.parameters)) if i not in rounding)
+    order = sorted(shown, key=lambda i: -(worst.parameters[i].error.error or 0.0))
     table = _table()
     table.add_column("parameter", overflow="fold")
     for setting in audit.settings:
@@ -82,11 +85,6 @@ def _parameters(audit: Audit, worst: BitsAudit, top: int) -> Table:
         lines.append(f"left out: {len(rounding)} whose exact gradient is next to nothing, such as {such}")
     table.caption = Text("\n".join(lines)) if lines else None
     return table
-
-
-def _size(parameter: ParameterError) -> float:
-    """Of an element of its exact gradient."""
-    return parameter.norm / max(parameter.elements, 1) ** 0.5
 
 
 def _causes(audit: Audit, top: int) -> Table:

@@ -178,7 +178,7 @@ def _rewrite(
         if options.strict:
             raise
         why = str(error)
-        warnings.warn(f"fxapprox stores this graph exactly, as plain torch.compile does: {why}", stacklevel=2)
+        warnings.warn(f"fxapprox stores this graph exactly: {why}", stacklevel=2)
     forward, backward = _exact(gm, joint_inputs, num_fwd_outputs, static)
     return Rewrite(
         traced, traced, forward, backward,
