@@ -308,8 +308,8 @@ def _far_off(setting: BitsAudit) -> Iterator[str]:
     worst, total = setting.worst, setting.total.error
     if worst is not None and total is not None and (worst.error.error or 0.0) > max(FAR, APART * total):
         yield (
-            f"in {setting.label} the gradient of {worst.name} is off by {percent(worst.error.error or 0.0)}, all together"
-            f" by {percent(total)}: an optimizer that rescales each parameter takes the former in full"
+            f"in {setting.label} the gradient of {worst.name} is off by {percent(worst.error.error or 0.0)}, all"
+            f" together by {percent(total)}: an optimizer that rescales each parameter takes the former in full"
         )
 
 

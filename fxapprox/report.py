@@ -67,7 +67,7 @@ class Report:
         recomputed: names of those of them that backward recomputes from what is stored.
         spliced: where codecs stand in the two graphs.
         inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
-        breaks: the graph breaks between the graphs, from ``explain``; what crosses one is not counted.
+        breaks: the graph breaks between the graphs, from ``explain``; what crosses one counts once.
         shared: how many compiled models have run the graph: it serves all that are alike, and stores this for each.
     """
 

@@ -48,7 +48,7 @@ def breaks_text(breaks: Sequence[GraphBreak]) -> str:
     """Two lines for each break, where and why, under a title; "" if there are none."""
     if not breaks:
         return ""
-    title = f"graph breaks: {len(breaks)}; what crosses one is stored as it is, and not counted here"
+    title = f"graph breaks: {len(breaks)}; what crosses one counts once"
     return "\n".join([title, *(f"  {each.source or 'the model as a whole'}\n    {each.reason}" for each in breaks)])
 
 

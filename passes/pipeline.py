@@ -156,7 +156,9 @@ def _rewrite(
     prescribed = revise is not None or any((options.policy, options.plan, options.memory_budget))
     why = ""
     try:
-        for joint, again in _ways(traced, saved, clock):
+        most: int | None = None
+        torchs = _recomputed(traced, saved)
+        for joint, again in _ways(traced, torchs, clock):
             activations = _rerunnable(classify(joint, min_bytes=options.min_bytes), again)
             clock.lap("classify")
             if all(a.demand is None for a in activations):
@@ -166,8 +168,10 @@ def _rewrite(
             if halves is None:
                 why = "nothing has a lower peak"
                 break
-            stored = sum(held_by(saved_by(halves.forward, num_fwd_outputs), counted).values())
-            if prescribed or evaluate(stored, hints) <= evaluate(plain, hints):
+            stored = evaluate(sum(held_by(saved_by(halves.forward, num_fwd_outputs), counted).values()), hints)
+            if most is None and not prescribed:
+                most = min(evaluate(plain, hints), split.exact_bytes(torchs))
+            if most is None or stored <= most:
                 return Rewrite(
                     joint, traced, halves.forward, halves.backward, activations, halves.plan, halves.parts,
                     halves.segments, baseline, copied, halves.recopied, counted, counted_for_plain, "", clock.laps,
@@ -187,21 +191,21 @@ def _rewrite(
     )  # fmt: skip
 
 
-def _ways(traced: Joint, saved: Sequence[fx.Node], clock: _Clock) -> Iterator[tuple[Joint, frozenset[str]]]:
-    """Joint graphs, and names of what may be recomputed from exact operands though we would not: torch's own does.
+def _ways(traced: Joint, torchs: frozenset[str], clock: _Clock) -> Iterator[tuple[Joint, frozenset[str]]]:
+    """Joint graphs, and names of what may be recomputed from exact operands though we would not.
 
-    The later ones are for graphs of which more would be stored than torch's own partition stores.
+    The later ones are for graphs of which more would be stored than torch's own partition does, or exact mode if it
+    recomputes what that partition recomputes (``torchs``).
     """
     plain = stand_in(traced)
     clock.lap("stand in")
     advanced = advance(plain)
     clock.lap("advance")
     yield advanced, frozenset()
-    again = _recomputed(traced, saved)
-    yield advanced, again
+    yield advanced, torchs
     if advanced is not plain:
         yield plain, frozenset()
-        yield plain, again
+        yield plain, torchs
 
 
 def _recomputed(joint: Joint, saved: Sequence[fx.Node]) -> frozenset[str]:
@@ -273,6 +277,12 @@ class _Splitter:
                     raise
                 warnings.warn(f"fxapprox {instead}: {error}", stacklevel=2)
         raise AssertionError("the last retreat raises")
+
+    def exact_bytes(self, again: frozenset[str]) -> int:
+        """Bytes that exact mode stores if it recomputes these values as well."""
+        found = plan(_rerunnable(self.activations, again), _exact_mode(self.options), hints=self._hints)
+        self.clock.lap("plan")
+        return _bytes_of(found, self._hints)
 
     def along(self, options: Options) -> _Halves:
         """The two graphs for these options; checkpoints that are to lower the peak, and do not, are left out."""
@@ -395,15 +405,19 @@ def baseline_timeline(joint: Joint, saved: Sequence[str], lowering: str) -> Time
     return timeline(forward, backward, num_fwd_outputs=joint.num_fwd_outputs, lowering=lowering, plain=True)
 
 
-def _retreats(options: Options) -> Iterator[tuple[Options, str]]:
+def _retreats(options: Options) -> list[tuple[Options, str]]:
     """The options and what they ask for less and less of, each with what to tell the user if it fails; "": nothing."""
-    exact = replace(options, bits=None, plan=None, policy=None, checkpoint=None, checkpoint_bits=None)
+    exact, found = _exact_mode(options), []
     if options.checkpoint is not None:
-        yield options, "computes nothing of this graph again"
+        found.append((options, "computes nothing of this graph again"))
         options = replace(options, checkpoint=None, checkpoint_bits=None)
     if options != exact:
-        yield options, "stores this graph without loss"
-    yield exact, ""
+        found.append((options, "stores this graph without loss"))
+    return [*found, (exact, "")]
+
+
+def _exact_mode(options: Options) -> Options:
+    return Options(bits=None, min_bytes=options.min_bytes, lowering=options.lowering, strict=options.strict)
 
 
 def _made_exact(value: Activation, why: str) -> Activation:

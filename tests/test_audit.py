@@ -380,7 +380,9 @@ def test_a_parameter_that_is_far_off_is_pointed_out() -> None:
     torch.manual_seed(0)
     found = fxapprox.audit(Outlier(), None, torch.randn(128, 64), bits=(8, 4), batches=1, causes=False, progress=False)
     worst, total = found.at(4).worst, found.at(4).total.error
-    assert worst is not None and worst.error.error is not None and total is not None
+    assert worst is not None
+    assert worst.error.error is not None
+    assert total is not None
     assert worst.error.error == max(p.error.error or 0.0 for p in found.at(4).parameters)
     text = " ".join(str(found).split())
     assert "worst parameter: 8 bits" in text

@@ -72,7 +72,7 @@ def test_a_report_ends_with_what_is_not_known() -> None:
     size = 128 * 256 * 4
     assert report.unknown == {"fxapprox_tests.swirl_backward": size}
     assert report_text(report).splitlines()[-1] == (
-        "not known to fxapprox: fxapprox_tests.swirl_backward; they keep 128 KiB exact"
+        "not known to fxapprox: fxapprox_tests.swirl_backward; they keep 128.0 KiB exact"
     )
     assert json.loads(report.to_json())["unknown"] == {"operators": report.unknown, "bytes": size}
 
