@@ -166,7 +166,7 @@ def _affine_step(node: fx.Node, facts: Facts) -> tuple | None:
     large = [a for a in arguments(node) if isinstance(a, fx.Node) and facts.sizes.get(a) == size
              and a not in facts.free and facts.roots[a]]  # fmt: skip
     operand = tensor_of(large[0]) if len(large) == 1 else None
-    if operand is None or operand.shape != value.shape or not operand.is_floating_point():
+    if operand is None or symbolic_shape(operand) != symbolic_shape(value) or not operand.is_floating_point():
         return None
     if torch.promote_types(operand.dtype, value.dtype) != value.dtype:
         return None  # under autocast a normalization takes bfloat16 and gives float32, not the other way round

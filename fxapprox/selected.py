@@ -12,7 +12,7 @@ import math
 from torch import fx
 
 from fxapprox.arguments import argument, arguments
-from fxapprox.graph import Joint, tensor_of
+from fxapprox.graph import Joint, symbolic_shape, tensor_of
 from fxapprox.intervals import EVERYTHING, INF, Interval, interval
 from fxapprox.operators import is_plain, is_pointwise, op_name
 
@@ -39,7 +39,7 @@ def ceilings(joint: Joint) -> dict[fx.Node, float]:
 def _region_in(user: fx.Node, node: fx.Node, regions: dict[fx.Node, Region | None]) -> Region | None:
     """Where a reader asks for the elements of a value; None: everywhere."""
     value, result = tensor_of(node), tensor_of(user)
-    if value is None or result is None or value.shape != result.shape:
+    if value is None or result is None or symbolic_shape(value) != symbolic_shape(result):
         return None
     if op_name(user) == "aten.where":
         condition, taken, other = arguments(user)

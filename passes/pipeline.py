@@ -23,6 +23,7 @@ from fxapprox.graph import Joint, flops
 from fxapprox.held import held_by, saved_by
 from fxapprox.layouts import channels_last_images
 from fxapprox.liveness import Timeline, timeline
+from fxapprox.once import runs_once
 from fxapprox.operators import TAUGHT
 from fxapprox.options import Options
 from fxapprox.pareto import Point
@@ -217,7 +218,7 @@ def _recomputed(joint: Joint, saved: Sequence[fx.Node]) -> frozenset[str]:
         if node.op == "call_function" and node not in joint.backward and node not in found and node not in saved:
             found.add(node)
             stack += node.all_input_nodes
-    return frozenset(node.name for node in found)
+    return frozenset(node.name for node in found if not runs_once(node))
 
 
 def _rerunnable(activations: tuple[Activation, ...], names: Collection[str]) -> tuple[Activation, ...]:

@@ -61,7 +61,7 @@ def test_breaks_are_told_once() -> None:
         ),
     )
     assert breaks_text(found).splitlines()[:2] == [
-        "graph breaks: 2; what crosses one is stored as it is, and not counted here",
+        "graph breaks: 2; what crosses one counts once",
         "  net.py:7 in forward: return self.a(x)",
     ]
     assert breaks_text(()) == ""
