@@ -88,12 +88,7 @@ class Backend:
                 result: Rewrite = rewrite(gm, joint_inputs, options=self.options, handed=link.handed, **kwargs)
             except FxApproxError as error:
                 raise adapter.through_dynamo(error) from error.__cause__
-            count, saved = result.joint.num_fwd_outputs, set(result.baseline)
-            link.note(
-                (result.forward.graph, saved_by(result.forward, count)),
-                (gm.graph, [node for node in gm.graph.nodes if node.name in saved]),
-                num_fwd_outputs=count, counted=result.counted | result.counted_for_plain,
-            )  # fmt: skip
+            note_saved(link, result, gm)
             halves = result.forward, result.backward
             if self.options.lowering == "inductor":
                 start = time.perf_counter()
@@ -106,6 +101,16 @@ class Backend:
             return halves
 
         return partition
+
+
+def note_saved(link: Link, result: Rewrite, gm: fx.GraphModule) -> None:
+    """Tells what the two halves of a joint graph save, and what torch's own would, for the graphs behind a break."""
+    count, saved = result.joint.num_fwd_outputs, set(result.baseline)
+    link.note(
+        (result.forward.graph, saved_by(result.forward, count)),
+        (gm.graph, [node for node in gm.graph.nodes if node.name in saved]),
+        num_fwd_outputs=count, counted=result.counted | result.counted_for_plain,
+    )  # fmt: skip
 
 
 def _same_policy(a: Options, b: Options) -> bool:

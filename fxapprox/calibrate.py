@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Activation, Plan, Stored
-from fxapprox.backend import Backend
+from fxapprox.backend import Backend, note_saved
+from fxapprox.between import Between
 from fxapprox.codecs import Exact, Like, Mask, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.explain import fresh, untouched
@@ -130,13 +131,18 @@ class Prober(Backend):
         super().__init__(options)
         self.tried, self.bar = tried, bar
         self.graphs: list[_Graph] = []
+        self.between = Between()
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         parameters = frozenset(i for i, value in enumerate(inputs) if isinstance(value, nn.Parameter))
+        link = self.between.link(gm, inputs)
         mine: list[_Graph] = []  # its backward may be compiled after another graph's
 
         def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **given: Any) -> adapter.Partition:
-            result = rewrite(joint, joint_inputs, options=self.options, revise=self._probed, **given)
+            result = rewrite(
+                joint, joint_inputs, options=self.options, handed=link.handed, revise=self._probed, **given
+            )  # fmt: skip
+            note_saved(link, result, joint)
             own = parameters if len(result.joint.outputs[1]) == len(inputs) else frozenset(range(len(inputs)))
             mine.append(_Graph(_probes(result), own))
             self.graphs += mine
@@ -146,7 +152,7 @@ class Prober(Backend):
             return self._watch(mine[0], backward)
 
         partitioner = adapter.JointPartitioner(partition, None)
-        return adapter.compile_eager(gm, inputs, partitioner, {}, backward=watched)
+        return link.watched(adapter.compile_eager(gm, inputs, partitioner, {}, backward=watched))
 
     def _probed(self, plan: Plan, result: Sequence[Any]) -> Plan:
         values = {a.name: a for a in result}

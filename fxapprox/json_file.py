@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from fxapprox.errors import FxApproxError, shown
 from fxapprox.written import write_text
 
 T = TypeVar("T")
+
+DEEPEST = 50  # ours are nested a handful of levels
 
 
 def write(path: str | os.PathLike[str], schema: int, field: str, content: Any) -> None:
@@ -65,10 +68,18 @@ def loads(text: str) -> Any:
     Raises:
         ValueError: it is something else, or nested too deeply.
     """
-    try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    if _depth(text) > DEEPEST:  # the decoder's recursion can overflow the stack: torch raises Python's limit
+        raise ValueError("it is nested too deeply")
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
+
+
+def _depth(text: str) -> int:
+    """How deeply lists and objects stand in each other; brackets in strings do not count."""
+    depth = deepest = 0
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|([][{}])', text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:

@@ -11,6 +11,7 @@ from torch import nn
 
 import fxapprox
 from fxapprox.graph_view import STAGES, Box, graph_view
+from fxapprox.passes import pipeline
 from fxapprox.report import Report
 from tests import models
 from tests.passes.test_checkpoint import Attention, clamped
@@ -123,9 +124,14 @@ def test_the_plan_says_of_every_value_what_happens_to_it() -> None:
         assert bool(box.reason) == bool(box.storage)
 
 
-def test_a_graph_left_alone_is_drawn_too() -> None:
+def test_a_graph_left_alone_is_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise fxapprox.UnsupportedGraph("plan", "made up")
+
+    monkeypatch.setattr(pipeline, "plan", refuse)
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-    report = fxapprox.explain(lambda x: net(x).square().mean(), torch.randn(64, 64), memory_budget=1.0)
+    with pytest.warns(UserWarning, match="stores this graph exactly"):
+        report = fxapprox.explain(lambda x: net(x).square().mean(), torch.randn(64, 64), bits=None)
     assert report.fallback
     for stage in STAGES:
         assert graph_view(report, stage).boxes
