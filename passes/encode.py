@@ -84,7 +84,7 @@ def encode(
         written = replace(entry, codec=entry.codec.for_channels_last()) if entry.name in images else entry
         try:
             made, decoded = _encode_one(written, writers, backward, produced, inputs, outputs)
-        except FxApproxError:
+        except (FxApproxError, Warning):
             raise
         except Exception as error:
             why = f"{entry.codec} raised {type(error).__name__}: {error}"

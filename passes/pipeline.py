@@ -170,6 +170,8 @@ def _rewrite(
                 why = "nothing has a lower peak"
                 break
             stored = evaluate(sum(held_by(saved_by(halves.forward, num_fwd_outputs), counted).values()), hints)
+            if halves.segments:  # the same plan with checkpoints as without
+                stored = _bytes_of(halves.plan, hints)
             if most is None and not prescribed:
                 most = min(evaluate(plain, hints), split.exact_bytes(torchs))
             if most is None or stored <= most:
@@ -306,6 +308,8 @@ class _Splitter:
                     raise
                 self.exact.update(dict.fromkeys(found, str(error)))
                 warnings.warn(f"fxapprox keeps {', '.join(map(repr, found))} exact: {error}", stacklevel=2)
+            except Warning:
+                raise  # the user's filters make errors of them
             except Exception as error:
                 why = f"an error of fxapprox's own, please report it: {type(error).__name__}: {error}"
                 raise UnsupportedGraph("split", why) from error

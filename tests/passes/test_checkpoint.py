@@ -282,7 +282,7 @@ def test_inputs_that_forward_changes_are_not_read_again() -> None:
     for own, expected in zip(found[0], [p.grad for p in eager.parameters()], strict=False):
         torch.testing.assert_close(own, expected)
     (report,) = fxapprox.reports(compiled)
-    assert "in place" in report.fallback
+    assert not report.fallback
     assert not report.segments
     torch._dynamo.reset()
     with pytest.raises(fxapprox.UnsupportedGraph, match="in place"):
@@ -307,6 +307,7 @@ class Sized(nn.Module):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint_bits has nothing to work on")
 @pytest.mark.parametrize("settings", [{"bits": None}, {"bits": 8, "checkpoint_bits": 8}])
 def test_dynamic_shapes(settings: dict[str, Any]) -> None:
     gradients: list[list[Tensor]] = []

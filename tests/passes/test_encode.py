@@ -84,6 +84,7 @@ class Block(nn.Module):
         return F.relu(x + self.norms[1](self.second(F.relu(self.norms[0](self.first(x))))))
 
 
+@pytest.mark.filterwarnings("ignore:fxapprox. what the policy chose does not fit")
 @pytest.mark.parametrize("codec", [Group(3), Threshold(3), Zero(3), Standard(3)], ids=lambda c: c.label)
 @pytest.mark.parametrize("batch", [4, 5])
 def test_three_bits_by_policy_train_with_the_same_forward(codec, batch: int) -> None:
@@ -98,6 +99,7 @@ def test_three_bits_by_policy_train_with_the_same_forward(codec, batch: int) -> 
     assert 0 < float(error.norm()) < 0.4 * float(total.norm())
 
 
+@pytest.mark.filterwarnings("ignore:fxapprox. what the policy chose does not fit")
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_standardized_values_store_what_was_planned(bits: int) -> None:
     torch.manual_seed(0)

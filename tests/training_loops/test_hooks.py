@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
+from fxapprox import FxApproxError
 from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, slow, step
 
 BATCH = 64
@@ -79,7 +80,11 @@ def test_hooks_on_modules(register: Callable[[nn.Sequential], None]) -> None:
         register(model)
         return step(model, compile(model), torch.randn(BATCH, 32, requires_grad=True))
 
-    check(loop)
+    if register is _backward_hooks:  # torch.compile runs such a Sequential as it is, and strict=True says so
+        with pytest.raises(FxApproxError, match="nothing of Sequential was captured"):
+            check(loop)
+    else:
+        check(loop)
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
