@@ -212,7 +212,7 @@ def _ways(traced: Joint, torchs: frozenset[str], clock: _Clock) -> Iterator[tupl
 
 
 def _recomputed(joint: Joint, saved: Sequence[fx.Node]) -> frozenset[str]:
-    """Names of the forward values that a backward which has these would compute again."""
+    """Names of the forward values that a backward which has these would compute again; products are none of them."""
     found: set[fx.Node] = set()
     stack = [source for node in joint.backward for source in node.all_input_nodes]
     while stack:
@@ -220,7 +220,7 @@ def _recomputed(joint: Joint, saved: Sequence[fx.Node]) -> frozenset[str]:
         if node.op == "call_function" and node not in joint.backward and node not in found and node not in saved:
             found.add(node)
             stack += node.all_input_nodes
-    return frozenset(node.name for node in found if not runs_once(node))
+    return frozenset(node.name for node in found if not runs_once(node) and not flops(node))
 
 
 def _rerunnable(activations: tuple[Activation, ...], names: Collection[str]) -> tuple[Activation, ...]:
