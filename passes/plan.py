@@ -64,7 +64,8 @@ def plan_storing(
     exact = frozenset(name for name, codec in codecs.items() if codec.lossless)
     chosen = {name: codec for name, codec in codecs.items() if not isinstance(codec, (Mask, Integer))}
     given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: chosen.get(value.name))
-    return _plan_of(Problem.of(activations, given, hints), (exact, frozenset(codecs) - exact))
+    problem, approximate = Problem.of(activations, given, hints), frozenset(codecs) - exact
+    return _plan_of(problem.without_carriers(problem.carriers.keys() - approximate), (exact, approximate))
 
 
 def _plan_of(problem: Problem, sets: Sets) -> Plan:

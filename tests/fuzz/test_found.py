@@ -156,3 +156,20 @@ def test_exponents_of_backward_are_exact() -> None:
         outputs=("v8",),
     )  # fmt: skip
     check(program, bits=2)
+
+
+def test_an_exact_value_among_decisions_stored_by_themselves() -> None:
+    """The mask is stored, and what it is taken from recomputed: an average above eight bits let a code carry it."""
+    program = Program(
+        inputs=(
+            Input("x1", (3, 8), fill="large", grad=True), Input("i2", (12,), fill=3, dtype="int64"),
+            Input("i3", (12,), fill=3, dtype="int64"), Input("w4", (8, 8), grad=True), Input("w5", (8, 8)),
+            Input("w6", (16, 8), grad=True), Input("w7", (16,), grad=True), Input("w8", (8, 16), grad=True),
+        ),
+        lines=(
+            "v9 = F.linear(x1, w5)", "v10 = w4[i2] + v9[i3]", "v11 = F.leaky_relu(v10)",
+            "v12 = F.linear(v11, w6, w7)", "v13 = F.dropout(F.linear(v12, w8), 0.2)",
+        ),
+        outputs=("v13",),
+    )  # fmt: skip
+    check(program, bits="auto", average_bits=12)
