@@ -148,7 +148,7 @@ def test_a_codec_of_the_policy_that_does_not_fit_is_told(codec: Codec, lacks: st
         (text,) = told
         (report, *_) = fxapprox.reports(compiled)
         assert re.search(
-            rf"the policy chose does not fit: \w+ in \d is stored in Group\(.*{re.escape(repr(codec))}", text
+            rf"the policy chose does not fit: \w+ in \d is stored as 4-bit group, not as {codec.text}", text
         )
         assert f"it lacks {lacks}" in text
         assert any(f"{d.value} in {d.module} is stored" in text for d in report.decisions)

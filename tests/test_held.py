@@ -259,20 +259,32 @@ def test_a_dropped_output_is_not_kept(name: str, bits: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["itself", "twice", "view"])
-@pytest.mark.parametrize("bits", [None, 8])
-def test_an_output_that_the_user_changes_in_place(name: str, bits: int | None) -> None:
-    """Stored exactly it is the user's tensor, and torch notices; a code is of what it was before."""
+def test_an_output_that_the_user_changes_in_place(name: str) -> None:
+    """Stored exactly it is the user's tensor, and what is done is what plain does; a code is of what it was before.
+
+    Plain torch.compile refuses, but not where only a view was changed: there it is wrong.
+    """
     model, x = Shown(SHOWN[name]), torch.randn(256, 32)
-    (exact,) = torch.autograd.grad(model(x)[0], model.first.weight)
-    loss, shown = fxapprox.compile(model, bits=bits, lowering="eager")(x)
-    with torch.no_grad():
-        (shown[0] if isinstance(shown, tuple) else shown).add_(1)
-    if bits is None:
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            loss.backward()
-    else:
-        (found,) = torch.autograd.grad(loss, model.first.weight)
-        assert (found - exact).norm() < 0.03 * exact.norm()
+    (right,) = torch.autograd.grad(model(x)[0], model.first.weight)
+
+    def changed(compiled: Callable[..., Any]) -> Tensor | None:
+        torch.compiler.reset()
+        loss, shown = compiled(x)
+        with torch.no_grad():
+            (shown[0] if isinstance(shown, tuple) else shown).add_(1)
+        try:
+            return torch.autograd.grad(loss, model.first.weight)[0]
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+            return None
+
+    plain = changed(torch.compile(model, backend="aot_eager_decomp_partition"))
+    exact = changed(fxapprox.compile(model, bits=None, lowering="eager"))
+    coded = changed(fxapprox.compile(model, bits=8, lowering="eager"))
+    assert (plain is None) == (exact is None) == (name != "view")
+    assert plain is None or exact is None or torch.equal(plain, exact)
+    assert coded is not None
+    assert (coded - right).norm() < 0.03 * right.norm()
 
 
 # --- vocabularies under autocast -------------------------------------------------------------------
