@@ -249,6 +249,28 @@ def test_height_and_width_may_be_symbolic(dims: int, bits: int, limit: float) ->
     assert report.ratio > 10 / bits * 3
 
 
+class Pixels(nn.Module):
+    """Pixels as the rows of a matrix: their number is a product of three sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.linear(torch.tanh(self.convolution(x)).permute(0, 2, 3, 1).reshape(-1, 8)))
+
+
+@pytest.mark.parametrize("width", [8, 11])
+def test_products_of_sizes_may_have_any_number_of_factors(width: int) -> None:
+    """At width 8 two of the factors are one symbol: its square."""
+    model = Pixels()
+    run = fxapprox.compile(model, bits=4, dynamic=True, min_bytes=0, lowering="eager", strict=True)
+    held = held_and_run(model, run, torch.randn(2, 3, 8, width))
+    (report,) = fxapprox.reports(run)
+    assert {d.how.codec.bits for d in report.decisions if d.how.codec is not None} == {4}
+    assert report.saved_bytes == held
+
+
 @pytest.mark.parametrize("codec", [Group(8), Group(2), Group(4, rounding="stochastic"), Group(8, skewed=True)])
 @pytest.mark.parametrize("special", [0.0, float("nan"), float("inf")])
 def test_groups_across_symbolic_sizes_hold_what_groups_do(codec: Group, special: float) -> None:

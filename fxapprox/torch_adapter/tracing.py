@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._inductor.decomposition import select_decomp_table
@@ -18,9 +20,11 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import PowByNatural
 
 from fxapprox.torch_adapter.inlined import inlined
 
@@ -36,7 +40,7 @@ def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
 
 def trace(fn: Callable[..., Any], values: Sequence[Any], fake_mode: FakeTensorMode) -> fx.GraphModule:
     """``fn`` as an FX graph over ``values`` (fake tensors and symbolic sizes), in Inductor's decompositions."""
-    with fake_mode, _quiet_symbols(fake_mode):
+    with fake_mode, _quiet_symbols(fake_mode), _any_product_of_sizes():
         return make_fx(fn, decomposition_table=select_decomp_table(), tracing_mode="real")(*values)
 
 
@@ -139,6 +143,23 @@ def _quiet_symbols(fake_mode: FakeTensorMode) -> Iterator[None]:
     env = fake_mode.shape_env
     with env.ignore_fresh_unbacked_symbols() if env is not None else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def _any_product_of_sizes() -> Iterator[None]:
+    """Has torch find sizes of any number of factors in what it traces; by itself it knows those of two."""
+    plain = proxy_tensor._sympy_handlers
+    known = {
+        **plain(),
+        sympy.Mul: lambda *factors: functools.reduce(operator.mul, factors),
+        sympy.Pow: operator.pow,
+        PowByNatural: operator.pow,
+    }
+    proxy_tensor._sympy_handlers = lambda: known
+    try:
+        yield
+    finally:
+        proxy_tensor._sympy_handlers = plain
 
 
 def tensors_in(value: object) -> list[torch.Tensor]:
