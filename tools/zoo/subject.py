@@ -188,9 +188,14 @@ def baseline(setting: Setting) -> Callable[[torch.nn.Module], Any]:
 
 def rewritten(setting: Setting) -> Callable[[torch.nn.Module], Any]:
     """Ours."""
-    named: dict[str, Any] = {"exact": {"bits": None}, "auto": {"bits": "auto", "average_bits": AVERAGE_BITS}}
-    chosen: dict[str, Any] = named.get(setting.bits) or {"bits": int(setting.bits)}
+    chosen = our_options(setting)
     return lambda model: fxapprox.compile(model, lowering=setting.lowering, dynamic=dynamic(setting), **chosen)
+
+
+def our_options(setting: Setting) -> dict[str, Any]:
+    """What of fxapprox's options the number of bits stands for."""
+    named: dict[str, Any] = {"exact": {"bits": None}, "auto": {"bits": "auto", "average_bits": AVERAGE_BITS}}
+    return named.get(setting.bits) or {"bits": int(setting.bits)}
 
 
 def dynamic(setting: Setting) -> bool | None:
