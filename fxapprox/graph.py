@@ -19,8 +19,7 @@ from fxapprox.arguments import argument, operands
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.operators import is_label, is_view, op_name, table_use
 from fxapprox.sizes import Size
-
-PACKAGE = Path(__file__).parent
+from fxapprox.user_code import is_ours
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _last_line(trace: str) -> str:
         if place.startswith("File "):
             file, line, where = [*place.split(", "), "", ""][:3]
             path = Path(file.removeprefix("File ").strip('"'))
-            return "" if path.parent == PACKAGE else f"{path.name}:{line.removeprefix('line ')} {where}: {code}"
+            return "" if is_ours(path.resolve()) else f"{path.name}:{line.removeprefix('line ')} {where}: {code}"
     return ""
 
 

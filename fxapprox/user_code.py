@@ -14,6 +14,8 @@ import torch
 from fxapprox import torch_adapter as adapter
 
 OURS = Path(__file__).resolve().parent
+FOLDERS = (OURS, (OURS / "passes").resolve())
+DEMO = OURS / "demo"  # its model is a user's
 TORCH = Path(torch.__file__).resolve().parent
 LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 COMPILER = tuple(TORCH / name for name in ("_dynamo", "_functorch", "_inductor", "_subclasses", "fx"))
@@ -67,12 +69,17 @@ def is_users(error: BaseException) -> bool:
         return True
     last = _path(frames[-1]) if frames else None
     wrapped = last == OURS / "target.py" or last == OURS / "explain.py"
-    return last is not None and (wrapped or not any(_inside(last, place) for place in (OURS, *COMPILER)))
+    return last is not None and (wrapped or not any(_inside(last, place) for place in (*FOLDERS, *COMPILER)))
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file is one of fxapprox."""
+    return any(_inside(file, folder) for folder in FOLDERS) and not _inside(file, DEMO)
 
 
 def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
     """The innermost frame in the user's own files, else the innermost outside of torch; "" if there is none."""
-    ours = [i for i, frame in enumerate(frames) if _path(frame).parent == OURS]
+    ours = [i for i, frame in enumerate(frames) if is_ours(_path(frame))]
     foreign = [frame for frame in frames[ours[-1] if ours else 0 :] if _is_foreign(frame)]  # not those that called us
     own = [frame for frame in foreign if not any(_inside(_path(frame), place) for place in LIBRARIES)]
     if not foreign:
@@ -83,9 +90,9 @@ def user_line(frames: Sequence[traceback.FrameSummary]) -> str:
 
 
 def _is_foreign(frame: traceback.FrameSummary) -> bool:
-    """Neither torch's nor ours; our demonstration is a user's."""
+    """Neither torch's nor ours."""
     path = _path(frame)
-    return not frame.filename.startswith("<") and not _inside(path, TORCH) and path.parent != OURS
+    return not frame.filename.startswith("<") and not _inside(path, TORCH) and not is_ours(path)
 
 
 def _reason(text: str) -> str:

@@ -466,11 +466,10 @@ class _Clock:
 @cache
 def source_hash() -> str:
     """Identifies our source: a compiled graph in a cache is stale once any file of ours changes."""
-    adapters = pathlib.Path(adapter.__file__).resolve().parent
     digest = hashlib.sha256()
-    for folder in (adapters.parent, adapters, adapters.parent / "codecs", ROOT):
-        for file in sorted(folder.glob("*.py")):
-            digest.update(file.name.encode() + file.read_bytes())
+    for folder in (pathlib.Path(adapter.__file__).resolve().parents[1], ROOT):  # a link to ours is not followed
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     return digest.hexdigest()
 
 

@@ -25,7 +25,9 @@ from rich.progress import track
 from torch import fx
 
 import fxapprox
+from fxapprox import torch_adapter as adapter
 from fxapprox.passes.outline import outline
+from fxapprox.target import Target
 from tools.zoo.names import builder, chosen
 from tools.zoo.rows import BITS, LOWERINGS, Setting, settings
 from tools.zoo.subject import our_options
@@ -36,8 +38,8 @@ def text_of(setting: Setting) -> str:
     torch.compiler.reset()
     case = builder(setting.model)()
     try:
-        options = {"lowering": setting.lowering, **our_options(setting)}
-        report = fxapprox.explain(lambda *args: case.loss(case.model(*args)), *case.args, **options)
+        step = Target(case.model, (), case.loss).step
+        report = fxapprox.explain(step, *case.args, lowering=setting.lowering, **our_options(setting))
     except Exception as error:
         return f"{type(error).__name__}: {error}\n"
     plan = {name: value for name, value in json.loads(report.to_json()).items() if name != "seconds"}
@@ -79,7 +81,7 @@ class _Name(str):
 
 def _target(node: fx.Node) -> str:
     if node.op == "call_function":
-        return str(node.target) if isinstance(node.target, torch._ops.OpOverload) else node.target.__name__  # type: ignore[union-attr]
+        return str(node.target) if adapter.is_operator(node.target) else node.target.__name__  # type: ignore[union-attr]
     return node.op if node.op == "output" else f"{node.op} {node.target}"
 
 
