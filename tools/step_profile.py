@@ -44,7 +44,8 @@ from fxapprox.cli import parse_systems
 from fxapprox.codecs import group, packing
 from fxapprox.codecs.packing import split_dim
 from fxapprox.passes import outline, pipeline
-from fxapprox.torch_adapter import code_generation, inductor
+from fxapprox.torch_adapter import inductor
+from fxapprox.torch_adapter.speedups import code_generation
 from tools.bench_models import MODELS
 from tools.selection import select
 

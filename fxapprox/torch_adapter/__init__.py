@@ -14,6 +14,16 @@ from fxapprox.torch_adapter.calls import (
     limit_by_model,
     make_at_lookup,
 )
+from fxapprox.torch_adapter.custom_ops import (
+    FENCE,
+    IN_MEMORY,
+    IN_ORDER,
+    arithmetic_of,
+    code_in_memory,
+    materialize,
+    seed_random_numbers,
+    small,
+)
 from fxapprox.torch_adapter.dynamo import (
     callback_of,
     compiled_parts,
@@ -48,7 +58,6 @@ from fxapprox.torch_adapter.inductor import (
     prefers_channels_last,
     realize_limits,
 )
-from fxapprox.torch_adapter.inlined import can_be_inlined
 from fxapprox.torch_adapter.joint import (
     Half,
     Partition,
@@ -75,16 +84,7 @@ from fxapprox.torch_adapter.joint import (
     traced_half,
     wants_saved,
 )
-from fxapprox.torch_adapter.operators import (
-    FENCE,
-    IN_MEMORY,
-    IN_ORDER,
-    arithmetic_of,
-    code_in_memory,
-    materialize,
-    seed_random_numbers,
-    small,
-)
+from fxapprox.torch_adapter.speedups.inlined import can_be_inlined
 from fxapprox.torch_adapter.symbols import (
     dynamic_sizes,
     expression,

@@ -19,9 +19,9 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 
-from fxapprox.torch_adapter import code_generation
+from fxapprox.torch_adapter.custom_ops import lower_hints
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
-from fxapprox.torch_adapter.operators import lower_hints
+from fxapprox.torch_adapter.speedups import code_generation
 from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, name_part, trace
 
 

@@ -26,7 +26,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import PowByNatural
 
-from fxapprox.torch_adapter.inlined import inlined
+from fxapprox.torch_adapter.speedups.inlined import inlined
 
 
 def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:

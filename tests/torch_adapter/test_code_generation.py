@@ -13,7 +13,7 @@ from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
 import fxapprox
-from fxapprox.torch_adapter import code_generation
+from fxapprox.torch_adapter.speedups import code_generation
 
 
 def layers() -> tuple[nn.Module, Tensor]:

@@ -13,8 +13,8 @@ from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
 import fxapprox
-from fxapprox.torch_adapter import code_generation, cpp_files
-from fxapprox.torch_adapter.cpp_files import FULL, CppKernels
+from fxapprox.torch_adapter.speedups import code_generation, cpp_files
+from fxapprox.torch_adapter.speedups.cpp_files import FULL, CppKernels
 from tests.torch_adapter.test_code_generation import layers
 
 

@@ -13,7 +13,7 @@ from torch._inductor import sizevars
 from torch._inductor.codegen import cpp
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
-from fxapprox.torch_adapter import indexing
+from fxapprox.torch_adapter.speedups import indexing
 
 X, Y, Z = VARIABLES = sympy.symbols("d0 d1 d2", integer=True, nonnegative=True)
 SIZES = st.sampled_from((1, 2, 3, 4, 8, 16, 32))

@@ -14,7 +14,7 @@ from torch._inductor.utils import fresh_cache
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.torch_adapter import code_generation, inlined
+from fxapprox.torch_adapter.speedups import code_generation, inlined
 
 
 def with_calls(function: Callable[..., tuple[Tensor, ...]], *examples: Tensor) -> Callable[..., Any]:

@@ -14,11 +14,11 @@ import torch._inductor.config as inductor_config
 from torch import fx
 from torch._inductor.virtualized import V
 
-from fxapprox.torch_adapter.cpp_files import CppKernels, asked_for, when_written
-from fxapprox.torch_adapter.indexing import join_dimensions, stride_at_vec_range
-from fxapprox.torch_adapter.inlined import binding
+from fxapprox.torch_adapter.custom_ops import codes_of
 from fxapprox.torch_adapter.joint import Half
-from fxapprox.torch_adapter.operators import codes_of
+from fxapprox.torch_adapter.speedups.cpp_files import CppKernels, asked_for, when_written
+from fxapprox.torch_adapter.speedups.indexing import join_dimensions, stride_at_vec_range
+from fxapprox.torch_adapter.speedups.inlined import binding
 from fxapprox.torch_adapter.tracing import is_function_of_ours, is_part
 
 
