@@ -1,13 +1,13 @@
 """fxapprox: train in a fraction of the activation memory, as a graph-rewriting backend of torch.compile."""
 
-from fxapprox.activation import Activation, Class, Decision, Reach
 from fxapprox.audit import Audit, audit
 from fxapprox.backend import compile
 from fxapprox.calibrate import calibrate
 from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
 from fxapprox.explain import explain, reports, save_plan
 from fxapprox.fit import BatchFit, max_batch
-from fxapprox.operators import teach
+from fxapprox.ir.operators import teach
+from fxapprox.ir.records import Activation, Class, Decision, Reach
 from fxapprox.options import Options
 from fxapprox.plan_file import SavedPlan
 from fxapprox.report import Report

@@ -27,8 +27,8 @@ from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.explain import fresh
 from fxapprox.gradient_error import GradientError, counted, total_error
 from fxapprox.gradients import Runs, Subject, Way
+from fxapprox.ir.source import GraphBreak
 from fxapprox.options import Options
-from fxapprox.user_code import GraphBreak
 
 SCHEMA = 1
 CHOSEN = ("plan", "memory_budget")  # options that leave no number of bits to try

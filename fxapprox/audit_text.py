@@ -12,7 +12,7 @@ from rich.text import Text
 from fxapprox.advice import percent
 from fxapprox.amounts import size_text
 from fxapprox.gradient_error import counted
-from fxapprox.user_code import breaks_text
+from fxapprox.ir.source import breaks_text
 
 if TYPE_CHECKING:
     from fxapprox.audit import Audit, BitsAudit

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Clamp, Use
-from fxapprox.arguments import argument, operands
 from fxapprox.decisions import rectified
 from fxapprox.facts import SMALL
-from fxapprox.graph import numel, tensor_of
-from fxapprox.operators import ATTENTION_FORWARD, is_view, op_name, table_use
+from fxapprox.ir.arguments import argument, operands
+from fxapprox.ir.joint import numel, tensor_of
+from fxapprox.ir.operators import ATTENTION_FORWARD, is_view, op_name, table_use
+from fxapprox.ir.records import Activation, Clamp, Use
 
 COMPARISONS_WITH_ZERO = {"aten.gt": True, "aten.le": False}  # of z or of max(z, 0): what they are where z > 0
 

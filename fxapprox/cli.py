@@ -145,10 +145,10 @@ def dump(
     A factory may build its model under torch.device("meta"): a model of any size can be looked at without its weights.
     """
     from fxapprox.explain import explain
+    from fxapprox.ir.source import breaks_text
     from fxapprox.options import Options
     from fxapprox.table import decisions_table
     from fxapprox.target import load, nothing_stored, running
-    from fxapprox.user_code import breaks_text
 
     if out is not None and format not in (Format.html, Format.trace):
         raise OptionError(f"--out goes with --format html or trace; for {format.value}, write > {out}")
@@ -275,8 +275,8 @@ def audit(
     """
     from fxapprox.audit import audit as measured
     from fxapprox.audit_text import WIDTH, audit_tables
+    from fxapprox.ir.source import breaks_text
     from fxapprox.target import load, nothing_stored, running
-    from fxapprox.user_code import breaks_text
 
     numbers = parse_several_bits(bits)
     with _users_code():

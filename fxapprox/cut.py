@@ -16,8 +16,8 @@ import networkx as nx
 from networkx.algorithms.flow import boykov_kolmogorov
 from networkx.utils import UnionFind
 
-from fxapprox.activation import Activation, Use
 from fxapprox.errors import UnsupportedGraph
+from fxapprox.ir.records import Activation, Use
 from fxapprox.problem import APPROXIMATE, EXACT, Level, Problem
 
 SOURCE, SINK = "source", "sink"

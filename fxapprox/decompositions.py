@@ -14,8 +14,8 @@ from __future__ import annotations
 from torch import fx
 
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint
-from fxapprox.operators import CONTRACTIONS, REDUCTIONS, op_name, rule_of
+from fxapprox.ir.joint import Joint
+from fxapprox.ir.operators import CONTRACTIONS, REDUCTIONS, op_name, rule_of
 
 OTHERS = frozenset(
     "aten.cholesky aten.cholesky_solve aten.cholesky_inverse aten.triangular_solve aten.lu_unpack aten.geqrf"

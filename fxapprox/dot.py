@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fxapprox.amounts import size_text
 from fxapprox.errors import FxApproxError
 from fxapprox.graph_view import Box, GraphView, graph_view
-from fxapprox.storage import Fate
+from fxapprox.ir.storage import Fate
 from fxapprox.table import shape_text
 
 if TYPE_CHECKING:

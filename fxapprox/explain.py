@@ -22,11 +22,11 @@ from fxapprox.between import Between
 from fxapprox.checks import no_gradient, wrong_model
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, ModelError
+from fxapprox.ir.source import GraphBreak, breaks_text, described, graph_breaks
 from fxapprox.ledger import ledger_of
 from fxapprox.meta import stand_ins
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
-from fxapprox.user_code import GraphBreak, breaks_text, described, graph_breaks
 
 _serial = itertools.count()
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Use
-from fxapprox.arguments import argument, operands
-from fxapprox.graph import Joint, numel, storage_of, tensor_of
 from fxapprox.intervals import Interval, interval
-from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
+from fxapprox.ir.arguments import argument, operands
+from fxapprox.ir.joint import Joint, numel, storage_of, tensor_of
+from fxapprox.ir.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
+from fxapprox.ir.records import Use
 from fxapprox.selected import ceilings
 
 SMALL = 4  # times smaller than the activation that it was computed from

@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from fxapprox.activation import Decision
+from fxapprox.ir.records import Decision
 
 
 @dataclass(frozen=True, slots=True)

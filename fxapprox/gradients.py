@@ -17,10 +17,10 @@ from fxapprox.checks import no_gradient, wrong_loss, wrong_model
 from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.explain import fresh, nothing_captured, reports, untouched
 from fxapprox.gradient_error import Tally, total_error
+from fxapprox.ir.source import GraphBreak, graph_breaks
 from fxapprox.options import Options
 from fxapprox.report import Report, merge
 from fxapprox.target import Target
-from fxapprox.user_code import GraphBreak, graph_breaks
 
 
 class Subject:

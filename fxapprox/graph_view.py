@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation
-from fxapprox.crossing import Crossing
-from fxapprox.graph import Joint, module_path, nbytes, source_line, tensor_of
-from fxapprox.operators import op_name
-from fxapprox.storage import Fate, Storage
+from fxapprox.ir.crossing import Crossing
+from fxapprox.ir.joint import Joint, module_path, nbytes, source_line, tensor_of
+from fxapprox.ir.operators import op_name
+from fxapprox.ir.records import Activation
+from fxapprox.ir.storage import Fate, Storage
 
 if TYPE_CHECKING:
     from fxapprox.codecs import Codec

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import fx
 
-from fxapprox.arguments import argument
-from fxapprox.graph import tensor_of
-from fxapprox.operators import INDICES, is_plain, is_view, op_name
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.joint import tensor_of
+from fxapprox.ir.operators import INDICES, is_plain, is_view, op_name
 
 INF = math.inf
 Interval = tuple[float, float]

@@ -18,7 +18,7 @@ from fxapprox.graph_view import graph_view
 from fxapprox.table import report_text
 
 if TYPE_CHECKING:
-    from fxapprox.activation import Decision
+    from fxapprox.ir.records import Decision
     from fxapprox.report import Report
 
 log = logging.getLogger("fxapprox")

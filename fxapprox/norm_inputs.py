@@ -16,11 +16,11 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from fxapprox.arguments import argument
 from fxapprox.codecs.groups import group_shape
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint, tensor_of
-from fxapprox.operators import op_name, rule_of
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.joint import Joint, tensor_of
+from fxapprox.ir.operators import op_name, rule_of
 
 LENGTHS = frozenset("aten.var_mean aten.var aten.std aten.linalg_vector_norm aten.norm aten.mean aten.sum".split())
 ROOTS = frozenset("aten.rsqrt aten.sqrt aten.reciprocal aten.div aten.pow".split())

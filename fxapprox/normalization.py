@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxapprox.activation import Moments
-from fxapprox.arguments import argument
 from fxapprox.codecs.threshold import kept_dims
-from fxapprox.graph import numel, tensor_of
-from fxapprox.operators import is_plain, is_view, op_name
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.joint import numel, tensor_of
+from fxapprox.ir.operators import is_plain, is_view, op_name
+from fxapprox.ir.records import Moments
 
 ENOUGH = 8  # elements that a statistic is of, at least
 

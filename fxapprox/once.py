@@ -14,8 +14,8 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.graph import nbytes, numel, source_line, tensor_of
-from fxapprox.operators import is_random, op_name, rule_of
+from fxapprox.ir.joint import nbytes, numel, source_line, tensor_of
+from fxapprox.ir.operators import is_random, op_name, rule_of
 
 # Operators of these give the same result for the same operands, unless they are tagged.
 FAMILIES = ("aten.", "prims.", "fxapprox.")

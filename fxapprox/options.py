@@ -20,8 +20,8 @@ from fxapprox.plan_file import SavedPlan
 from fxapprox.sensitivity import Sensitivities
 
 if TYPE_CHECKING:
-    from fxapprox.activation import Activation
     from fxapprox.codecs import Codec
+    from fxapprox.ir.records import Activation
 
 Rounding = Literal["nearest", "stochastic"]
 Lowering = Literal["inductor", "eager"]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from fxapprox import json_file, typed
-from fxapprox.activation import Activation, Plan
 from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.errors import FxApproxError, shown
+from fxapprox.ir.records import Activation, Plan
 
 SCHEMA = 1
 CODECS: dict[str, type[Codec]] = {

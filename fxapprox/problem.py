@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from fxapprox.activation import LEAST_BITS, Activation, Affine, Class, Use
 from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.errors import OptionError
+from fxapprox.ir.records import LEAST_BITS, Activation, Affine, Class, Use
 from fxapprox.options import Options
 from fxapprox.sizes import Size, evaluate
 

@@ -14,22 +14,22 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, Stored
 from fxapprox.codecs import Exact
-from fxapprox.crossing import Crossing
 from fxapprox.errors import FxApproxError
-from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.held import held_by, saved_by
+from fxapprox.ir.crossing import Crossing
+from fxapprox.ir.joint import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.ir.operators import op_name, table_use
+from fxapprox.ir.records import Activation, Class, Decision, Segment, Spliced, Stored
+from fxapprox.ir.source import GraphBreak
+from fxapprox.ir.storage import Fate, Storage
 from fxapprox.liveness import CODED, Timeline, joined, timeline
-from fxapprox.operators import op_name, table_use
 from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.advance import returned_gradients
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
-from fxapprox.storage import Fate, Storage
-from fxapprox.user_code import GraphBreak
 from fxapprox.written import write_text
 
 

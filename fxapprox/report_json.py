@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
-from fxapprox.activation import Class, Decision, Reach, Segment
 from fxapprox.folding import fold
-from fxapprox.storage import Storage
+from fxapprox.ir.records import Class, Decision, Reach, Segment
+from fxapprox.ir.storage import Storage
 
 if TYPE_CHECKING:
     from fxapprox.report import Report

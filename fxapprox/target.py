@@ -20,7 +20,7 @@ from torch import Tensor
 from fxapprox import torch_adapter as adapter
 from fxapprox.checks import kind, no_gradient, wrong_arguments, wrong_loss_fn, wrong_model
 from fxapprox.errors import FxApproxError, ModelError, TargetError
-from fxapprox.user_code import described, is_users
+from fxapprox.ir.source import described, is_users
 
 WANTED = "(model, args) or (model, args, loss_fn)"
 EXPECTED = f"TARGET is module:factory or file.py:factory; the factory returns {WANTED}"

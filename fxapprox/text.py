@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fxapprox.amounts import size_text
 from fxapprox.errors import DoesNotFit
-from fxapprox.user_code import breaks_text
+from fxapprox.ir.source import breaks_text
 
 if TYPE_CHECKING:
     from fxapprox.fit import BatchFit

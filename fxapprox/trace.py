@@ -20,7 +20,7 @@ from fxapprox.liveness import Kind, Timeline
 from fxapprox.sizes import evaluate, hints_of
 
 if TYPE_CHECKING:
-    from fxapprox.activation import Segment
+    from fxapprox.ir.records import Segment
     from fxapprox.report import Report
 
 KERNEL = 1000  # microseconds that a kernel is drawn long: the axis counts kernels in milliseconds

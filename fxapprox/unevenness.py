@@ -20,13 +20,13 @@ import math
 
 from torch import fx
 
-from fxapprox.activation import Use
-from fxapprox.arguments import argument, arguments, operands
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint
 from fxapprox.intervals import EVERYTHING
+from fxapprox.ir.arguments import argument, arguments, operands
+from fxapprox.ir.joint import Joint
+from fxapprox.ir.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
+from fxapprox.ir.records import Use
 from fxapprox.norm_inputs import NORMED, rows_of_products
-from fxapprox.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
 from fxapprox.uses import Reads, is_softmax_output
 
 HUGE = 1e4  # times larger than what stands beside it

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.arguments import argument, operands
 from fxapprox.facts import WIDE
-from fxapprox.graph import Joint, erase_unused, nbytes, tensor_of
 from fxapprox.intervals import interval
-from fxapprox.operators import is_view, op_name
+from fxapprox.ir.arguments import argument, operands
+from fxapprox.ir.joint import Joint, erase_unused, nbytes, tensor_of
+from fxapprox.ir.operators import is_view, op_name
 
 # A scaler of float16's gradients makes them large because they vanish otherwise; here they would be computed unscaled.
 WIDE_RANGE = (torch.float32, torch.float64, torch.bfloat16)

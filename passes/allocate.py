@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fxapprox.activation import Activation, Class, Plan, Reach, Stored
 from fxapprox.codecs import Codec, Exact, Mask
 from fxapprox.codecs.threshold import kept_dims
+from fxapprox.ir.records import Activation, Class, Plan, Reach, Stored
 from fxapprox.options import Options
 from fxapprox.passes.plan import plan_storing
 from fxapprox.sensitivity import Errors

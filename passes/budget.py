@@ -15,9 +15,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fxapprox.activation import Activation, Plan, Segment
 from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import OptionError
+from fxapprox.ir.records import Activation, Plan, Segment
 from fxapprox.options import Count, Options
 from fxapprox.pareto import Point, is_lower
 from fxapprox.passes.allocate import DISTORTION, estimate

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.graph import Inliner, erase_unused, is_fixed_on_cpu, signature, tensor_of
+from fxapprox.ir.joint import Inliner, erase_unused, is_fixed_on_cpu, signature, tensor_of
 
 
 def call_arithmetic(gm: fx.GraphModule) -> fx.GraphModule:

@@ -16,12 +16,21 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Held, Segment, Spliced
-from fxapprox.arguments import argument
 from fxapprox.branches import Branches, branches_of, original
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
-from fxapprox.crossing import Crossing
-from fxapprox.graph import Inliner, erase_unused, flops, memory_order, nbytes, nodes_between, symbolic_shape, tensor_of
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.crossing import Crossing
+from fxapprox.ir.joint import (
+    Inliner,
+    erase_unused,
+    flops,
+    memory_order,
+    nbytes,
+    nodes_between,
+    symbolic_shape,
+    tensor_of,
+)
+from fxapprox.ir.records import Activation, Held, Segment, Spliced
 from fxapprox.once import values_to_keep
 from fxapprox.options import Count
 from fxapprox.passes.encode import Parts, after, name_parts

@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
 from fxapprox.decisions import clamps_of, embeddings, predicates_by_operand, rectified
 from fxapprox.facts import Facts
-from fxapprox.graph import (
+from fxapprox.intervals import span_of
+from fxapprox.ir.joint import (
     Joint,
     element_of,
     has_gaps,
@@ -29,9 +29,9 @@ from fxapprox.graph import (
     symbolic_shape,
     tensor_of,
 )
-from fxapprox.intervals import span_of
+from fxapprox.ir.operators import UNROUNDED, is_random, is_view, op_name, rule_of
+from fxapprox.ir.records import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
 from fxapprox.normalization import moments_of
-from fxapprox.operators import UNROUNDED, is_random, is_view, op_name, rule_of
 from fxapprox.unevenness import uneven_of
 from fxapprox.uses import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 

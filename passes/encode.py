@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Affine, Moments, Plan, Spliced, Stored
-from fxapprox.arguments import argument
 from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
 from fxapprox.errors import FxApproxError, InvalidPlan, UnsupportedGraph
-from fxapprox.graph import (
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.joint import (
     Inliner,
     erase_unused,
     memory_order,
@@ -25,7 +24,8 @@ from fxapprox.graph import (
     tensor_of,
     verify,
 )
-from fxapprox.operators import RESHAPES, op_name
+from fxapprox.ir.operators import RESHAPES, op_name
+from fxapprox.ir.records import Affine, Moments, Plan, Spliced, Stored
 
 
 @dataclass(frozen=True)

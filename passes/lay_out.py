@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.arguments import arguments
-from fxapprox.graph import tensor_of
+from fxapprox.ir.arguments import arguments
+from fxapprox.ir.joint import tensor_of
 
 
 def lay_out(backward: fx.GraphModule) -> tuple[str, ...]:

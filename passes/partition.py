@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Clamp, Plan
-from fxapprox.arguments import argument
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
-from fxapprox.graph import Inliner, Joint, source_line
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.joint import Inliner, Joint, source_line
+from fxapprox.ir.records import Clamp, Plan
 from fxapprox.torch_adapter import Partition
 
 

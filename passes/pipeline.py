@@ -14,17 +14,17 @@ from typing import Any
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Activation, Plan, Segment, Spliced
 from fxapprox.between import NOTHING, Handed
 from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, UnsupportedGraph
-from fxapprox.graph import Joint, flops
 from fxapprox.held import held_by, saved_by
+from fxapprox.ir.joint import Joint, flops
+from fxapprox.ir.operators import TAUGHT
+from fxapprox.ir.records import Activation, Plan, Segment, Spliced
 from fxapprox.layouts import channels_last_images
 from fxapprox.liveness import Timeline, timeline
 from fxapprox.once import runs_once
-from fxapprox.operators import TAUGHT
 from fxapprox.options import Options
 from fxapprox.pareto import Point
 from fxapprox.passes.advance import advance

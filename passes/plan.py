@@ -16,10 +16,10 @@ import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fxapprox.activation import CLASS_OF_USE, Activation, Class, Plan, Stored, Use
 from fxapprox.codecs import Carrier, Codec, Integer, Mask, Standard
 from fxapprox.cut import Network, Place, cut, kind_of, level_of, network, parts_of
 from fxapprox.errors import UnsupportedGraph
+from fxapprox.ir.records import CLASS_OF_USE, Activation, Class, Plan, Stored, Use
 from fxapprox.options import BITS, PROVISIONAL_BITS, Options
 from fxapprox.problem import APPROXIMATE, EXACT, Level, Problem, lossless, stored_bytes
 from fxapprox.sizes import evaluate

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fxapprox.activation import Activation, Plan
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
+from fxapprox.ir.records import Activation, Plan
 from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST
 from fxapprox.passes.plan import plan_storing

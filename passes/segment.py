@@ -28,7 +28,7 @@ import numpy as np
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.graph import nbytes, storage_of, tensor_of
+from fxapprox.ir.joint import nbytes, storage_of, tensor_of
 from fxapprox.once import constants
 from fxapprox.options import Count
 

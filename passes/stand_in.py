@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Use
-from fxapprox.arguments import operands
-from fxapprox.graph import (
+from fxapprox.ir.arguments import operands
+from fxapprox.ir.joint import (
     Inliner,
     Joint,
     erase_unused,
@@ -21,7 +20,8 @@ from fxapprox.graph import (
     symbolic_shape,
     tensor_of,
 )
-from fxapprox.operators import op_name, table_use
+from fxapprox.ir.operators import op_name, table_use
+from fxapprox.ir.records import Use
 
 
 def stand_in(joint: Joint) -> Joint:

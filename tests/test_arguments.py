@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxapprox
-from fxapprox.arguments import argument, arguments, operands
 from fxapprox.intervals import interval, span_of
-from fxapprox.operators import ATTENTION_OPERANDS, INDICES, RULES, op_name, table_use
+from fxapprox.ir.arguments import argument, arguments, operands
+from fxapprox.ir.operators import ATTENTION_OPERANDS, INDICES, RULES, op_name, table_use
 from tests.training import gradients, relative
 
 KNOWN = sorted({*RULES, *INDICES, *ATTENTION_OPERANDS})

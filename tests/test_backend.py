@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.activation import Plan
 from fxapprox.codecs import Codec, Exact, Group, Identity, Standard, Threshold, Zero
+from fxapprox.ir.records import Plan
 from fxapprox.options import Options
 from fxapprox.passes import pipeline
 from fxapprox.passes.pipeline import cache_key

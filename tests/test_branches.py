@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxapprox.branches import Branches, branches_of
-from fxapprox.operators import op_name
+from fxapprox.ir.operators import op_name
 from fxapprox.passes.classify import classify
 from tests.passes.graphs import joint_of
 

@@ -19,9 +19,9 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from fxapprox.codecs import Identity
-from fxapprox.graph import Joint
+from fxapprox.ir.joint import Joint
+from fxapprox.ir.operators import op_name
 from fxapprox.once import runs_once
-from fxapprox.operators import op_name
 from fxapprox.passes.pipeline import Rewrite
 from tests.passes.graphs import Traced, traced
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import fx
 
-from fxapprox.crossing import Crossing
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.operators import op_name
+from fxapprox.ir.crossing import Crossing
+from fxapprox.ir.operators import op_name
 from fxapprox.passes.pipeline import Rewrite
 from tests.passes.graphs import Step, Traced, traced
 

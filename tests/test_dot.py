@@ -20,7 +20,7 @@ import fxapprox
 from fxapprox.codecs import Cast, Exact, Group, Mask, Threshold
 from fxapprox.dot import COLOURS, dot_text, drawing, storage_group
 from fxapprox.graph_view import graph_view
-from fxapprox.storage import Fate, Storage
+from fxapprox.ir.storage import Fate, Storage
 from tests.test_graph_view import reported
 
 

@@ -7,10 +7,10 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxapprox.activation import Class, Decision, Reach
 from fxapprox.codecs import Group
 from fxapprox.folding import fold, unfolded
-from fxapprox.storage import Fate, Storage
+from fxapprox.ir.records import Class, Decision, Reach
+from fxapprox.ir.storage import Fate, Storage
 
 
 def decision(module: str, value: str = "mm", *, before: int = 64, after: int = 8, **other: object) -> Decision:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxapprox.graph import tensor_of
+from fxapprox.ir.joint import tensor_of
 from fxapprox.layouts import channels_last_images
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.codecs import Identity
-from fxapprox.operators import op_name
+from fxapprox.ir.operators import op_name
 from fxapprox.selected import ceilings
 from tests.passes.graphs import joint_of
 from tests.training import gradients, relative

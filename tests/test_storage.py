@@ -6,7 +6,7 @@ import pytest
 
 import fxapprox
 from fxapprox.codecs import Cast, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
-from fxapprox.storage import Fate, Storage
+from fxapprox.ir.storage import Fate, Storage
 from tests.test_graph_view import reported
 
 

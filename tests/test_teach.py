@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
-from fxapprox.operators import RULES, TAUGHT
+from fxapprox.ir.operators import RULES, TAUGHT
 from fxapprox.options import Options
 from fxapprox.passes.pipeline import cache_key
 from fxapprox.table import report_text

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.facts import Facts
-from fxapprox.graph import Joint
+from fxapprox.ir.joint import Joint
 from fxapprox.unevenness import EXPONENTIAL, NEAR_ZERO, QUOTIENT, RELATIVE, uneven_of
 from fxapprox.uses import reads_of
 from tests.passes.graphs import joint_of

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxapprox import user_code
-from fxapprox.user_code import GraphBreak, breaks_text, described, graph_breaks, is_users, user_line
+from fxapprox.ir import source as user_code
+from fxapprox.ir.source import GraphBreak, breaks_text, described, graph_breaks, is_users, user_line
 
 
 def frame(file: object, line: int = 1, name: str = "forward", code: str = "x") -> FrameSummary:

@@ -12,7 +12,7 @@ from fxapprox.sizes import evaluate, hints_of
 from fxapprox.text import notes, unknown_text
 
 if TYPE_CHECKING:
-    from fxapprox.activation import Decision, Segment
+    from fxapprox.ir.records import Decision, Segment
     from fxapprox.report import Report
 
 

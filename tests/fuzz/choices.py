@@ -9,8 +9,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxapprox.activation import Activation
 from fxapprox.codecs import Cast, Codec, Group, Identity, Standard, Threshold, Zero
+from fxapprox.ir.records import Activation
 from tests.fuzz import blocks, indexing, layers, pointwise, reductions, views
 from tests.fuzz.nudge import Nudged
 from tests.fuzz.program import IN_PLACE, Program, pruned

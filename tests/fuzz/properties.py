@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import Options
-from fxapprox.activation import Spliced, Stored
 from fxapprox.codecs import Copy, Like
 from fxapprox.errors import OptionError
-from fxapprox.graph import memory_order
+from fxapprox.ir.joint import memory_order
+from fxapprox.ir.records import Spliced, Stored
 from fxapprox.passes.encode import _Alone, _context
 from fxapprox.passes.pipeline import Rewrite, rewrite
 from fxapprox.report import report_of

@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 import fxapprox
 from fxapprox import Options
-from fxapprox.activation import Activation
 from fxapprox.backend import Backend, wrapped
-from fxapprox.graph import Joint
+from fxapprox.ir.joint import Joint
+from fxapprox.ir.records import Activation
 from fxapprox.passes.classify import classify
 from fxapprox.passes.pipeline import Rewrite, rewrite
 

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxapprox
-from fxapprox.graph import Joint
+from fxapprox.ir.joint import Joint
+from fxapprox.ir.operators import op_name
 from fxapprox.measure import stored_bytes
-from fxapprox.operators import op_name
 from fxapprox.passes import pipeline
 from fxapprox.passes.advance import LINEAR, PRODUCTS, SUMS, advance
 from fxapprox.passes.pipeline import Rewrite

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fxapprox.activation import Plan
 from fxapprox.codecs import Exact, Group
+from fxapprox.ir.records import Plan
 from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST, Choice, allocate, choose
 from fxapprox.passes.classify import classify

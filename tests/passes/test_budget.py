@@ -15,7 +15,7 @@ from torch import nn
 
 import fxapprox
 from fxapprox import OptionError, Options
-from fxapprox.activation import Segment
+from fxapprox.ir.records import Segment
 from fxapprox.liveness import Timeline
 from fxapprox.pareto import Point, is_lower
 from fxapprox.passes.budget import Rung, Setting, budget_bytes, choose, estimated_error, estimated_time, ladder

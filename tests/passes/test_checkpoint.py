@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.ir.operators import op_name
 from fxapprox.measure import stored_bytes
-from fxapprox.operators import op_name
 from fxapprox.passes.pipeline import Rewrite
 from fxapprox.report import Report, report_of
 from tests.models import MODELS

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxapprox.activation import Class, Reach, Use
+from fxapprox.ir.records import Class, Reach, Use
 from tests.passes.graphs import classified, of_op
 
 

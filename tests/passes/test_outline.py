@@ -11,7 +11,7 @@ from torch._inductor.utils import fresh_cache
 
 import fxapprox
 from fxapprox import backend
-from fxapprox.operators import op_name
+from fxapprox.ir.operators import op_name
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite
 from tests.models import MODELS

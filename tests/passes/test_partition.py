@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxapprox.activation import Class, Plan, Stored
 from fxapprox.codecs import Exact
 from fxapprox.errors import InvalidPlan
-from fxapprox.operators import op_name
+from fxapprox.ir.operators import op_name
+from fxapprox.ir.records import Class, Plan, Stored
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.partition import partition

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import fxapprox
-from fxapprox.graph import Joint
+from fxapprox.ir.joint import Joint
+from fxapprox.ir.operators import op_name
 from fxapprox.measure import saved_tensors, stored_bytes
-from fxapprox.operators import op_name
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.partition import partition

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.activation import Class
 from fxapprox.codecs import Exact, Group, Mask, Standard, Threshold, Zero
+from fxapprox.ir.records import Class
 from fxapprox.options import Options
 from fxapprox.passes.plan import plan
 from tests.passes.graphs import classified, of_op

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxapprox.activation import Activation
 from fxapprox.codecs import Group, Mask
 from fxapprox.errors import InvalidPlan
+from fxapprox.ir.records import Activation
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan

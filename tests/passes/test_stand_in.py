@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.activation import Use
-from fxapprox.arguments import operands
-from fxapprox.operators import op_name, table_use
+from fxapprox.ir.arguments import operands
+from fxapprox.ir.operators import op_name, table_use
+from fxapprox.ir.records import Use
 from fxapprox.passes.stand_in import stand_in
 from tests.passes.graphs import traced
 from tests.training import gradients, relative

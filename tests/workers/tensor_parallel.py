@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import fxapprox
-from fxapprox.operators import op_name
+from fxapprox.ir.operators import op_name
 from tests.workers.common import ROUNDING, assert_close, assert_same_plans, blocks, gradient, mine, rows, run, some
 
 SETTINGS: tuple[tuple[dict[str, Any], float], ...] = (

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
+from fxapprox.ir.source import GraphBreak, graph_breaks
 from fxapprox.measure import peak_bytes, stored_bytes
-from fxapprox.user_code import GraphBreak, graph_breaks
 from tests.models import Case
 from tests.models.language import Apart
 from tools.plain import plain

@@ -17,9 +17,9 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.activation import Use
-from fxapprox.arguments import argument
 from fxapprox.errors import OptionError
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.records import Use
 
 H, L, S, A, X, E, D = Use.SHAPE, Use.LINEAR, Use.SMOOTH, Use.ATTENTION, Use.SOFTMAX, Use.SENSITIVE, Use.DECISION
 

@@ -15,11 +15,11 @@ from torch import fx
 from torch.utils.flop_counter import flop_registry
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.arguments import argument, operands
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.operators import is_label, is_view, op_name, table_use
+from fxapprox.ir.arguments import argument, operands
+from fxapprox.ir.operators import is_label, is_view, op_name, table_use
+from fxapprox.ir.source import is_ours
 from fxapprox.sizes import Size
-from fxapprox.user_code import is_ours
 
 
 @dataclass(frozen=True)

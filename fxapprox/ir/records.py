@@ -19,7 +19,7 @@ from fxapprox.sizes import Size, evaluate
 
 if TYPE_CHECKING:
     from fxapprox.codecs import Codec
-    from fxapprox.storage import Storage
+    from fxapprox.ir.storage import Storage
 
 
 class Use(enum.IntEnum):

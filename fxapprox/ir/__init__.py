@@ -1,0 +1,1 @@
+"""What every pass reads: graphs and what is known of their operators, and the records that passes hand each other."""
