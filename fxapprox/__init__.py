@@ -5,13 +5,13 @@ from fxapprox.backend import compile
 from fxapprox.calibrate import calibrate
 from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
 from fxapprox.explain import explain, reports, save_plan
+from fxapprox.files.plan_file import SavedPlan
+from fxapprox.files.sensitivity import Sensitivities
 from fxapprox.fit import BatchFit, max_batch
 from fxapprox.ir.operators import teach
 from fxapprox.ir.records import Activation, Class, Decision, Reach
 from fxapprox.options import Options
-from fxapprox.plan_file import SavedPlan
 from fxapprox.report import Report
-from fxapprox.sensitivity import Sensitivities
 
 __version__ = "0.1.0"
 

@@ -22,12 +22,12 @@ from fxapprox.between import Between
 from fxapprox.codecs import Exact, Like, Mask, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.explain import fresh, untouched
+from fxapprox.files.sensitivity import Sensitivities
 from fxapprox.ir.joint import memory_order
 from fxapprox.ir.records import Activation, Plan, Stored
 from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import adjustable, levels
 from fxapprox.passes.pipeline import Rewrite, rewrite
-from fxapprox.sensitivity import Sensitivities
 
 USELESS = 1e12  # in place of squared errors that are not finite: a code made gradients of NaN
 

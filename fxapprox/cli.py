@@ -324,7 +324,7 @@ def bench(
     """
     from fxapprox.bench import run, show
     from fxapprox.bench.systems import SYSTEMS
-    from fxapprox.written import make_folder, write_text
+    from fxapprox.files.written import make_folder, write_text
 
     found = run.bench(target, parse_systems(systems, tuple(SYSTEMS)), rounds=rounds, device=device, seed=seed)
     _console().print(show.table(found))

@@ -15,9 +15,9 @@ from torch import nn
 
 from fxapprox.amounts import parse_bytes
 from fxapprox.errors import FxApproxError, OptionError, shown
-from fxapprox.json_file import loads
-from fxapprox.plan_file import SavedPlan
-from fxapprox.sensitivity import Sensitivities
+from fxapprox.files.json_file import loads
+from fxapprox.files.plan_file import SavedPlan
+from fxapprox.files.sensitivity import Sensitivities
 
 if TYPE_CHECKING:
     from fxapprox.codecs import Codec

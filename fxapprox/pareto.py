@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fxapprox.errors import FxApproxError
+from fxapprox.files.written import write_file
 from fxapprox.liveness import Timeline, joined
 from fxapprox.options import Options
-from fxapprox.written import write_file
 
 MIB = 2**20
 LEAST_STEP = 0.03  # of a peak: less than that may be an error of the prediction

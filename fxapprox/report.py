@@ -16,6 +16,8 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Exact
 from fxapprox.errors import FxApproxError
+from fxapprox.files.plan_file import SavedEntry, SavedPlan, saved_entries
+from fxapprox.files.written import write_text
 from fxapprox.held import held_by, saved_by
 from fxapprox.ir.crossing import Crossing
 from fxapprox.ir.joint import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
@@ -28,9 +30,7 @@ from fxapprox.options import Options
 from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.advance import returned_gradients
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
-from fxapprox.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve
-from fxapprox.written import write_text
 
 
 @dataclass(frozen=True)

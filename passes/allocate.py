@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 from fxapprox.codecs import Codec, Exact, Mask
 from fxapprox.codecs.threshold import kept_dims
+from fxapprox.files.sensitivity import Errors
 from fxapprox.ir.records import Activation, Class, Plan, Reach, Stored
 from fxapprox.options import Options
 from fxapprox.passes.plan import plan_storing
-from fxapprox.sensitivity import Errors
 from fxapprox.sizes import evaluate
 
 # What measuring may go down to: attention's eight bits are caution, softmax's are not (its error is exponential).

@@ -18,6 +18,7 @@ from fxapprox.between import NOTHING, Handed
 from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, UnsupportedGraph
+from fxapprox.files.plan_file import SavedPlan
 from fxapprox.held import held_by, saved_by
 from fxapprox.ir.joint import Joint, flops
 from fxapprox.ir.operators import TAUGHT
@@ -40,7 +41,6 @@ from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
 from fxapprox.passes.restore import restore
 from fxapprox.passes.stand_in import stand_in
-from fxapprox.plan_file import SavedPlan
 from fxapprox.sizes import evaluate, hints_of
 from fxapprox.torch_adapter import Partition
 

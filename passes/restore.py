@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
+from fxapprox.files.plan_file import SavedEntry, SavedPlan, matches
 from fxapprox.ir.records import Activation, Plan
 from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST
 from fxapprox.passes.plan import plan_storing
-from fxapprox.plan_file import SavedEntry, SavedPlan, matches
 
 
 def restore(saved: SavedPlan, activations: tuple[Activation, ...], options: Options, hints: Mapping[str, int]) -> Plan:

@@ -15,9 +15,9 @@ from torch import nn
 import fxapprox
 from fxapprox import Activation, OptionError, Options, SavedPlan, Sensitivities
 from fxapprox.codecs import Codec, Group
+from fxapprox.files.plan_file import SavedEntry
 from fxapprox.options import from_environment
 from fxapprox.passes.pipeline import cache_key
-from fxapprox.plan_file import SavedEntry
 
 
 @pytest.mark.parametrize(

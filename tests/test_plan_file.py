@@ -15,7 +15,7 @@ from torch import nn
 import fxapprox
 from fxapprox import FxApproxError, InvalidPlan, OptionError, SavedPlan, Sensitivities
 from fxapprox.codecs import Cast, Codec, Exact, Group, Integer, Mask, Standard, Threshold, Zero
-from fxapprox.plan_file import SavedEntry
+from fxapprox.files.plan_file import SavedEntry
 from tests import models
 from tests.training import step
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from fxapprox.bench.records import Bench, Record, middle, spread
 from fxapprox.bench.systems import SYSTEMS
 from fxapprox.errors import FxApproxError
-from fxapprox.written import write_file
+from fxapprox.files.written import write_file
 
 MIB = 2**20
 HEAD = ("stored,\nMiB", "alive,\nMiB", "peak,\nMiB", "peak\nratio", "step\ntime", "half of\nrounds", "compile\ntime",

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fxapprox.codecs import Exact, Group
+from fxapprox.files.sensitivity import Sensitivities
 from fxapprox.ir.records import Plan
 from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST, Choice, allocate, choose
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
 from fxapprox.report import report_of
-from fxapprox.sensitivity import Sensitivities
 from tests.models import Case, demo_resnet, gpt2, unet
 from tests.passes.graphs import joint_of, traced
 from tests.training import relative

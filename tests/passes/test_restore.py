@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from fxapprox.codecs import Group, Mask
 from fxapprox.errors import InvalidPlan
+from fxapprox.files.plan_file import SavedPlan, saved_entries
 from fxapprox.ir.records import Activation
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
 from fxapprox.passes.restore import restore
-from fxapprox.plan_file import SavedPlan, saved_entries
 from tests.passes.graphs import joint_of
 
 W = torch.randn(64, 64, requires_grad=True)

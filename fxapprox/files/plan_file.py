@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from fxapprox import json_file, typed
 from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.errors import FxApproxError, shown
+from fxapprox.files import json_file, typed
 from fxapprox.ir.records import Activation, Plan
 
 SCHEMA = 1

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from fxapprox import json_file, typed
 from fxapprox.errors import FxApproxError, shown
+from fxapprox.files import json_file, typed
 
 SCHEMA = 1
 LEVELS = (8, 4, 3, 2)  # numbers of bits that are tried

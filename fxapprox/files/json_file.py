@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from fxapprox import typed
 from fxapprox.errors import FxApproxError, shown
-from fxapprox.written import write_text
+from fxapprox.files import typed
+from fxapprox.files.written import write_text
 
 T = TypeVar("T")
 
