@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.facts import WIDE
-from fxapprox.intervals import interval
+from fxapprox.analysis.facts import WIDE
+from fxapprox.analysis.intervals import interval
 from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import Joint, erase_unused, nbytes, tensor_of
 from fxapprox.ir.operators import is_view, op_name

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.branches import Branches, branches_of, original
+from fxapprox.analysis.rerun import values_to_keep
+from fxapprox.analysis.rerun_approximate import Branches, branches_of, original
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.crossing import Crossing
@@ -31,7 +32,6 @@ from fxapprox.ir.joint import (
     tensor_of,
 )
 from fxapprox.ir.records import Activation, Held, Segment, Spliced
-from fxapprox.once import values_to_keep
 from fxapprox.options import Count
 from fxapprox.passes.encode import Parts, after, name_parts
 from fxapprox.passes.partition import choose

@@ -15,9 +15,12 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.decisions import clamps_of, embeddings, predicates_by_operand, rectified
-from fxapprox.facts import Facts
-from fxapprox.intervals import span_of
+from fxapprox.analysis.decisions import clamps_of, embeddings, predicates_by_operand, rectified
+from fxapprox.analysis.facts import Facts
+from fxapprox.analysis.intervals import span_of
+from fxapprox.analysis.normalization import moments_of
+from fxapprox.analysis.reads import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
+from fxapprox.analysis.unevenness import uneven_of
 from fxapprox.ir.joint import (
     Joint,
     element_of,
@@ -31,9 +34,6 @@ from fxapprox.ir.joint import (
 )
 from fxapprox.ir.operators import UNROUNDED, is_random, is_view, op_name, rule_of
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
-from fxapprox.normalization import moments_of
-from fxapprox.unevenness import uneven_of
-from fxapprox.uses import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -21,10 +21,10 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.analysis.layouts import channels_last_images
 from fxapprox.ir.joint import flops, has_fixed_sizes, is_fixed_on_cpu, signature, storage_of, tensor_of
 from fxapprox.ir.operators import is_view
 from fxapprox.ir.records import Spliced
-from fxapprox.layouts import channels_last_images
 from fxapprox.passes.call_arithmetic import call_arithmetic
 
 FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call

@@ -14,6 +14,8 @@ from typing import Any
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.analysis.layouts import channels_last_images
+from fxapprox.analysis.rerun import runs_once
 from fxapprox.between import NOTHING, Handed
 from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
@@ -23,9 +25,7 @@ from fxapprox.held import held_by, saved_by
 from fxapprox.ir.joint import Joint, flops
 from fxapprox.ir.operators import TAUGHT
 from fxapprox.ir.records import Activation, Plan, Segment, Spliced
-from fxapprox.layouts import channels_last_images
 from fxapprox.liveness import Timeline, timeline
-from fxapprox.once import runs_once
 from fxapprox.options import Options
 from fxapprox.pareto import Point
 from fxapprox.passes.advance import advance

@@ -28,8 +28,8 @@ import numpy as np
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.analysis.rerun import constants
 from fxapprox.ir.joint import nbytes, storage_of, tensor_of
-from fxapprox.once import constants
 from fxapprox.options import Count
 
 WORTH = 0.98  # of the peak without segments: more is not worth a second forward

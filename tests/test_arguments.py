@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxapprox
-from fxapprox.intervals import interval, span_of
+from fxapprox.analysis.intervals import interval, span_of
 from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.operators import ATTENTION_OPERANDS, INDICES, RULES, op_name, table_use
 from tests.training import gradients, relative

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxapprox.branches import Branches, branches_of
+from fxapprox.analysis.rerun_approximate import Branches, branches_of
 from fxapprox.ir.operators import op_name
 from fxapprox.passes.classify import classify
 from tests.passes.graphs import joint_of

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from fxapprox.analysis.rerun import runs_once
 from fxapprox.codecs import Identity
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
-from fxapprox.once import runs_once
 from fxapprox.passes.pipeline import Rewrite
 from tests.passes.graphs import Traced, traced
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxapprox.analysis.layouts import channels_last_images
 from fxapprox.ir.joint import tensor_of
-from fxapprox.layouts import channels_last_images
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite
 from tests.passes.graphs import traced

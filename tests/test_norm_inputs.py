@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.norm_inputs import NORMED
+from fxapprox.analysis.norm_inputs import NORMED
 from tests.gradient_cases import require_near, scalar
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {

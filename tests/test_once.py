@@ -10,10 +10,10 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy
 
+from fxapprox.analysis.rerun import runs_once, values_to_keep
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
-from fxapprox.once import runs_once, values_to_keep
 from tests.passes.graphs import joint_of
 
 W = torch.randn(64, 64, requires_grad=True)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.analysis.selected import ceilings
 from fxapprox.codecs import Identity
 from fxapprox.ir.operators import op_name
-from fxapprox.selected import ceilings
 from tests.passes.graphs import joint_of
 from tests.training import gradients, relative
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.facts import Facts
+from fxapprox.analysis.facts import Facts
+from fxapprox.analysis.reads import reads_of
+from fxapprox.analysis.unevenness import EXPONENTIAL, NEAR_ZERO, QUOTIENT, RELATIVE, uneven_of
 from fxapprox.ir.joint import Joint
-from fxapprox.unevenness import EXPONENTIAL, NEAR_ZERO, QUOTIENT, RELATIVE, uneven_of
-from fxapprox.uses import reads_of
 from tests.passes.graphs import joint_of
 
 X, W = torch.randn(96, 64), torch.randn(64, 64, requires_grad=True)

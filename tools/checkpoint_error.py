@@ -23,7 +23,7 @@ from rich.progress import track
 
 import fxapprox
 from fxapprox.amounts import size_text
-from fxapprox.branches import Branches
+from fxapprox.analysis.rerun_approximate import Branches
 from fxapprox.measure import stored_bytes
 from tests import models
 from tests.models import Case

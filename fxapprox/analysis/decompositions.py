@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxapprox.facts import Facts
+from fxapprox.analysis.facts import Facts
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import CONTRACTIONS, REDUCTIONS, op_name, rule_of
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.intervals import Interval, interval
+from fxapprox.analysis.intervals import Interval, interval
+from fxapprox.analysis.selected import ceilings
 from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import Joint, numel, storage_of, tensor_of
 from fxapprox.ir.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
 from fxapprox.ir.records import Use
-from fxapprox.selected import ceilings
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from fxapprox.analysis.facts import Facts
 from fxapprox.codecs.groups import group_shape
-from fxapprox.facts import Facts
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.joint import Joint, tensor_of
 from fxapprox.ir.operators import op_name, rule_of

@@ -16,12 +16,12 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.facts import Facts
+from fxapprox.analysis.facts import Facts
+from fxapprox.analysis.normalization import statistics_of
 from fxapprox.ir.arguments import argument, arguments
 from fxapprox.ir.joint import Joint, symbolic_shape, tensor_of
 from fxapprox.ir.operators import RESHAPES, is_plain, op_name, rule_of
 from fxapprox.ir.records import Affine, Clamp
-from fxapprox.normalization import statistics_of
 from fxapprox.sizes import Size
 
 _Size = TypeVar("_Size", int, Size)

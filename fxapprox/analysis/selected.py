@@ -11,7 +11,7 @@ import math
 
 from torch import fx
 
-from fxapprox.intervals import EVERYTHING, INF, Interval, interval
+from fxapprox.analysis.intervals import EVERYTHING, INF, Interval, interval
 from fxapprox.ir.arguments import argument, arguments
 from fxapprox.ir.joint import Joint, symbolic_shape, tensor_of
 from fxapprox.ir.operators import is_plain, is_pointwise, op_name

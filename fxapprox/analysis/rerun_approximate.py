@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.decisions import rectified
-from fxapprox.facts import SMALL
+from fxapprox.analysis.decisions import rectified
+from fxapprox.analysis.facts import SMALL
 from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import numel, tensor_of
 from fxapprox.ir.operators import ATTENTION_FORWARD, is_view, op_name, table_use

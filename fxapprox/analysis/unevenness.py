@@ -20,14 +20,14 @@ import math
 
 from torch import fx
 
-from fxapprox.facts import Facts
-from fxapprox.intervals import EVERYTHING
+from fxapprox.analysis.facts import Facts
+from fxapprox.analysis.intervals import EVERYTHING
+from fxapprox.analysis.norm_inputs import NORMED, rows_of_products
+from fxapprox.analysis.reads import Reads, is_softmax_output
 from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
 from fxapprox.ir.records import Use
-from fxapprox.norm_inputs import NORMED, rows_of_products
-from fxapprox.uses import Reads, is_softmax_output
 
 HUGE = 1e4  # times larger than what stands beside it
 SPREAD = 8  # a divisor's largest over its smallest, up to which an error of one element is one of all

@@ -1,0 +1,1 @@
+"""Questions about the values of a graph, answered without changing it."""
