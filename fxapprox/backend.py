@@ -14,10 +14,10 @@ from torch import fx
 
 from fxapprox import logs
 from fxapprox import torch_adapter as adapter
-from fxapprox.between import Between, Link
 from fxapprox.errors import FxApproxError, OptionError, shown
-from fxapprox.held import saved_by
 from fxapprox.ledger import Entrance, Graph, current, ran
+from fxapprox.memory.between import Between, Link
+from fxapprox.memory.held import saved_by
 from fxapprox.options import ENVIRONMENT, NAMES, Options, from_environment, require_names, unknown_option
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite

@@ -18,13 +18,13 @@ from torch import Tensor, fx, nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.backend import Backend, note_saved
-from fxapprox.between import Between
 from fxapprox.codecs import Exact, Like, Mask, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.explain import fresh, untouched
 from fxapprox.files.sensitivity import Sensitivities
 from fxapprox.ir.joint import memory_order
 from fxapprox.ir.records import Activation, Plan, Stored
+from fxapprox.memory.between import Between
 from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import adjustable, levels
 from fxapprox.passes.pipeline import Rewrite, rewrite

@@ -226,7 +226,7 @@ def _users_code(doing: str = "") -> Iterator[None]:
 
 
 def _show_pareto(report: Report, path: Path, console: Console) -> None:
-    from fxapprox.pareto import plot
+    from fxapprox.memory.settings import plot
     from fxapprox.text import pareto_table
 
     with console.status("trying all settings"):

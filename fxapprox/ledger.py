@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.between import Between
 from fxapprox.errors import FxApproxError
+from fxapprox.memory.between import Between
 from fxapprox.report import Report
 
 ATTACHED = "_fxapprox_ledger"  # where Dynamo's callback, which lives as long as the compiled model, keeps its ledger

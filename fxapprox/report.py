@@ -18,16 +18,16 @@ from fxapprox.codecs import Exact
 from fxapprox.errors import FxApproxError
 from fxapprox.files.plan_file import SavedEntry, SavedPlan, saved_entries
 from fxapprox.files.written import write_text
-from fxapprox.held import held_by, saved_by
 from fxapprox.ir.crossing import Crossing
 from fxapprox.ir.joint import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.ir.operators import op_name, table_use
 from fxapprox.ir.records import Activation, Class, Decision, Segment, Spliced, Stored
 from fxapprox.ir.source import GraphBreak
 from fxapprox.ir.storage import Fate, Storage
-from fxapprox.liveness import CODED, Timeline, joined, timeline
+from fxapprox.memory.held import held_by, saved_by
+from fxapprox.memory.settings import Point, is_lower, joined_points
+from fxapprox.memory.timeline import CODED, Timeline, joined, timeline
 from fxapprox.options import Options
-from fxapprox.pareto import Point, is_lower, joined_points
 from fxapprox.passes.advance import returned_gradients
 from fxapprox.passes.pipeline import Rewrite, baseline_timeline
 from fxapprox.sizes import Size, SizeSymbol, evaluate, hints_of, renamed, resolve

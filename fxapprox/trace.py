@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fxapprox.liveness import Kind, Timeline
+from fxapprox.memory.timeline import Kind, Timeline
 from fxapprox.sizes import evaluate, hints_of
 
 if TYPE_CHECKING:

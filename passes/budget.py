@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import OptionError
 from fxapprox.ir.records import Activation, Plan, Segment
+from fxapprox.memory.settings import Point, is_lower
 from fxapprox.options import Count, Options
-from fxapprox.pareto import Point, is_lower
 from fxapprox.passes.allocate import DISTORTION, estimate
 from fxapprox.sizes import evaluate
 

@@ -16,18 +16,18 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import channels_last_images
 from fxapprox.analysis.rerun import runs_once
-from fxapprox.between import NOTHING, Handed
 from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, UnsupportedGraph
 from fxapprox.files.plan_file import SavedPlan
-from fxapprox.held import held_by, saved_by
 from fxapprox.ir.joint import Joint, flops
 from fxapprox.ir.operators import TAUGHT
 from fxapprox.ir.records import Activation, Plan, Segment, Spliced
-from fxapprox.liveness import Timeline, timeline
+from fxapprox.memory.between import NOTHING, Handed
+from fxapprox.memory.held import held_by, saved_by
+from fxapprox.memory.settings import Point
+from fxapprox.memory.timeline import Timeline, timeline
 from fxapprox.options import Options
-from fxapprox.pareto import Point
 from fxapprox.passes.advance import advance
 from fxapprox.passes.allocate import allocate
 from fxapprox.passes.budget import Setting, budget_bytes, choose, estimated_error, estimated_time, ladder

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.liveness import Moment, Timeline, joined, timeline
 from fxapprox.measure import peak_bytes
+from fxapprox.memory.timeline import Moment, Timeline, joined, timeline
 from fxapprox.sizes import evaluate, hints_of
 from tests import models
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxapprox.html.graphs import graphs_data
 from fxapprox.html.storage import GROUPS, storage_group, totals
-from fxapprox.liveness import Timeline
+from fxapprox.memory.timeline import Timeline
 from fxapprox.sizes import evaluate, hints_of
 from fxapprox.text import notes, unknown_text
 

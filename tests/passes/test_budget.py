@@ -16,8 +16,8 @@ from torch import nn
 import fxapprox
 from fxapprox import OptionError, Options
 from fxapprox.ir.records import Segment
-from fxapprox.liveness import Timeline
-from fxapprox.pareto import Point, is_lower
+from fxapprox.memory.settings import Point, is_lower
+from fxapprox.memory.timeline import Timeline
 from fxapprox.passes.budget import Rung, Setting, budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan

@@ -23,7 +23,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.joint import module_path
 from fxapprox.ir.operators import op_name
-from fxapprox.kernels import Kernel, Lowered, Value, lower
+from fxapprox.memory.kernels import Kernel, Lowered, Value, lower
 from fxapprox.sizes import Size, evaluate, renamed
 
 CODED = " as "  # between a value and its code, in the name of a saved life: "relu as 4-bit threshold"

@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.held import held_by, positions_in
+from fxapprox.memory.held import held_by, positions_in
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fxapprox.errors import FxApproxError
 from fxapprox.files.written import write_file
-from fxapprox.liveness import Timeline, joined
+from fxapprox.memory.timeline import Timeline, joined
 from fxapprox.options import Options
 
 MIB = 2**20
