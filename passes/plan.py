@@ -17,11 +17,11 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fxapprox.codecs import Carrier, Codec, Integer, Mask, Standard
-from fxapprox.cut import Network, Place, cut, kind_of, level_of, network, parts_of
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Class, Plan, Stored, Use
 from fxapprox.options import BITS, PROVISIONAL_BITS, Options
-from fxapprox.problem import APPROXIMATE, EXACT, Level, Problem, lossless, stored_bytes
+from fxapprox.planning.cut import Network, Place, cut, kind_of, level_of, network, parts_of
+from fxapprox.planning.problem import APPROXIMATE, EXACT, Level, Problem, lossless, stored_bytes
 from fxapprox.sizes import evaluate
 
 Sets = tuple[frozenset[str], frozenset[str]]  # values to store exactly, and approximately

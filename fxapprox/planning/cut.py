@@ -18,7 +18,7 @@ from networkx.utils import UnionFind
 
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.records import Activation, Use
-from fxapprox.problem import APPROXIMATE, EXACT, Level, Problem
+from fxapprox.planning.problem import APPROXIMATE, EXACT, Level, Problem
 
 SOURCE, SINK = "source", "sink"
 
