@@ -11,7 +11,7 @@ from fxapprox.fit import BatchFit, max_batch
 from fxapprox.ir.operators import teach
 from fxapprox.ir.records import Activation, Class, Decision, Reach
 from fxapprox.options import Options
-from fxapprox.report import Report
+from fxapprox.report.accounting import Report
 
 __version__ = "0.1.0"
 

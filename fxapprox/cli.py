@@ -19,7 +19,7 @@ from rich.console import Console
 from fxapprox.errors import FxApproxError, OptionError, shown
 
 if TYPE_CHECKING:
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,7 +15,7 @@ from fxapprox.table import shape_text
 if TYPE_CHECKING:
     import pydot
 
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 # {how a value is kept: (colour, what the legend says)}: of Okabe and Ito's palette, which colour-blind people can read
 COLOURS = {

@@ -26,7 +26,7 @@ from fxapprox.ledger import ledger_of
 from fxapprox.memory.between import Between
 from fxapprox.meta import stand_ins
 from fxapprox.options import Options
-from fxapprox.report import Report, merge
+from fxapprox.report.accounting import Report, merge
 
 _serial = itertools.count()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxapprox.graph_view import GraphView
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 COMMENTS = 80  # the column in which what is known of a line stands, if the line is shorter
 TITLES = {

@@ -19,7 +19,7 @@ from fxapprox.explain import fresh, nothing_captured, reports, untouched
 from fxapprox.gradient_error import Tally, total_error
 from fxapprox.ir.source import GraphBreak, graph_breaks
 from fxapprox.options import Options
-from fxapprox.report import Report, merge
+from fxapprox.report.accounting import Report, merge
 from fxapprox.target import Target
 
 

@@ -23,7 +23,7 @@ from fxapprox.ir.storage import Fate, Storage
 
 if TYPE_CHECKING:
     from fxapprox.codecs import Codec
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 STAGES = ("joint", "plan", "forward", "backward")
 HINTS = (adapter.IN_MEMORY, adapter.IN_ORDER, adapter.FENCE)  # words to Inductor about the value that they return

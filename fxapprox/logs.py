@@ -19,7 +19,7 @@ from fxapprox.table import report_text
 
 if TYPE_CHECKING:
     from fxapprox.ir.records import Decision
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 log = logging.getLogger("fxapprox")
 

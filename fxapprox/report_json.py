@@ -12,7 +12,7 @@ from fxapprox.ir.records import Class, Decision, Reach, Segment
 from fxapprox.ir.storage import Storage
 
 if TYPE_CHECKING:
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 SCHEMA = 3  # grows by one when a field is removed or changes its meaning, not when one is added
 

@@ -16,7 +16,7 @@ from fxapprox.folding import Row, fold, unfolded
 from fxapprox.text import WIDTH, summary, unknown_text
 
 if TYPE_CHECKING:
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 LIMIT = 12  # rows shown unless all are asked for: with the totals they fill a screen of 40 lines
 SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i", "bool": "bool", "complex": "c"}

@@ -16,7 +16,7 @@ from fxapprox.ir.source import breaks_text
 if TYPE_CHECKING:
     from fxapprox.fit import BatchFit
     from fxapprox.memory.settings import Point
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 WIDTH = 100  # columns, where there is no terminal that has a width
 

@@ -21,7 +21,7 @@ from fxapprox.sizes import evaluate, hints_of
 
 if TYPE_CHECKING:
     from fxapprox.ir.records import Segment
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 KERNEL = 1000  # microseconds that a kernel is drawn long: the axis counts kernels in milliseconds
 THREADS = {"forward": 1, "backward": 2}

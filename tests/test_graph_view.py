@@ -12,7 +12,7 @@ from torch import nn
 import fxapprox
 from fxapprox.graph_view import STAGES, Box, graph_view
 from fxapprox.passes import pipeline
-from fxapprox.report import Report
+from fxapprox.report.accounting import Report
 from tests import models
 from tests.passes.test_checkpoint import Attention, clamped
 

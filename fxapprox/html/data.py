@@ -13,7 +13,7 @@ from fxapprox.text import notes, unknown_text
 
 if TYPE_CHECKING:
     from fxapprox.ir.records import Decision, Segment
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 
 def report_data(report: Report) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fxapprox.graph_view import Box, GraphView, graph_view
 from fxapprox.html.storage import storage_group
 
 if TYPE_CHECKING:
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 # What the page offers, and how it calls them.
 STAGES = {

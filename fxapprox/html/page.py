@@ -13,7 +13,7 @@ from fxapprox.html.data import report_data, setting_text
 from fxapprox.html.storage import totals
 
 if TYPE_CHECKING:
-    from fxapprox.report import Report
+    from fxapprox.report.accounting import Report
 
 # One job each, in this order: what is defined in one is used in those behind it.
 SCRIPTS = (

@@ -19,7 +19,7 @@ from fxapprox.ir.joint import memory_order
 from fxapprox.ir.records import Spliced, Stored
 from fxapprox.passes.encode import _Alone, _context
 from fxapprox.passes.pipeline import Rewrite, rewrite
-from fxapprox.report import report_of
+from fxapprox.report.accounting import report_of
 from tests.fuzz.choices import with_policy
 from tests.fuzz.program import SIZES, Program
 from tests.fuzz.running import Step, Traced, Untraceable, Way, run, run_joint, serves, split, values_of

@@ -19,7 +19,7 @@ from fxapprox.options import Options
 from fxapprox.passes.allocate import FEWEST, Choice, allocate, choose
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
-from fxapprox.report import report_of
+from fxapprox.report.accounting import report_of
 from tests.models import Case, demo_resnet, gpt2, unet
 from tests.passes.graphs import joint_of, traced
 from tests.training import relative

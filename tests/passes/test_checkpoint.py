@@ -18,7 +18,7 @@ import fxapprox
 from fxapprox.ir.operators import op_name
 from fxapprox.measure import stored_bytes
 from fxapprox.passes.pipeline import Rewrite
-from fxapprox.report import Report, report_of
+from fxapprox.report.accounting import Report, report_of
 from tests.models import MODELS
 from tests.models.mobilenet_v3 import Bottleneck, InvertedResidual
 from tests.passes.graphs import Step, Traced, traced
