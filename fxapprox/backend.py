@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxapprox import logs
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError, shown
 from fxapprox.ledger import Entrance, Graph, current, ran
@@ -22,6 +21,7 @@ from fxapprox.options import ENVIRONMENT, NAMES, Options, from_environment, requ
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
 from fxapprox.report.accounting import Report, report_of
+from fxapprox.show import log as logs
 
 COMPILERS = {"inductor": adapter.compile_inductor, "eager": adapter.compile_eager}
 

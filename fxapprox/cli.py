@@ -147,7 +147,7 @@ def dump(
     from fxapprox.explain import explain
     from fxapprox.ir.source import breaks_text
     from fxapprox.options import Options
-    from fxapprox.table import decisions_table
+    from fxapprox.show.table import decisions_table
     from fxapprox.target import load, nothing_stored, running
 
     if out is not None and format not in (Format.html, Format.trace):
@@ -199,8 +199,8 @@ def _graphs_as(
         if stages:
             raise OptionError(f"--stage belongs to --format fx or dot; {format.value} shows the plan as a whole")
         return None
-    from fxapprox.dot import check_installed, dot_text
-    from fxapprox.fx_text import graphs_text, raw_text
+    from fxapprox.show.dot import check_installed, dot_text
+    from fxapprox.show.fx import graphs_text, raw_text
 
     if format is Format.dot:
         check_installed()
@@ -212,7 +212,7 @@ def _graphs_as(
 
 def _console() -> Console:
     """Standard output, in the terminal's width; where there is no terminal, that of COLUMNS or a default."""
-    from fxapprox.text import WIDTH
+    from fxapprox.show.summary import WIDTH
 
     return Console(width=shutil.get_terminal_size((WIDTH, 24)).columns)
 
@@ -227,7 +227,7 @@ def _users_code(doing: str = "") -> Iterator[None]:
 
 def _show_pareto(report: Report, path: Path, console: Console) -> None:
     from fxapprox.memory.settings import plot
-    from fxapprox.text import pareto_table
+    from fxapprox.show.summary import pareto_table
 
     with console.status("trying all settings"):
         points, baseline = report.pareto(), report.baseline_peak_bytes
@@ -355,8 +355,8 @@ def fit(
     """
     from fxapprox.amounts import parse_bytes
     from fxapprox.resize import largest_batches
+    from fxapprox.show.summary import batches_table
     from fxapprox.target import load, running
-    from fxapprox.text import batches_table
 
     limit = parse_bytes(memory, "--memory")
     with _users_code("tracing at several batches"):

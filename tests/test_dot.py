@@ -18,9 +18,9 @@ from torch import nn
 
 import fxapprox
 from fxapprox.codecs import Cast, Exact, Group, Mask, Threshold
-from fxapprox.dot import COLOURS, dot_text, drawing, storage_group
-from fxapprox.graph_view import graph_view
 from fxapprox.ir.storage import Fate, Storage
+from fxapprox.show.dot import COLOURS, dot_text, drawing, storage_group
+from fxapprox.show.view import graph_view
 from tests.test_graph_view import reported
 
 
@@ -76,7 +76,7 @@ def test_any_text_is_drawn_as_it_is(names: list[str], reason: str, source: str) 
         replace(second, module=other.replace(".", "_"), op=argument, kind="input"),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fxapprox.dot.graph_view", lambda report, stage: replace(view, boxes=boxes, edges=()))
+        patch.setattr("fxapprox.show.dot.graph_view", lambda report, stage: replace(view, boxes=boxes, edges=()))
         (parsed,) = pydot.graph_from_dot_data(dot_text([whole], ["plan"]))
     nodes, _ = everything(parsed)
     drawn = [node for node in nodes if node.get_name().startswith("g0_")]

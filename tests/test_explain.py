@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fxapprox
-from fxapprox.report_json import SCHEMA
+from fxapprox.show.json import SCHEMA
 
 
 def model() -> nn.Module:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxapprox.codecs import Group
-from fxapprox.folding import fold, unfolded
 from fxapprox.ir.records import Class, Decision, Reach
 from fxapprox.ir.storage import Fate, Storage
+from fxapprox.show.folding import fold, unfolded
 
 
 def decision(module: str, value: str = "mm", *, before: int = 64, after: int = 8, **other: object) -> Decision:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.dot import dot_text
-from fxapprox.fx_text import graphs_text
-from fxapprox.graph_view import STAGES
-from fxapprox.table import report_text
+from fxapprox.show.dot import dot_text
+from fxapprox.show.fx import graphs_text
+from fxapprox.show.table import report_text
+from fxapprox.show.view import STAGES
 from fxapprox.target import Target
 from tests import models
 from tests.dumps import activations_dump, decisions_dump, graph_dump

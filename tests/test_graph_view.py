@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fxapprox
-from fxapprox.graph_view import STAGES, Box, graph_view
 from fxapprox.passes import pipeline
 from fxapprox.report.accounting import Report
+from fxapprox.show.view import STAGES, Box, graph_view
 from tests import models
 from tests.passes.test_checkpoint import Attention, clamped
 

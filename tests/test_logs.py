@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fxapprox
-from fxapprox import logs
+from fxapprox.show import log as logs
 
 ARTIFACTS = ["fxapprox_decisions", "fxapprox_report", "fxapprox_forward", "fxapprox_backward", "fxapprox_timing"]
 SCRIPT = """

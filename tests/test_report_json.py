@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
-from fxapprox.report_json import SCHEMA
+from fxapprox.show.json import SCHEMA
 from tests.passes.test_advance import LanguageModel, batch
 from tests.passes.test_checkpoint import clamped
 

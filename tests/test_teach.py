@@ -13,7 +13,7 @@ import fxapprox
 from fxapprox.ir.operators import RULES, TAUGHT
 from fxapprox.options import Options
 from fxapprox.passes.pipeline import cache_key
-from fxapprox.table import report_text
+from fxapprox.show.table import report_text
 from tests.training import gradients, relative
 
 

@@ -230,7 +230,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON, without the graphs: docs/report-json.md."""
-        from fxapprox.report_json import document
+        from fxapprox.show.json import document
 
         return json.dumps(document(self), indent=1)
 
@@ -245,7 +245,7 @@ class Report:
         Raises:
             FxApproxError: the file cannot be written.
         """
-        from fxapprox.html import page
+        from fxapprox.show.html import page
 
         return _written(page(self), path)
 
@@ -263,18 +263,18 @@ class Report:
         Raises:
             FxApproxError: the file cannot be written.
         """
-        from fxapprox.trace import trace_json
+        from fxapprox.show.trace import trace_json
 
         return _written(trace_json(self), path)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the totals and a table as plain HTML, and the whole report in a frame."""
-        from fxapprox.html import notebook
+        from fxapprox.show.html import notebook
 
         return notebook(self)
 
     def __str__(self) -> str:
-        from fxapprox.table import report_text
+        from fxapprox.show.table import report_text
 
         return report_text(self)
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fxapprox.amounts import size_text
-from fxapprox.graph_view import Box, graph_view
-from fxapprox.table import shape_text
+from fxapprox.show.table import shape_text
+from fxapprox.show.view import Box, graph_view
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from fxapprox.graph_view import GraphView
     from fxapprox.report.accounting import Report
+    from fxapprox.show.view import GraphView
 
 COMMENTS = 80  # the column in which what is known of a line stands, if the line is shorter
 TITLES = {
@@ -29,7 +29,7 @@ def graphs_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
 
     Args:
         reports: of one graph each.
-        stages: see :func:`fxapprox.graph_view.graph_view`.
+        stages: see :func:`fxapprox.show.view.graph_view`.
     """
     many = len(reports) > 1
     parts = [

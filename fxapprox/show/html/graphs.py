@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from fxapprox.graph_view import Box, GraphView, graph_view
-from fxapprox.html.storage import storage_group
+from fxapprox.show.html.storage import storage_group
+from fxapprox.show.view import Box, GraphView, graph_view
 
 if TYPE_CHECKING:
     from fxapprox.report.accounting import Report

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fxapprox.amounts import size_text
-from fxapprox.folding import Row, fold, unfolded
-from fxapprox.text import WIDTH, summary, unknown_text
+from fxapprox.show.folding import Row, fold, unfolded
+from fxapprox.show.summary import WIDTH, summary, unknown_text
 
 if TYPE_CHECKING:
     from fxapprox.report.accounting import Report

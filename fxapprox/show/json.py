@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
-from fxapprox.folding import fold
 from fxapprox.ir.records import Class, Decision, Reach, Segment
 from fxapprox.ir.storage import Storage
+from fxapprox.show.folding import fold
 
 if TYPE_CHECKING:
     from fxapprox.report.accounting import Report

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fxapprox.amounts import size_text
 from fxapprox.errors import FxApproxError
-from fxapprox.graph_view import Box, GraphView, graph_view
 from fxapprox.ir.storage import Fate
-from fxapprox.table import shape_text
+from fxapprox.show.table import shape_text
+from fxapprox.show.view import Box, GraphView, graph_view
 
 if TYPE_CHECKING:
     import pydot
@@ -50,7 +50,7 @@ def drawing(reports: Sequence[Report], stages: Sequence[str]) -> pydot.Dot:
 
     Args:
         reports: of one graph each.
-        stages: see :func:`fxapprox.graph_view.graph_view`.
+        stages: see :func:`fxapprox.show.view.graph_view`.
 
     Raises:
         FxApproxError: pydot is not installed.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxapprox.amounts import size_text
-from fxapprox.html.data import report_data, setting_text
-from fxapprox.html.storage import totals
+from fxapprox.show.html.data import report_data, setting_text
+from fxapprox.show.html.storage import totals
 
 if TYPE_CHECKING:
     from fxapprox.report.accounting import Report
@@ -24,7 +24,7 @@ ROWS = 20  # of the table that needs no scripts
 
 def page(report: Report) -> str:
     """The report as one HTML document that asks for nothing else: no fonts, no scripts, no network."""
-    folder = files("fxapprox.html")
+    folder = files("fxapprox.show.html")
     scripts = [(folder / "js" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     style = (folder / "report.css").read_text(encoding="utf-8")
     return (
@@ -55,7 +55,7 @@ def _static(report: Report) -> dict[str, object]:
 def _templates() -> Environment:
     """The templates; names of values are escaped wherever they stand, in the data too."""
     made = Environment(
-        loader=PackageLoader("fxapprox.html", "."), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("fxapprox.show.html", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters["bytes"] = size_text

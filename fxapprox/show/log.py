@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.amounts import size_text
-from fxapprox.fx_text import view_text
-from fxapprox.graph_view import graph_view
-from fxapprox.table import report_text
+from fxapprox.show.fx import view_text
+from fxapprox.show.table import report_text
+from fxapprox.show.view import graph_view
 
 if TYPE_CHECKING:
     from fxapprox.ir.records import Decision

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fxapprox.html.graphs import graphs_data
-from fxapprox.html.storage import GROUPS, storage_group, totals
 from fxapprox.memory.timeline import Timeline
+from fxapprox.show.html.graphs import graphs_data
+from fxapprox.show.html.storage import GROUPS, storage_group, totals
+from fxapprox.show.summary import notes, unknown_text
 from fxapprox.sizes import evaluate, hints_of
-from fxapprox.text import notes, unknown_text
 
 if TYPE_CHECKING:
     from fxapprox.ir.records import Decision, Segment

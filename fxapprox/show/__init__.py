@@ -1,0 +1,1 @@
+"""Everything that renders: tables, text, graphs, drawings, traces, logs and pages."""
