@@ -1,15 +1,15 @@
 """fxapprox: train in a fraction of the activation memory, as a graph-rewriting backend of torch.compile."""
 
-from fxapprox.audit import Audit, audit
 from fxapprox.backend import compile
-from fxapprox.calibrate import calibrate
 from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
 from fxapprox.explain import explain, reports, save_plan
 from fxapprox.files.plan_file import SavedPlan
 from fxapprox.files.sensitivity import Sensitivities
-from fxapprox.fit import BatchFit, max_batch
 from fxapprox.ir.operators import teach
 from fxapprox.ir.records import Activation, Class, Decision, Reach
+from fxapprox.measure.audit.result import Audit, audit
+from fxapprox.measure.calibrate import calibrate
+from fxapprox.measure.fit.largest import BatchFit, max_batch
 from fxapprox.options import Options
 from fxapprox.report.accounting import Report
 

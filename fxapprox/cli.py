@@ -273,9 +273,9 @@ def audit(
         fxapprox audit train.py:make_model --batches 8 --rounding stochastic
         fxapprox audit train.py:make_model --format json > audit.json
     """
-    from fxapprox.audit import audit as measured
-    from fxapprox.audit_text import WIDTH, audit_tables
     from fxapprox.ir.source import breaks_text
+    from fxapprox.measure.audit.result import audit as measured
+    from fxapprox.measure.audit.text import WIDTH, audit_tables
     from fxapprox.target import load, nothing_stored, running
 
     numbers = parse_several_bits(bits)
@@ -354,7 +354,7 @@ def fit(
         fxapprox fit mypackage.models:resnet --memory 512MiB --optimizer-bytes 8
     """
     from fxapprox.amounts import parse_bytes
-    from fxapprox.resize import largest_batches
+    from fxapprox.measure.fit.resize import largest_batches
     from fxapprox.show.summary import batches_table
     from fxapprox.target import load, running
 

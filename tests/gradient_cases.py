@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
-from fxapprox.gradient_error import Tally, counted, total_error
+from fxapprox.measure.gradient_error import Tally, counted, total_error
 
 LIMITS = {8: (0.03, 0.10), 4: (0.25, 0.45)}  # of all parameters together, and of each
 

@@ -16,9 +16,9 @@ import fxapprox
 from fxapprox import BatchFit, DoesNotFit, FxApproxError, OptionError, cli
 from fxapprox.amounts import parse_bytes
 from fxapprox.demo.model import preact_resnet
-from fxapprox.fit import FIRST, Affine, Batch, last_within, sizes_of
-from fxapprox.measure import peak_bytes
-from fxapprox.resize import resized
+from fxapprox.measure.fit.largest import FIRST, Affine, Batch, last_within, sizes_of
+from fxapprox.measure.fit.resize import resized
+from fxapprox.measure.memory import peak_bytes
 from fxapprox.target import Target
 
 MIB = 2**20

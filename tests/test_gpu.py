@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxapprox
 from fxapprox.bench.worker import moved
-from fxapprox.measure import peak_bytes
+from fxapprox.measure.memory import peak_bytes
 from fxapprox.target import Target
 from tests import models
 from tests.training import gradients, relative

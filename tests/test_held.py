@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fxapprox
-from fxapprox.measure import stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from fxapprox.report.accounting import Report
 from tests.models import heads
 from tests.models.zoo import ZOO

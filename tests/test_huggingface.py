@@ -13,7 +13,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
 import fxapprox
 from fxapprox.huggingface import register_backend, without_logits
-from fxapprox.measure import saved_tensors, stored_bytes
+from fxapprox.measure.memory import saved_tensors, stored_bytes
 
 VOCABULARY = 512
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.measure import peak_bytes
+from fxapprox.measure.memory import peak_bytes
 from fxapprox.memory.timeline import Moment, Timeline, joined, timeline
 from fxapprox.sizes import evaluate, hints_of
 from tests import models

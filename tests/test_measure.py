@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxapprox.measure import peak_bytes, stored_bytes
+from fxapprox.measure.memory import peak_bytes, stored_bytes
 
 BATCH, WIDE, NARROW = 32, 128, 16
 HIDDEN_BYTES = BATCH * WIDE * 4

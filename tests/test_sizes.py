@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Like, Mask, Threshold, Zero
-from fxapprox.measure import stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from fxapprox.sizes import SizeSymbol, evaluate, renamed, resolve
 from fxapprox.torch_adapter import FakeTensorMode, trace
 from tests.training import gradients, relative

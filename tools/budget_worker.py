@@ -20,7 +20,7 @@ import typer
 from torch import Tensor
 
 import fxapprox
-from fxapprox.measure import peak_bytes, stored_bytes
+from fxapprox.measure.memory import peak_bytes, stored_bytes
 from tests.training import gradients, relative
 from tools.budget_models import Step, build, runner
 from tools.budget_records import Record, of, same_plan, save, saved

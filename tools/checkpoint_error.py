@@ -24,7 +24,7 @@ from rich.progress import track
 import fxapprox
 from fxapprox.amounts import size_text
 from fxapprox.analysis.rerun_approximate import Branches
-from fxapprox.measure import stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from tests import models
 from tests.models import Case
 from tests.training import forward, gradients, relative, unrewritten

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.demo.model import preact_resnet
-from fxapprox.measure import stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from tests import models
 from tests.models import Case
 from tests.training import forward, gradients, relative, unrewritten

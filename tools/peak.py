@@ -18,7 +18,7 @@ from rich.progress import track
 import fxapprox
 from fxapprox.amounts import size_text
 from fxapprox.demo.model import preact_resnet
-from fxapprox.measure import peak_bytes, stored_bytes
+from fxapprox.measure.memory import peak_bytes, stored_bytes
 from tests import models
 from tests.models import Case
 from tools.selection import select

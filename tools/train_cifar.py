@@ -36,7 +36,7 @@ import fxapprox
 from cifar10 import DataError, Split, load, normalized
 from curves import write_results
 from fxapprox.demo.model import preact_resnet
-from fxapprox.measure import stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from runs import MODES, Epoch, Recipe, Run, RunError, claim, recorded, restore, save
 
 PADDING = 4

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.bench.systems import SYSTEMS
 from fxapprox.errors import FxApproxError
-from fxapprox.measure import peak_bytes, stored_bytes
+from fxapprox.measure.memory import peak_bytes, stored_bytes
 from fxapprox.target import Target, load
 
 

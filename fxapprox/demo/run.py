@@ -1,7 +1,7 @@
 """The demonstration: one network trained side by side with plain torch.compile and with fxapprox.
 
 Every mode starts from the same weights and sees the same batches, so that the first step can be compared
-gradient by gradient. Memory is measured, not predicted (see `fxapprox.measure`). Step times are measured
+gradient by gradient. Memory is measured, not predicted (see `fxapprox.measure.memory`). Step times are measured
 after training, with the modes taking turns step by step, so that a change in the machine's load meets them
 all alike. A further mode is one more line in `MODES`; the first mode is what the others are compared with.
 """
@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 import fxapprox
 from fxapprox.demo.data import Dataset, generate
 from fxapprox.demo.model import preact_resnet
-from fxapprox.measure import peak_bytes, stored_bytes
+from fxapprox.measure.memory import peak_bytes, stored_bytes
 
 MIB = 2**20
 CAPTION = (

@@ -14,7 +14,7 @@ from fxapprox.errors import DoesNotFit
 from fxapprox.ir.source import breaks_text
 
 if TYPE_CHECKING:
-    from fxapprox.fit import BatchFit
+    from fxapprox.measure.fit.largest import BatchFit
     from fxapprox.memory.settings import Point
     from fxapprox.report.accounting import Report
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import fxapprox
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
-from fxapprox.measure import stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from fxapprox.passes import pipeline
 from fxapprox.passes.advance import LINEAR, PRODUCTS, SUMS, advance
 from fxapprox.passes.pipeline import Rewrite

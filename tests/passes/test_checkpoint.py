@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.ir.operators import op_name
-from fxapprox.measure import stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from fxapprox.passes.pipeline import Rewrite
 from fxapprox.report.accounting import Report, report_of
 from tests.models import MODELS

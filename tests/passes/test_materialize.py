@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.operators import op_name
-from fxapprox.measure import peak_bytes
+from fxapprox.measure.memory import peak_bytes
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.materialize import materialize

@@ -9,7 +9,7 @@ from torch import nn
 import fxapprox
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
-from fxapprox.measure import saved_tensors, stored_bytes
+from fxapprox.measure.memory import saved_tensors, stored_bytes
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.partition import partition

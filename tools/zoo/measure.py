@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.explain import nothing_captured
-from fxapprox.gradient_error import Tally, total_error
 from fxapprox.ir.source import described
+from fxapprox.measure.gradient_error import Tally, total_error
 from fxapprox.report.accounting import merge
 from tools.zoo.rows import Row, Setting
 from tools.zoo.subject import Builder, Compilation, Outcome, Subject, baseline, rewritten

@@ -16,7 +16,7 @@ from torch import Tensor
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.source import GraphBreak, graph_breaks
-from fxapprox.measure import peak_bytes, stored_bytes
+from fxapprox.measure.memory import peak_bytes, stored_bytes
 from tests.models import Case
 from tests.models.language import Apart
 from tools.plain import plain

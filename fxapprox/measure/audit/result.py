@@ -19,15 +19,15 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.advice import percent
-from fxapprox.batches import Loss, batches_of, parts_of
-from fxapprox.calibrate import Prober, as_stored
 from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.explain import fresh
-from fxapprox.gradient_error import GradientError, counted, total_error
-from fxapprox.gradients import Runs, Subject, Way
 from fxapprox.ir.source import GraphBreak
+from fxapprox.measure.audit.advice import percent
+from fxapprox.measure.batches import Loss, batches_of, parts_of
+from fxapprox.measure.calibrate import Prober, as_stored
+from fxapprox.measure.gradient_error import GradientError, counted, total_error
+from fxapprox.measure.gradients import Runs, Subject, Way
 from fxapprox.options import Options
 
 SCHEMA = 1
@@ -143,8 +143,8 @@ class Audit:
 
     @property
     def recommendation(self) -> str:
-        """What to use, in one sentence; see ``fxapprox.advice`` for how it comes from the numbers."""
-        from fxapprox.advice import recommend
+        """What to use, in one sentence; see ``fxapprox.measure.audit.advice`` for how it comes from the numbers."""
+        from fxapprox.measure.audit.advice import recommend
 
         return recommend(self)
 
@@ -157,7 +157,7 @@ class Audit:
         return json.dumps(_finite(content), indent=1)
 
     def __str__(self) -> str:
-        from fxapprox.audit_text import audit_text
+        from fxapprox.measure.audit.text import audit_text
 
         return audit_text(self)
 
@@ -180,7 +180,7 @@ def audit(
 
     Exact means ``bits=None``, run in the same way. Errors of several batches are told apart into their mean, the bias,
     and what averages out: the squared bias is the mean inner product of two batches' errors, which has the right
-    expectation whatever their variance (``fxapprox.gradient_error.mean_of_pairs``). A single batch is run whole for its
+    expectation whatever their variance (``fxapprox.measure.gradient_error.mean_of_pairs``). A single batch is run whole for its
     error, and again in equal parts for bias and noise; a batch normalization takes other statistics in a part.
     Parameters, gradients, buffers and random numbers stay as they are.
 

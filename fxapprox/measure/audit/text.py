@@ -9,14 +9,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fxapprox.advice import percent
 from fxapprox.amounts import size_text
-from fxapprox.gradient_error import counted
 from fxapprox.ir.source import breaks_text
+from fxapprox.measure.audit.advice import percent
+from fxapprox.measure.gradient_error import counted
 
 if TYPE_CHECKING:
-    from fxapprox.audit import Audit, BitsAudit
-    from fxapprox.gradient_error import GradientError
+    from fxapprox.measure.audit.result import Audit, BitsAudit
+    from fxapprox.measure.gradient_error import GradientError
 
 WIDTH = 100
 

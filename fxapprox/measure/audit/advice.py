@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from fxapprox.options import DEFAULT_BITS
 
 if TYPE_CHECKING:
-    from fxapprox.audit import Audit, BitsAudit
-    from fxapprox.gradient_error import GradientError
+    from fxapprox.measure.audit.result import Audit, BitsAudit
+    from fxapprox.measure.gradient_error import GradientError
 
 # A setting is recommended up to these. In docs/results 4 bits, with 6 to 12% of error, train as exact mode does, and
 # 2 bits, with 15% and more, fall behind, although nearly all of it is noise. A tenth more variance is what a batch

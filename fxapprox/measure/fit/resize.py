@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import DoesNotFit, TargetError
-from fxapprox.fit import Batch, BatchFit, Needs, resident_bytes
+from fxapprox.measure.fit.largest import Batch, BatchFit, Needs, resident_bytes
 from fxapprox.target import Target
 
 WAYS: dict[str, Mapping[str, Any]] = {

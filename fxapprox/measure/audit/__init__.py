@@ -1,0 +1,1 @@
+"""The error of gradients in each number of bits, and what to use."""
