@@ -1,10 +1,10 @@
 """fxapprox: train in a fraction of the activation memory, as a graph-rewriting backend of torch.compile."""
 
-from fxapprox.backend import compile
 from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
-from fxapprox.explain import explain, reports, save_plan
 from fxapprox.files.plan_file import SavedPlan
 from fxapprox.files.sensitivity import Sensitivities
+from fxapprox.frontend.backend import compile
+from fxapprox.frontend.explain import explain, reports, save_plan
 from fxapprox.ir.operators import teach
 from fxapprox.ir.records import Activation, Class, Decision, Reach
 from fxapprox.measure.audit.result import Audit, audit

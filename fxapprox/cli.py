@@ -144,11 +144,11 @@ def dump(
 
     A factory may build its model under torch.device("meta"): a model of any size can be looked at without its weights.
     """
-    from fxapprox.explain import explain
+    from fxapprox.frontend.explain import explain
+    from fxapprox.frontend.target import load, nothing_stored, running
     from fxapprox.ir.source import breaks_text
     from fxapprox.options import Options
     from fxapprox.show.table import decisions_table
-    from fxapprox.target import load, nothing_stored, running
 
     if out is not None and format not in (Format.html, Format.trace):
         raise OptionError(f"--out goes with --format html or trace; for {format.value}, write > {out}")
@@ -273,10 +273,10 @@ def audit(
         fxapprox audit train.py:make_model --batches 8 --rounding stochastic
         fxapprox audit train.py:make_model --format json > audit.json
     """
+    from fxapprox.frontend.target import load, nothing_stored, running
     from fxapprox.ir.source import breaks_text
     from fxapprox.measure.audit.result import audit as measured
     from fxapprox.measure.audit.text import WIDTH, audit_tables
-    from fxapprox.target import load, nothing_stored, running
 
     numbers = parse_several_bits(bits)
     with _users_code():
@@ -354,9 +354,9 @@ def fit(
         fxapprox fit mypackage.models:resnet --memory 512MiB --optimizer-bytes 8
     """
     from fxapprox.amounts import parse_bytes
+    from fxapprox.frontend.target import load, running
     from fxapprox.measure.fit.resize import largest_batches
     from fxapprox.show.summary import batches_table
-    from fxapprox.target import load, running
 
     limit = parse_bytes(memory, "--memory")
     with _users_code("tracing at several batches"):

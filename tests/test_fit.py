@@ -16,10 +16,10 @@ import fxapprox
 from fxapprox import BatchFit, DoesNotFit, FxApproxError, OptionError, cli
 from fxapprox.amounts import parse_bytes
 from fxapprox.demo.model import preact_resnet
+from fxapprox.frontend.target import Target
 from fxapprox.measure.fit.largest import FIRST, Affine, Batch, last_within, sizes_of
 from fxapprox.measure.fit.resize import resized
 from fxapprox.measure.memory import peak_bytes
-from fxapprox.target import Target
 
 MIB = 2**20
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fxapprox
+from fxapprox.frontend.target import Target
 from fxapprox.show.dot import dot_text
 from fxapprox.show.fx import graphs_text
 from fxapprox.show.table import report_text
 from fxapprox.show.view import STAGES
-from fxapprox.target import Target
 from tests import models
 from tests.dumps import activations_dump, decisions_dump, graph_dump
 from tests.models.blocks import blocks, mean_square

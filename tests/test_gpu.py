@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fxapprox
 from fxapprox.bench.worker import moved
+from fxapprox.frontend.target import Target
 from fxapprox.measure.memory import peak_bytes
-from fxapprox.target import Target
 from tests import models
 from tests.training import gradients, relative
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER = "fxapprox.torch_adapter"
-IMPORTERS_OF_PASSES = {"fxapprox.backend", "fxapprox.calibrate", "fxapprox.report.accounting"}
+IMPORTERS_OF_PASSES = {"fxapprox.frontend.backend", "fxapprox.calibrate", "fxapprox.report.accounting"}
 
 
 def module_name(file: Path) -> str:

@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.backend import Backend
+from fxapprox.frontend.backend import Backend
 from fxapprox.options import Options
 
 

@@ -12,8 +12,8 @@ import torch
 import fxapprox
 from fxapprox import FxApproxError, cli
 from fxapprox.errors import TargetError
-from fxapprox.explain import explain
-from fxapprox.target import load, running
+from fxapprox.frontend.explain import explain
+from fxapprox.frontend.target import load, running
 
 FACTORIES = """
 import torch

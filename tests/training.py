@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxapprox import Options
-from fxapprox.backend import Backend
+from fxapprox.frontend.backend import Backend
 from tests.models import Case
 
 

@@ -26,8 +26,8 @@ from torch import fx
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
+from fxapprox.frontend.target import Target
 from fxapprox.passes.outline import outline
-from fxapprox.target import Target
 from tools.zoo.names import builder, chosen
 from tools.zoo.rows import BITS, LOWERINGS, Setting, settings
 from tools.zoo.subject import our_options

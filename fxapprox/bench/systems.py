@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError
-from fxapprox.target import Target
+from fxapprox.frontend.target import Target
 
 Prepared = tuple[Callable[..., Tensor], AbstractContextManager]
 BASELINE, REFERENCE = "compile", "eager"  # what ratios are to; what runs in float64

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.bench.systems import SYSTEMS
 from fxapprox.errors import FxApproxError
+from fxapprox.frontend.target import Target, load
 from fxapprox.measure.memory import peak_bytes, stored_bytes
-from fxapprox.target import Target, load
 
 
 class Trial:

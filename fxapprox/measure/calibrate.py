@@ -17,11 +17,11 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.backend import Backend, note_saved
 from fxapprox.codecs import Exact, Like, Mask, Probe
 from fxapprox.errors import FxApproxError
-from fxapprox.explain import fresh, untouched
 from fxapprox.files.sensitivity import Sensitivities
+from fxapprox.frontend.backend import Backend, note_saved
+from fxapprox.frontend.explain import fresh, untouched
 from fxapprox.ir.joint import memory_order
 from fxapprox.ir.records import Activation, Plan, Stored
 from fxapprox.memory.between import Between

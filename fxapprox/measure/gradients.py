@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.backend import Backend, wrapped
-from fxapprox.checks import no_gradient, wrong_loss, wrong_model
 from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.explain import fresh, nothing_captured, reports, untouched
+from fxapprox.frontend.backend import Backend, wrapped
+from fxapprox.frontend.checks import no_gradient, wrong_loss, wrong_model
+from fxapprox.frontend.explain import fresh, nothing_captured, reports, untouched
+from fxapprox.frontend.target import Target
 from fxapprox.ir.source import GraphBreak, graph_breaks
 from fxapprox.measure.batches import Batch, Loss
 from fxapprox.measure.gradient_error import Tally, total_error
 from fxapprox.options import Options
 from fxapprox.report.accounting import Report, merge
-from fxapprox.target import Target
 
 
 class Subject:

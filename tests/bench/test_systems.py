@@ -8,7 +8,7 @@ from torch import nn
 
 from fxapprox.bench.systems import SYSTEMS, chain_of_layers
 from fxapprox.errors import FxApproxError
-from fxapprox.target import Target
+from fxapprox.frontend.target import Target
 from tests.training import relative
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fxapprox import Options
-from fxapprox.backend import Backend
 from fxapprox.errors import OptionError
+from fxapprox.frontend.backend import Backend
 from tests.fuzz.choices import with_policy
 from tests.fuzz.program import SIZES, Program
 from tests.fuzz.properties import OTHER_SIZES, finite_as, same

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 import fxapprox
 from fxapprox import Options
-from fxapprox.backend import Backend, wrapped
+from fxapprox.frontend.backend import Backend, wrapped
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.records import Activation
 from fxapprox.passes.classify import classify

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch._inductor.utils import fresh_cache
 
 import fxapprox
-from fxapprox import backend
+from fxapprox.frontend import backend
 from fxapprox.ir.operators import op_name
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite

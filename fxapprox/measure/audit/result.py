@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.explain import fresh
+from fxapprox.frontend.explain import fresh
 from fxapprox.ir.source import GraphBreak
 from fxapprox.measure.audit.advice import percent
 from fxapprox.measure.batches import Loss, batches_of, parts_of

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import DoesNotFit, FxApproxError, ModelError, OptionError
-from fxapprox.explain import explain
+from fxapprox.frontend.explain import explain
 from fxapprox.options import Options
 from fxapprox.report.accounting import Report
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import DoesNotFit, TargetError
+from fxapprox.frontend.target import Target
 from fxapprox.measure.fit.largest import Batch, BatchFit, Needs, resident_bytes
-from fxapprox.target import Target
 
 WAYS: dict[str, Mapping[str, Any]] = {
     "exact mode": {"bits": None},

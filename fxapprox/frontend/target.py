@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.checks import kind, no_gradient, wrong_arguments, wrong_loss_fn, wrong_model
 from fxapprox.errors import FxApproxError, ModelError, TargetError
+from fxapprox.frontend.checks import kind, no_gradient, wrong_arguments, wrong_loss_fn, wrong_model
 from fxapprox.ir.source import described, is_users
 
 WANTED = "(model, args) or (model, args, loss_fn)"

@@ -17,14 +17,14 @@ import torch
 from torch import fx, nn
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.backend import Backend, Named
-from fxapprox.checks import no_gradient, wrong_model
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, ModelError
+from fxapprox.frontend.backend import Backend, Named
+from fxapprox.frontend.checks import no_gradient, wrong_model
+from fxapprox.frontend.ledger import ledger_of
+from fxapprox.frontend.meta_device import stand_ins
 from fxapprox.ir.source import GraphBreak, breaks_text, described, graph_breaks
-from fxapprox.ledger import ledger_of
 from fxapprox.memory.between import Between
-from fxapprox.meta import stand_ins
 from fxapprox.options import Options
 from fxapprox.report.accounting import Report, merge
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError, shown
-from fxapprox.ledger import Entrance, Graph, current, ran
+from fxapprox.frontend.ledger import Entrance, Graph, current, ran
 from fxapprox.memory.between import Between, Link
 from fxapprox.memory.held import saved_by
 from fxapprox.options import ENVIRONMENT, NAMES, Options, from_environment, require_names, unknown_option

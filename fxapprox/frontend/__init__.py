@@ -1,0 +1,1 @@
+"""The way in: from a model to the passes and back."""
