@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fxapprox import OptionError, cli
+from fxapprox import OptionError
+from fxapprox.cli.main import main as cli
 
 FACTORY = """
 import torch

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fxapprox import cli
+from fxapprox.cli.main import main as cli
 from tests import models
 
 SCREEN = 40  # lines

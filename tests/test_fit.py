@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxapprox
-from fxapprox import BatchFit, DoesNotFit, FxApproxError, OptionError, cli
+from fxapprox import BatchFit, DoesNotFit, FxApproxError, OptionError
 from fxapprox.amounts import parse_bytes
+from fxapprox.cli.main import main as cli
 from fxapprox.demo.model import preact_resnet
 from fxapprox.frontend.target import Target
 from fxapprox.measure.fit.largest import FIRST, Affine, Batch, last_within, sizes_of

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fxapprox
-from fxapprox import FxApproxError, cli
+from fxapprox import FxApproxError
+from fxapprox.cli.main import main as cli
 from fxapprox.errors import TargetError
 from fxapprox.frontend.explain import explain
 from fxapprox.frontend.target import load, running

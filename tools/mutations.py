@@ -35,8 +35,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox import FxApproxError, Options, SavedPlan, Sensitivities, cli
+from fxapprox import FxApproxError, Options, SavedPlan, Sensitivities
 from fxapprox.amounts import UNITS
+from fxapprox.cli.main import main as cli
 from fxapprox.options import ENVIRONMENT, from_environment
 from tools.mutate import mutated_document, mutated_text, mutated_value
 
