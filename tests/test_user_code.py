@@ -20,7 +20,7 @@ def frame(file: object, line: int = 1, name: str = "forward", code: str = "x") -
 MINE = frame("/home/me/net.py", 7, "torch_dynamo_resume_in_forward_at_5", "  return self.a(x)")
 LIBRARY = frame(user_code.LIBRARIES[1] / "transformers" / "model.py", 3)
 TORCH = frame(user_code.TORCH / "nn" / "modules" / "linear.py", 134)
-OURS = frame(user_code.OURS / "explain.py", 105, "run")
+OURS = frame(user_code.OURS / "frontend" / "explain.py", 105, "run")
 
 
 @pytest.mark.parametrize(

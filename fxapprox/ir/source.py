@@ -13,7 +13,7 @@ import torch
 
 from fxapprox import torch_adapter as adapter
 
-OURS = Path(__file__).resolve().parent
+OURS = Path(__file__).resolve().parents[1]
 FOLDERS = (OURS, (OURS / "passes").resolve())
 DEMO = OURS / "demo"  # its model is a user's
 TORCH = Path(torch.__file__).resolve().parent
@@ -68,7 +68,7 @@ def is_users(error: BaseException) -> bool:
     if cause is not error or adapter.failed_in_tracing(error):
         return True
     last = _path(frames[-1]) if frames else None
-    wrapped = last == OURS / "target.py" or last == OURS / "explain.py"
+    wrapped = last in (OURS / "frontend" / "target.py", OURS / "frontend" / "explain.py")
     return last is not None and (wrapped or not any(_inside(last, place) for place in (*FOLDERS, *COMPILER)))
 
 

@@ -180,8 +180,8 @@ def audit(
 
     Exact means ``bits=None``, run in the same way. Errors of several batches are told apart into their mean, the bias,
     and what averages out: the squared bias is the mean inner product of two batches' errors, which has the right
-    expectation whatever their variance (``fxapprox.measure.gradient_error.mean_of_pairs``). A single batch is run whole for its
-    error, and again in equal parts for bias and noise; a batch normalization takes other statistics in a part.
+    expectation whatever their variance (``fxapprox.measure.gradient_error.mean_of_pairs``). A single batch is run whole
+    for its error, and again in equal parts for bias and noise; a batch normalization takes other statistics in a part.
     Parameters, gradients, buffers and random numbers stay as they are.
 
     Takes (1 + len(bits)) training steps a batch, one without torch.compile, and, for the causes, about as many backward
