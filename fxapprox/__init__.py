@@ -11,7 +11,7 @@ from fxapprox.measure.audit.result import Audit, audit
 from fxapprox.measure.calibrate import calibrate
 from fxapprox.measure.fit.largest import BatchFit, max_batch
 from fxapprox.options import Options
-from fxapprox.report.accounting import Report
+from fxapprox.report.result import Report
 
 __version__ = "0.1.0"
 

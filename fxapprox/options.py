@@ -9,19 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from numbers import Integral, Rational, Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from fxapprox.amounts import parse_bytes
+from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError, OptionError, shown
 from fxapprox.files.json_file import loads
 from fxapprox.files.plan_file import SavedPlan
 from fxapprox.files.sensitivity import Sensitivities
-
-if TYPE_CHECKING:
-    from fxapprox.codecs import Codec
-    from fxapprox.ir.records import Activation
+from fxapprox.ir.records import Activation
 
 Rounding = Literal["nearest", "stochastic"]
 Lowering = Literal["inductor", "eager"]

@@ -118,7 +118,9 @@ def test_gradients_that_are_not_finite() -> None:
 
 
 def test_a_code_that_makes_gradients_of_nan_counts_as_useless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["fxapprox.measure.calibrate"], "_distance", lambda found, exact, own: (math.nan, 0.0))
+    monkeypatch.setattr(
+        sys.modules["fxapprox.measure.calibrate"], "_distance", lambda found, exact, own: (math.nan, 0.0)
+    )
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
     measured = fxapprox.calibrate(model, lambda out: out.square().mean(), torch.randn(64, 64), progress=False)
     assert {error for graph in measured.graphs for errors in graph.values() for error in errors.values()} == {1e12}

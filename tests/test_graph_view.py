@@ -11,7 +11,7 @@ from torch import nn
 
 import fxapprox
 from fxapprox.passes import pipeline
-from fxapprox.report.accounting import Report
+from fxapprox.report.result import Report
 from fxapprox.show.view import STAGES, Box, graph_view
 from tests import models
 from tests.passes.test_checkpoint import Attention, clamped

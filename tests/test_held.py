@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxapprox
 from fxapprox.measure.memory import stored_bytes
-from fxapprox.report.accounting import Report
+from fxapprox.report.result import Report
 from tests.models import heads
 from tests.models.zoo import ZOO
 from tools.plain import plain

@@ -80,7 +80,7 @@ def test_a_file(report: fxapprox.Report, tmp_path: Path) -> None:
 
 
 def test_several_graphs_and_none(report: fxapprox.Report) -> None:
-    from fxapprox.report.accounting import merge
+    from fxapprox.report.merge import merge
 
     both = json.loads(merge([report, report]).to_trace())["traceEvents"]
     count = sum(event["ph"] == "X" for event in json.loads(report.to_trace())["traceEvents"])

@@ -14,7 +14,7 @@ import pytest
 import fxapprox
 from fxapprox import FxApproxError, SavedPlan, Sensitivities
 from fxapprox.files.written import make_folder, write_file, write_text
-from fxapprox.memory.settings import plot
+from fxapprox.show.pareto import plot
 from tests.test_graph_view import reported
 
 WRITERS: dict[str, Callable[[object], object]] = {

@@ -19,7 +19,7 @@ from rich.console import Console
 from fxapprox.errors import FxApproxError, OptionError, shown
 
 if TYPE_CHECKING:
-    from fxapprox.report.accounting import Report
+    from fxapprox.report.result import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -226,8 +226,7 @@ def _users_code(doing: str = "") -> Iterator[None]:
 
 
 def _show_pareto(report: Report, path: Path, console: Console) -> None:
-    from fxapprox.memory.settings import plot
-    from fxapprox.show.summary import pareto_table
+    from fxapprox.show.pareto import pareto_table, plot
 
     with console.status("trying all settings"):
         points, baseline = report.pareto(), report.baseline_peak_bytes
@@ -356,7 +355,7 @@ def fit(
     from fxapprox.amounts import parse_bytes
     from fxapprox.frontend.target import load, running
     from fxapprox.measure.fit.resize import largest_batches
-    from fxapprox.show.summary import batches_table
+    from fxapprox.measure.fit.table import batches_table
 
     limit = parse_bytes(memory, "--memory")
     with _users_code("tracing at several batches"):

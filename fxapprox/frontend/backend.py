@@ -20,7 +20,8 @@ from fxapprox.memory.held import saved_by
 from fxapprox.options import ENVIRONMENT, NAMES, Options, from_environment, require_names, unknown_option
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
-from fxapprox.report.accounting import Report, report_of
+from fxapprox.report.accounting import report_of
+from fxapprox.report.result import Report
 from fxapprox.show import log as logs
 
 COMPILERS = {"inductor": adapter.compile_inductor, "eager": adapter.compile_eager}

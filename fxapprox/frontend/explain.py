@@ -26,7 +26,8 @@ from fxapprox.frontend.meta_device import stand_ins
 from fxapprox.ir.source import GraphBreak, breaks_text, described, graph_breaks
 from fxapprox.memory.between import Between
 from fxapprox.options import Options
-from fxapprox.report.accounting import Report, merge
+from fxapprox.report.merge import merge
+from fxapprox.report.result import Report
 
 _serial = itertools.count()
 

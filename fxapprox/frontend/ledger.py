@@ -22,7 +22,7 @@ from torch import nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError
 from fxapprox.memory.between import Between
-from fxapprox.report.accounting import Report
+from fxapprox.report.result import Report
 
 ATTACHED = "_fxapprox_ledger"  # where Dynamo's callback, which lives as long as the compiled model, keeps its ledger
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import sympy
 import torch
 
+from fxapprox.codecs import Codec
+from fxapprox.ir.storage import Storage
 from fxapprox.sizes import Size, evaluate
-
-if TYPE_CHECKING:
-    from fxapprox.codecs import Codec
-    from fxapprox.ir.storage import Storage
 
 
 class Use(enum.IntEnum):

@@ -20,7 +20,8 @@ from fxapprox.ir.source import GraphBreak, graph_breaks
 from fxapprox.measure.batches import Batch, Loss
 from fxapprox.measure.gradient_error import Tally, total_error
 from fxapprox.options import Options
-from fxapprox.report.accounting import Report, merge
+from fxapprox.report.merge import merge
+from fxapprox.report.result import Report
 
 
 class Subject:

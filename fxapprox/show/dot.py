@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fxapprox.amounts import size_text
 from fxapprox.errors import FxApproxError
 from fxapprox.ir.storage import Fate
+from fxapprox.report.data import ReportData
 from fxapprox.show.table import shape_text
 from fxapprox.show.view import Box, GraphView, graph_view
 
 if TYPE_CHECKING:
     import pydot
-
-    from fxapprox.report.accounting import Report
 
 # {how a value is kept: (colour, what the legend says)}: of Okabe and Ito's palette, which colour-blind people can read
 COLOURS = {
@@ -40,12 +39,12 @@ FONT = "Helvetica"
 Boxes: TypeAlias = "list[tuple[tuple[str, ...], Box]]"  # each with the modules that it lies in, from outside in
 
 
-def dot_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
+def dot_text(reports: Sequence[ReportData], stages: Sequence[str]) -> str:
     """The graphs in the DOT language, all in one drawing; arguments and errors as for :func:`drawing`."""
     return drawing(reports, stages).to_string()
 
 
-def drawing(reports: Sequence[Report], stages: Sequence[str]) -> pydot.Dot:
+def drawing(reports: Sequence[ReportData], stages: Sequence[str]) -> pydot.Dot:
     """The graphs, all in one drawing.
 
     Args:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from torch import fx
 
 from fxapprox.amounts import size_text
+from fxapprox.report.data import ReportData
 from fxapprox.show.table import shape_text
-from fxapprox.show.view import Box, graph_view
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from fxapprox.report.accounting import Report
-    from fxapprox.show.view import GraphView
+from fxapprox.show.view import Box, GraphView, graph_view
 
 COMMENTS = 80  # the column in which what is known of a line stands, if the line is shorter
 TITLES = {
@@ -24,7 +20,7 @@ TITLES = {
 }
 
 
-def graphs_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
+def graphs_text(reports: Sequence[ReportData], stages: Sequence[str]) -> str:
     """The graphs of each report at the given stages.
 
     Args:
@@ -83,11 +79,11 @@ def _made(box: Box) -> str:
     return f"{box.op}({arguments})"
 
 
-def raw_text(reports: Sequence[Report], stages: Sequence[str]) -> str:
+def raw_text(reports: Sequence[ReportData], stages: Sequence[str]) -> str:
     """The graphs as torch prints them, node by node, codecs in full."""
     graphs = ((f"graph {i}: {stage}", _graph(report, stage)) for i, report in enumerate(reports) for stage in stages)
     return "\n".join(f"# {title}\n{gm.print_readable(print_output=False)}" for title, gm in graphs)
 
 
-def _graph(report: Report, stage: str) -> fx.GraphModule:
+def _graph(report: ReportData, stage: str) -> fx.GraphModule:
     return getattr(report, "joint" if stage == "plan" else stage)

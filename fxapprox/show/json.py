@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sympy
 
 from fxapprox.ir.records import Class, Decision, Reach, Segment
 from fxapprox.ir.storage import Storage
+from fxapprox.report.data import ReportData
 from fxapprox.show.folding import fold
-
-if TYPE_CHECKING:
-    from fxapprox.report.accounting import Report
 
 SCHEMA = 3  # grows by one when a field is removed or changes its meaning, not when one is added
 
 
-def document(report: Report) -> dict[str, Any]:
+def document(report: ReportData) -> dict[str, Any]:
     """The report in lists, dictionaries, strings and numbers; graphs and timelines are left out."""
     graphs = report.graphs or (report,)
     placed = [(decision, index) for index, graph in enumerate(graphs) for decision in graph.decisions]
@@ -40,7 +38,7 @@ def document(report: Report) -> dict[str, Any]:
     }
 
 
-def _totals(report: Report) -> dict[str, Any]:
+def _totals(report: ReportData) -> dict[str, Any]:
     return {
         "baseline_bytes": report.baseline_bytes,
         "saved_bytes": report.saved_bytes,

@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.amounts import size_text
+from fxapprox.ir.records import Decision
+from fxapprox.report.data import ReportData
 from fxapprox.show.fx import view_text
+from fxapprox.show.json import document
 from fxapprox.show.table import report_text
 from fxapprox.show.view import graph_view
-
-if TYPE_CHECKING:
-    from fxapprox.ir.records import Decision
-    from fxapprox.report.accounting import Report
 
 log = logging.getLogger("fxapprox")
 
 
-def compiled(report: Report, index: int) -> None:
+def compiled(report: ReportData, index: int) -> None:
     """Writes one graph's report to trace and log; ``index``: which graph of its model it is."""
     for name, (encoding, payload) in artifacts(report, index).items():
         adapter.trace_artifact(name, encoding, payload)
@@ -36,22 +34,22 @@ def compiled(report: Report, index: int) -> None:
         log.debug("graph %d: %s", index, ", ".join(f"{step} {lap:.3f} s" for step, lap in report.seconds.items()))
 
 
-def artifacts(report: Report, index: int) -> dict[str, tuple[str, Callable[[], str]]]:
+def artifacts(report: ReportData, index: int) -> dict[str, tuple[str, Callable[[], str]]]:
     """{name in the trace: (encoding, what makes its content)}."""
     return {
         "fxapprox_decisions": ("string", lambda: report_text(report, everything=True)),
-        "fxapprox_report": ("json", report.to_json),
+        "fxapprox_report": ("json", lambda: json.dumps(document(report), indent=1)),
         "fxapprox_forward": ("string", lambda: _graph(report, "forward", index)),
         "fxapprox_backward": ("string", lambda: _graph(report, "backward", index)),
         "fxapprox_timing": ("json", lambda: json.dumps({"graph": index, "seconds": report.seconds}, indent=1)),
     }
 
 
-def _graph(report: Report, stage: str, index: int) -> str:
+def _graph(report: ReportData, stage: str, index: int) -> str:
     return view_text(graph_view(report, stage), f"graph {index}: {stage}")
 
 
-def _line(report: Report, index: int) -> str:
+def _line(report: ReportData, index: int) -> str:
     seconds = f"planned in {sum(report.seconds.values()):.2f} s"
     before, after = size_text(report.baseline_bytes), size_text(report.saved_bytes)
     if report.fallback:

@@ -1,27 +1,17 @@
-"""Summaries and small tables for people; table.py has the decisions, fx_text.py the graphs."""
+"""The totals of a report in words; table.py has the decisions, fx.py the graphs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-from rich.table import Table
-from rich.text import Text
 
 from fxapprox.amounts import size_text
-from fxapprox.errors import DoesNotFit
 from fxapprox.ir.source import breaks_text
-
-if TYPE_CHECKING:
-    from fxapprox.measure.fit.largest import BatchFit
-    from fxapprox.memory.settings import Point
-    from fxapprox.report.accounting import Report
+from fxapprox.report.data import ReportData
 
 WIDTH = 100  # columns, where there is no terminal that has a width
 
 
-def summary(report: Report) -> str:
+def summary(report: ReportData) -> str:
     """What is stored, against what plain torch.compile would store; symbolic sizes are on a line of their own."""
     baseline, saved = (
         size_text(number) if expression.is_Integer else f"{size_text(number)} = {expression} bytes"
@@ -43,7 +33,7 @@ def _times_text(ratio: float) -> str:
     return f"{ratio:.2f}x less" if math.isfinite(ratio) else "all of it saved"
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: ReportData) -> list[str]:
     """What is to be said beside the totals: copies and gradients, checkpoints, a budget's choice, dynamic sizes."""
     lines = [_copies_text(report)] if report.copies else []
     lines += [_gradients_text(report)] if report.gradients else []
@@ -57,13 +47,13 @@ def notes(report: Report) -> list[str]:
     return [*lines, *([breaks_text(report.breaks)] if report.breaks else [])]
 
 
-def unknown_text(report: Report) -> str:
+def unknown_text(report: ReportData) -> str:
     """Which operators nobody has described, and what that costs; "" if there are none."""
     names = ", ".join(report.unknown)
     return f"not known to fxapprox: {names}; they keep {size_text(report.unknown_bytes)} exact" if names else ""
 
 
-def _peak_text(report: Report) -> str:
+def _peak_text(report: ReportData) -> str:
     peak, baseline = report.peak_bytes, report.baseline_peak_bytes
     ratio = f", {baseline / peak:.1f}x" if peak else ""
     rest = size_text(report.gradient_bytes)
@@ -72,14 +62,14 @@ def _peak_text(report: Report) -> str:
     )
 
 
-def _segments_text(report: Report) -> str:
+def _segments_text(report: ReportData) -> str:
     count, operators = len(report.segments), sum(segment.operators for segment in report.segments)
     boundaries = dict.fromkeys(name for segment in report.segments for name in segment.boundary)
     whence = f"from {', '.join(boundaries)}" if boundaries else "from the inputs"
     return f"checkpoints: backward computes {count} segment{'s' * (count > 1)} again ({operators} operators), {whence}"
 
 
-def _copies_text(report: Report) -> str:
+def _copies_text(report: ReportData) -> str:
     more = size_text(report.baseline_copies_bytes)
     kept = sum(copy.bytes_after for copy in report.copies)
     own = f"this plan {size_text(kept)}" if kept else "this plan none of it"
@@ -87,42 +77,7 @@ def _copies_text(report: Report) -> str:
     return f"of that plain torch.compile stores {more} in channels-last copies of {count} inputs; {own}"
 
 
-def _gradients_text(report: Report) -> str:
+def _gradients_text(report: ReportData) -> str:
     what = f"{len(report.gradients)} gradients" if len(report.gradients) > 1 else "a gradient"
     size = size_text(report.early_gradient_bytes)
     return f"of that {size} in {what} that forward computes with the loss, and backward would have in memory anyway"
-
-
-def batches_table(memory: int, rows: Mapping[str, BatchFit | DoesNotFit]) -> Table:
-    """The largest batch for each way to store, against that of the first row."""
-    title = f"largest batch whose training step fits into {size_text(memory)}"
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    table.add_column("stored")
-    for name in ("batch", "times", "needs", "one more needs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    first = next(iter(rows.values()))
-    for name, row in rows.items():
-        if isinstance(row, DoesNotFit):
-            table.add_row(name, "-", "-", "-", size_text(row.needed))
-            continue
-        times = "-" if isinstance(first, DoesNotFit) else f"{row.batch / first.batch:.2f}"
-        table.add_row(name, str(row.batch), times, size_text(row.peak_bytes), size_text(row.next_peak_bytes))
-    notes = {row.fixed_because for row in rows.values() if not isinstance(row, DoesNotFit) and row.fixed_because}
-    table.caption = Text("\n".join(f"searched by tracing single batches: {note}" for note in sorted(notes)))
-    return table
-
-
-def pareto_table(points: Sequence[Point], baseline: int) -> Table:
-    """What each step down in memory costs, from ``report.pareto()``; ``baseline`` is plain torch.compile's peak."""
-    table = Table(
-        title=Text("what a memory budget chooses from: all predicted"), title_justify="left", title_style="bold",
-        caption="time: of a step, against that without recomputation; error: of all gradients, relative",
-        caption_justify="left",
-    )  # fmt: skip
-    for name in ("setting", "peak", "of plain torch.compile", "time", "error"):
-        table.add_column(name, justify="left" if name == "setting" else "right")
-    table.add_row("plain torch.compile", size_text(baseline), "1.000", "", "")
-    for point in points:
-        share = f"{point.peak_bytes / baseline:.3f}" if baseline else ""
-        table.add_row(point.setting, size_text(point.peak_bytes), share, f"{point.time:.2f}x", f"{point.error:.1%}")
-    return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group
@@ -12,17 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from fxapprox.amounts import size_text
+from fxapprox.report.data import ReportData
 from fxapprox.show.folding import Row, fold, unfolded
 from fxapprox.show.summary import WIDTH, summary, unknown_text
-
-if TYPE_CHECKING:
-    from fxapprox.report.accounting import Report
 
 LIMIT = 12  # rows shown unless all are asked for: with the totals they fill a screen of 40 lines
 SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i", "bool": "bool", "complex": "c"}
 
 
-def decisions_table(report: Report, *, everything: bool = False) -> Group:
+def decisions_table(report: ReportData, *, everything: bool = False) -> Group:
     """What is stored of each value, largest first, with the totals above.
 
     A row has two lines: the value and where it is made, and what it is and why it is treated so.
@@ -62,7 +59,7 @@ def _cell(first: str, second: str) -> Text:
     return Text.assemble(first, "\n", (second, "dim"))
 
 
-def _notes(report: Report, rows: tuple[Row, ...], shown: int) -> list[Text]:
+def _notes(report: ReportData, rows: tuple[Row, ...], shown: int) -> list[Text]:
     """What stands below the table."""
     hidden = rows[shown:]
     before, after = sum(row.bytes_before for row in hidden), sum(row.bytes_after for row in hidden)
@@ -89,7 +86,7 @@ def shape_text(dtype: str, shape: tuple[int, ...]) -> str:
     return f"{SHORT.get(name, name)}{dtype[len(name) :]}[{', '.join(map(str, shape))}]"
 
 
-def report_text(report: Report, *, width: int = WIDTH, everything: bool = False) -> str:
+def report_text(report: ReportData, *, width: int = WIDTH, everything: bool = False) -> str:
     """The report as plain text."""
     out = io.StringIO()
     Console(file=out, width=width, no_color=True).print(decisions_table(report, everything=everything), markup=False)

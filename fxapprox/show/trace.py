@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fxapprox.ir.records import Segment
 from fxapprox.memory.timeline import Kind, Timeline
+from fxapprox.report.data import ReportData
 from fxapprox.sizes import evaluate, hints_of
-
-if TYPE_CHECKING:
-    from fxapprox.ir.records import Segment
-    from fxapprox.report.accounting import Report
 
 KERNEL = 1000  # microseconds that a kernel is drawn long: the axis counts kernels in milliseconds
 THREADS = {"forward": 1, "backward": 2}
@@ -33,7 +31,7 @@ COUNTERS: dict[Kind, str] = {
 Event = dict[str, Any]
 
 
-def trace_json(report: Report) -> str:
+def trace_json(report: ReportData) -> str:
     """The predicted timeline of a report as a trace; of a model with several graphs, one after the other."""
     values = hints_of(report.sizes)
     events = [

@@ -10,20 +10,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.codecs import Codec
 from fxapprox.ir.crossing import Crossing
 from fxapprox.ir.joint import Joint, module_path, nbytes, source_line, tensor_of
 from fxapprox.ir.operators import op_name
 from fxapprox.ir.records import Activation
 from fxapprox.ir.storage import Fate, Storage
-
-if TYPE_CHECKING:
-    from fxapprox.codecs import Codec
-    from fxapprox.report.accounting import Report
+from fxapprox.report.data import ReportData
 
 STAGES = ("joint", "plan", "forward", "backward")
 HINTS = (adapter.IN_MEMORY, adapter.IN_ORDER, adapter.FENCE)  # words to Inductor about the value that they return
@@ -113,7 +111,7 @@ class _Kept:
     reason: str
 
 
-def graph_view(report: Report, stage: str) -> GraphView:
+def graph_view(report: ReportData, stage: str) -> GraphView:
     """One graph of a report in boxes.
 
     Args:
@@ -138,7 +136,7 @@ _Key: TypeAlias = "fx.Node | _Code"  # what a box is made of: one node (and hint
 class _Drawing:
     """Puts the nodes of one graph into boxes."""
 
-    def __init__(self, report: Report, stage: str, gm: fx.GraphModule) -> None:
+    def __init__(self, report: ReportData, stage: str, gm: fx.GraphModule) -> None:
         self.stage = stage
         self.inputs = report.inputs
         self.values = {a.name: a for a in report.activations}
@@ -257,7 +255,7 @@ class _Drawing:
         return [node for node in self.groups[key] if any(self.keys[user] != key for user in node.users)]
 
 
-def _fates(report: Report) -> dict[str, _Kept]:
+def _fates(report: ReportData) -> dict[str, _Kept]:
     """What becomes of each forward value."""
     recomputed = set(report.recomputed)
     found = {
@@ -270,7 +268,7 @@ def _fates(report: Report) -> dict[str, _Kept]:
     return found
 
 
-def _stands_for(report: Report) -> dict[str, str]:
+def _stands_for(report: ReportData) -> dict[str, str]:
     """{node of backward: the forward value that it carries or computes again}, where the names differ."""
     assert report.forward is not None
     assert report.backward is not None
@@ -283,19 +281,19 @@ def _stands_for(report: Report) -> dict[str, str]:
     return {made: inside.get(source, source) for made, source in (*inputs, *again)}
 
 
-def _again(report: Report) -> dict[str, int]:
+def _again(report: ReportData) -> dict[str, int]:
     """{node of backward: the segment that it is computed again in, counted from 1}."""
     return {made: i for i, segment in enumerate(report.segments, 1) for made, _ in segment.again}
 
 
-def _gradients(report: Report, stage: str, gm: fx.GraphModule) -> frozenset[fx.Node]:
+def _gradients(report: ReportData, stage: str, gm: fx.GraphModule) -> frozenset[fx.Node]:
     """The nodes that belong to the backward half of the training step."""
     if stage in ("joint", "plan"):
         return Joint(gm, report.outputs).backward
     return frozenset(gm.graph.nodes) if stage == "backward" else frozenset()
 
 
-def _codes(report: Report, stage: str) -> dict[str, _Code]:
+def _codes(report: ReportData, stage: str) -> dict[str, _Code]:
     """{node: the codec that it belongs to}."""
     encode: dict[str, _Code] = {}
     decode: dict[str, _Code] = {}

@@ -18,7 +18,8 @@ import fxapprox
 from fxapprox.ir.operators import op_name
 from fxapprox.measure.memory import stored_bytes
 from fxapprox.passes.pipeline import Rewrite
-from fxapprox.report.accounting import Report, report_of
+from fxapprox.report.accounting import report_of
+from fxapprox.report.result import Report
 from tests.models import MODELS
 from tests.models.mobilenet_v3 import Bottleneck, InvertedResidual
 from tests.passes.graphs import Step, Traced, traced

@@ -16,7 +16,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.frontend.explain import nothing_captured
 from fxapprox.ir.source import described
 from fxapprox.measure.gradient_error import Tally, total_error
-from fxapprox.report.accounting import merge
+from fxapprox.report.merge import merge
 from tools.zoo.rows import Row, Setting
 from tools.zoo.subject import Builder, Compilation, Outcome, Subject, baseline, rewritten
 

@@ -20,7 +20,7 @@ from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import DoesNotFit, FxApproxError, ModelError, OptionError
 from fxapprox.frontend.explain import explain
 from fxapprox.options import Options
-from fxapprox.report.accounting import Report
+from fxapprox.report.result import Report
 
 FIRST = 16  # the batch that is traced first: CPU convolutions have one graph below 16, another from there on
 

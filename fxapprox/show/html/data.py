@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fxapprox.ir.records import Decision, Segment
 from fxapprox.memory.timeline import Timeline
+from fxapprox.report.data import ReportData
 from fxapprox.show.html.graphs import graphs_data
 from fxapprox.show.html.storage import GROUPS, storage_group, totals
 from fxapprox.show.summary import notes, unknown_text
 from fxapprox.sizes import evaluate, hints_of
 
-if TYPE_CHECKING:
-    from fxapprox.ir.records import Decision, Segment
-    from fxapprox.report.accounting import Report
 
-
-def report_data(report: Report) -> dict[str, Any]:
+def report_data(report: ReportData) -> dict[str, Any]:
     """Everything that the page shows; JSON can hold it.
 
     Of a model with several graphs, the first view is their sum, whose decisions are those of the others.
@@ -26,7 +24,7 @@ def report_data(report: Report) -> dict[str, Any]:
     return {"groups": GROUPS, "views": views}
 
 
-def setting_text(report: Report) -> str:
+def setting_text(report: ReportData) -> str:
     """What was asked for, as ``compile`` takes it."""
     options = report.options
     if options is None:
@@ -38,7 +36,7 @@ def setting_text(report: Report) -> str:
     return ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
 
 
-def _view(report: Report, name: str) -> dict[str, Any]:
+def _view(report: ReportData, name: str) -> dict[str, Any]:
     values = hints_of(report.sizes)
     own, plain = report.timeline, report.baseline_timeline()
     return {

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fxapprox.report.data import ReportData
 from fxapprox.show.html.storage import storage_group
 from fxapprox.show.view import Box, GraphView, graph_view
-
-if TYPE_CHECKING:
-    from fxapprox.report.accounting import Report
 
 # What the page offers, and how it calls them.
 STAGES = {
@@ -22,7 +20,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-def graphs_data(report: Report) -> dict[str, Any]:
+def graphs_data(report: ReportData) -> dict[str, Any]:
     """The graphs of one report: {"stages": {key: {title, boxes, edges}}, "fields": of a box, "texts": table}.
 
     A box is a list of numbers, places in ``texts`` but for its bytes; an edge is two places in the list of boxes. Of

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxapprox.amounts import size_text
+from fxapprox.report.data import ReportData
 from fxapprox.show.html.data import report_data, setting_text
 from fxapprox.show.html.storage import totals
-
-if TYPE_CHECKING:
-    from fxapprox.report.accounting import Report
 
 # One job each, in this order: what is defined in one is used in those behind it.
 SCRIPTS = (
@@ -22,7 +19,7 @@ SCRIPTS = (
 ROWS = 20  # of the table that needs no scripts
 
 
-def page(report: Report) -> str:
+def page(report: ReportData) -> str:
     """The report as one HTML document that asks for nothing else: no fonts, no scripts, no network."""
     folder = files("fxapprox.show.html")
     scripts = [(folder / "js" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
@@ -34,13 +31,13 @@ def page(report: Report) -> str:
     )
 
 
-def notebook(report: Report) -> str:
+def notebook(report: ReportData) -> str:
     """What a notebook shows: totals and table as plain HTML, which is left where scripts and frames are not allowed,
     and the page in a frame of its own, so that two reports know nothing of each other."""
     return _templates().get_template("notebook.html").render(report=report, page=page(report), **_static(report))
 
 
-def _static(report: Report) -> dict[str, object]:
+def _static(report: ReportData) -> dict[str, object]:
     """What the templates show without scripts."""
     return {
         "setting": setting_text(report),

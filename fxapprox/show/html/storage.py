@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from fxapprox.ir.records import Decision
 from fxapprox.ir.storage import Fate, Storage
-
-if TYPE_CHECKING:
-    from fxapprox.ir.records import Decision
 
 # In the order of legends. The names are what filters show; report.css has a colour and a sign for each key.
 GROUPS = {
