@@ -7,7 +7,8 @@ from fxapprox.frontend.backend import compile
 from fxapprox.frontend.explain import explain, reports, save_plan
 from fxapprox.ir.operators import teach
 from fxapprox.ir.records import Activation, Class, Decision, Reach
-from fxapprox.measure.audit.result import Audit, audit
+from fxapprox.measure.audit.result import Audit
+from fxapprox.measure.audit.run import audit
 from fxapprox.measure.calibrate import calibrate
 from fxapprox.measure.fit.largest import BatchFit, max_batch
 from fxapprox.options import Options

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox import FxApproxError, OptionError
 from fxapprox.codecs import Codec, Identity, Like
-from fxapprox.measure.audit.result import Audit, BitsAudit, Cause, ParameterError
+from fxapprox.measure.audit.records import BitsAudit, Cause, ParameterError
+from fxapprox.measure.audit.result import Audit
 from fxapprox.measure.gradient_error import GradientError, Tally, mean_of_pairs, total_error
 from tests import models
 from tests.training import relative, step, unrewritten

@@ -274,7 +274,7 @@ def audit(
     """
     from fxapprox.frontend.target import load, nothing_stored, running
     from fxapprox.ir.source import breaks_text
-    from fxapprox.measure.audit.result import audit as measured
+    from fxapprox.measure.audit.run import audit as measured
     from fxapprox.measure.audit.text import WIDTH, audit_tables
 
     numbers = parse_several_bits(bits)

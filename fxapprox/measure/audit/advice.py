@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING
 
+from fxapprox.measure.audit.records import AuditData, BitsAudit
+from fxapprox.measure.gradient_error import GradientError
 from fxapprox.options import DEFAULT_BITS
-
-if TYPE_CHECKING:
-    from fxapprox.measure.audit.result import Audit, BitsAudit
-    from fxapprox.measure.gradient_error import GradientError
 
 # A setting is recommended up to these. In docs/results 4 bits, with 6 to 12% of error, train as exact mode does, and
 # 2 bits, with 15% and more, fall behind, although nearly all of it is noise. A tenth more variance is what a batch
@@ -21,7 +18,7 @@ MAX_ADDED_VARIANCE = 0.10
 WORTH_A_RULE, ALL_OF_IT = 0.25, 0.95  # shares of the squared error between which a module is worth a rule of its own
 
 
-def recommend(audit: Audit) -> str:
+def recommend(audit: AuditData) -> str:
     """What to use, and what the next smaller setting would cost; every number in it is the audit's."""
     if not audit.baseline_bytes:
         return "Nothing is stored for backward here: there is nothing to choose."
@@ -69,7 +66,7 @@ def worst_module(setting: BitsAudit) -> tuple[str, float]:
     return max(shares.items(), key=lambda item: item[1], default=("", 0.0))
 
 
-def _rule(audit: Audit, setting: BitsAudit) -> str:
+def _rule(audit: AuditData, setting: BitsAudit) -> str:
     """What keeping the worst module in 8 bits would give; "" where none stands out, or little else is left."""
     module, share = worst_module(setting)
     if not WORTH_A_RULE <= share <= ALL_OF_IT or not setting.total.error:

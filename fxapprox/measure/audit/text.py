@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -11,24 +10,21 @@ from rich.text import Text
 
 from fxapprox.amounts import size_text
 from fxapprox.ir.source import breaks_text
-from fxapprox.measure.audit.advice import percent
-from fxapprox.measure.gradient_error import counted
-
-if TYPE_CHECKING:
-    from fxapprox.measure.audit.result import Audit, BitsAudit
-    from fxapprox.measure.gradient_error import GradientError
+from fxapprox.measure.audit.advice import percent, recommend
+from fxapprox.measure.audit.records import AuditData, BitsAudit
+from fxapprox.measure.gradient_error import GradientError, counted
 
 WIDTH = 100
 
 
-def audit_text(audit: Audit, *, top: int = 5) -> str:
+def audit_text(audit: AuditData, *, top: int = 5) -> str:
     """The audit as plain text."""
     out = io.StringIO()
     Console(file=out, width=WIDTH, no_color=True).print(audit_tables(audit, top=top))
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
 
 
-def audit_tables(audit: Audit, *, top: int = 5) -> Group:
+def audit_tables(audit: AuditData, *, top: int = 5) -> Group:
     """Three tables, notes and the recommendation; ``top``: how many parameters and values to show."""
     parts: list[RenderableType] = [_title(f"gradients against exact mode, {_of(audit)}"), _totals(audit), ""]
     if top and any(setting.total.error is not None for setting in audit.settings):
@@ -39,10 +35,10 @@ def audit_tables(audit: Audit, *, top: int = 5) -> Group:
     notes = [f"note: {note}" for note in audit.notes]
     for text in (*notes, breaks_text(audit.breaks)):
         parts += [Text(text), ""] if text else []
-    return Group(*parts, Text(audit.recommendation, style="bold"))
+    return Group(*parts, Text(recommend(audit), style="bold"))
 
 
-def _totals(audit: Audit) -> Table:
+def _totals(audit: AuditData) -> Table:
     table = _table()
     for name in ("stored in", "error", "cosine", "noise", "bias", "added variance", "stored", "times less"):
         table.add_column(name, justify="left" if name == "stored in" else "right", no_wrap=True)
@@ -65,7 +61,7 @@ def _totals(audit: Audit) -> Table:
     return table
 
 
-def _parameters(audit: Audit, worst: BitsAudit, top: int) -> Table:
+def _parameters(audit: AuditData, worst: BitsAudit, top: int) -> Table:
     """Those with the largest errors in this setting, but for gradients that are nothing but rounding."""
     known = counted([parameter.norm for parameter in worst.parameters])
     rounding = [i for i, parameter in enumerate(worst.parameters) if parameter.norm and i not in known]
@@ -87,7 +83,7 @@ def _parameters(audit: Audit, worst: BitsAudit, top: int) -> Table:
     return table
 
 
-def _causes(audit: Audit, top: int) -> Table:
+def _causes(audit: AuditData, top: int) -> Table:
     """For each setting the values that cause most of its error."""
     table = _table()
     for name in ("stored in", "error", "share", "value", "module", "as"):
@@ -112,11 +108,11 @@ def _errors(error: GradientError) -> list[str]:
     ]
 
 
-def _stored(audit: Audit, nbytes: int) -> list[str]:
+def _stored(audit: AuditData, nbytes: int) -> list[str]:
     return [size_text(nbytes), f"{audit.baseline_bytes / nbytes:.1f}x" if nbytes else "-"]
 
 
-def _of(audit: Audit) -> str:
+def _of(audit: AuditData) -> str:
     if audit.parts:
         return f"one batch; noise and bias from {audit.parts} parts of it"
     return f"{audit.batches} batches" if audit.batches > 1 else "one batch"
