@@ -20,8 +20,9 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.facts import WIDE
 from fxapprox.analysis.intervals import interval
 from fxapprox.ir.arguments import argument, operands
-from fxapprox.ir.joint import Joint, erase_unused, nbytes, tensor_of
+from fxapprox.ir.joint import Joint, erase_unused
 from fxapprox.ir.operators import is_view, op_name
+from fxapprox.ir.tensors import nbytes, tensor_of
 
 # A scaler of float16's gradients makes them large because they vanish otherwise; here they would be computed unscaled.
 WIDE_RANGE = (torch.float32, torch.float64, torch.bfloat16)

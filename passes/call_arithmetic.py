@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.joint import Inliner, erase_unused, is_fixed_on_cpu, signature, tensor_of
+from fxapprox.ir.inline import Inliner, signature
+from fxapprox.ir.joint import erase_unused
+from fxapprox.ir.tensors import is_fixed_on_cpu, tensor_of
 
 
 def call_arithmetic(gm: fx.GraphModule) -> fx.GraphModule:

@@ -21,17 +21,10 @@ from fxapprox.analysis.rerun_approximate import Branches, branches_of, original
 from fxapprox.codecs import Codec, Exact, Integer, Like, Mask
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.crossing import Crossing
-from fxapprox.ir.joint import (
-    Inliner,
-    erase_unused,
-    flops,
-    memory_order,
-    nbytes,
-    nodes_between,
-    symbolic_shape,
-    tensor_of,
-)
+from fxapprox.ir.inline import Inliner
+from fxapprox.ir.joint import erase_unused, nodes_between
 from fxapprox.ir.records import Activation, Held, Segment, Spliced
+from fxapprox.ir.tensors import flops, memory_order, nbytes, symbolic_shape, tensor_of
 from fxapprox.options import Count
 from fxapprox.passes.encode import Parts, after, name_parts
 from fxapprox.passes.partition import choose

@@ -21,19 +21,11 @@ from fxapprox.analysis.intervals import span_of
 from fxapprox.analysis.normalization import moments_of
 from fxapprox.analysis.reads import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 from fxapprox.analysis.unevenness import uneven_of
-from fxapprox.ir.joint import (
-    Joint,
-    element_of,
-    has_gaps,
-    is_dense,
-    module_path,
-    source_line,
-    storage_of,
-    symbolic_shape,
-    tensor_of,
-)
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import UNROUNDED, is_random, is_view, op_name, rule_of
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
+from fxapprox.ir.source import module_path, source_line
+from fxapprox.ir.tensors import element_of, has_gaps, is_dense, storage_of, symbolic_shape, tensor_of
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -13,19 +13,13 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
 from fxapprox.errors import FxApproxError, InvalidPlan, UnsupportedGraph
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.joint import (
-    Inliner,
-    erase_unused,
-    memory_order,
-    nodes_between,
-    source_line,
-    storage_of,
-    symbolic_shape,
-    tensor_of,
-    verify,
-)
+from fxapprox.ir.inline import Inliner
+from fxapprox.ir.joint import erase_unused, nodes_between
 from fxapprox.ir.operators import RESHAPES, op_name
 from fxapprox.ir.records import Affine, Moments, Plan, Spliced, Stored
+from fxapprox.ir.source import source_line
+from fxapprox.ir.tensors import memory_order, storage_of, symbolic_shape, tensor_of
+from fxapprox.ir.verify import verify
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.arguments import arguments
-from fxapprox.ir.joint import tensor_of
+from fxapprox.ir.tensors import tensor_of
 
 
 def lay_out(backward: fx.GraphModule) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.joint import nbytes, tensor_of
 from fxapprox.ir.operators import op_name, rule_of
+from fxapprox.ir.tensors import nbytes, tensor_of
 
 LARGE = 2**16  # bytes: below that, not worth a node
 SHARE = 4  # a source smaller than this part of a result, a scale for each row say, is read for little

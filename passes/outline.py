@@ -22,9 +22,10 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import channels_last_images
-from fxapprox.ir.joint import flops, has_fixed_sizes, is_fixed_on_cpu, signature, storage_of, tensor_of
+from fxapprox.ir.inline import signature
 from fxapprox.ir.operators import is_view
 from fxapprox.ir.records import Spliced
+from fxapprox.ir.tensors import flops, has_fixed_sizes, is_fixed_on_cpu, storage_of, tensor_of
 from fxapprox.passes.call_arithmetic import call_arithmetic
 
 FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call

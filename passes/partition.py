@@ -11,8 +11,10 @@ from torch import Tensor, fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.joint import Inliner, Joint, source_line
+from fxapprox.ir.inline import Inliner
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.records import Clamp, Plan
+from fxapprox.ir.source import source_line
 from fxapprox.torch_adapter import Partition
 
 

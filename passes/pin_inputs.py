@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.joint import is_dense, memory_order, tensor_of
 from fxapprox.ir.operators import op_name
+from fxapprox.ir.tensors import is_dense, memory_order, tensor_of
 
 IMAGE_DIMS = (4, 5)  # what has a channels-last layout
 

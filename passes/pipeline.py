@@ -20,9 +20,10 @@ from fxapprox.codecs import Group
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, UnsupportedGraph
 from fxapprox.files.plan_file import SavedPlan
-from fxapprox.ir.joint import Joint, flops
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import TAUGHT
 from fxapprox.ir.records import Activation, Plan, Segment, Spliced
+from fxapprox.ir.tensors import flops
 from fxapprox.memory.between import NOTHING, Handed
 from fxapprox.memory.held import held_by, saved_by
 from fxapprox.memory.settings import Point

@@ -29,7 +29,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.rerun import constants
-from fxapprox.ir.joint import nbytes, storage_of, tensor_of
+from fxapprox.ir.tensors import nbytes, storage_of, tensor_of
 from fxapprox.options import Count
 
 WORTH = 0.98  # of the peak without segments: more is not worth a second forward

@@ -9,19 +9,11 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.arguments import operands
-from fxapprox.ir.joint import (
-    Inliner,
-    Joint,
-    erase_unused,
-    is_dense,
-    memory_order,
-    signature,
-    storage_of,
-    symbolic_shape,
-    tensor_of,
-)
+from fxapprox.ir.inline import Inliner, signature
+from fxapprox.ir.joint import Joint, erase_unused
 from fxapprox.ir.operators import op_name, table_use
 from fxapprox.ir.records import Use
+from fxapprox.ir.tensors import is_dense, memory_order, storage_of, symbolic_shape, tensor_of
 
 
 def stand_in(joint: Joint) -> Joint:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxapprox.ir.joint import tensor_of
 from fxapprox.ir.operators import op_name
 from fxapprox.ir.records import Activation, Decision
+from fxapprox.ir.tensors import tensor_of
 
 DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16", "uint8": "u8", "int32": "i32"}
 

@@ -29,7 +29,7 @@ from fxapprox.codecs.grid import round_to_bfloat16
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.errors import OptionError
-from fxapprox.ir.joint import memory_order
+from fxapprox.ir.tensors import memory_order
 
 BITS = (8, 4, 3, 2)
 SHAPES = st.lists(st.integers(0, 9), max_size=4)

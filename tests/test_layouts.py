@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxapprox.analysis.layouts import channels_last_images
-from fxapprox.ir.joint import tensor_of
+from fxapprox.ir.tensors import tensor_of
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite
 from tests.passes.graphs import traced

@@ -19,9 +19,10 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.facts import Facts
 from fxapprox.analysis.normalization import statistics_of
 from fxapprox.ir.arguments import argument, arguments
-from fxapprox.ir.joint import Joint, symbolic_shape, tensor_of
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import RESHAPES, is_plain, op_name, rule_of
 from fxapprox.ir.records import Affine, Clamp
+from fxapprox.ir.tensors import symbolic_shape, tensor_of
 from fxapprox.sizes import Size
 
 _Size = TypeVar("_Size", int, Size)

@@ -15,9 +15,10 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.intervals import Interval, interval
 from fxapprox.analysis.selected import ceilings
 from fxapprox.ir.arguments import argument, operands
-from fxapprox.ir.joint import Joint, numel, storage_of, tensor_of
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
 from fxapprox.ir.records import Use
+from fxapprox.ir.tensors import numel, storage_of, tensor_of
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand

@@ -14,8 +14,8 @@ from typing import Any
 from torch import fx
 
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.joint import tensor_of
 from fxapprox.ir.operators import INDICES, is_plain, is_view, op_name
+from fxapprox.ir.tensors import tensor_of
 
 INF = math.inf
 Interval = tuple[float, float]

@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.joint import element_of, flops, is_dense, memory_order, symbolic_shape, tensor_of
 from fxapprox.ir.operators import is_view, op_name
+from fxapprox.ir.tensors import element_of, flops, is_dense, memory_order, symbolic_shape, tensor_of
 from fxapprox.sizes import Size
 
 CONVOLUTION = "aten.convolution"

@@ -19,8 +19,9 @@ from torch import fx
 from fxapprox.analysis.facts import Facts
 from fxapprox.codecs.groups import group_shape
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.joint import Joint, tensor_of
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name, rule_of
+from fxapprox.ir.tensors import tensor_of
 
 LENGTHS = frozenset("aten.var_mean aten.var aten.std aten.linalg_vector_norm aten.norm aten.mean aten.sum".split())
 ROOTS = frozenset("aten.rsqrt aten.sqrt aten.reciprocal aten.div aten.pow".split())

@@ -10,9 +10,9 @@ from torch import fx
 
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.joint import numel, tensor_of
 from fxapprox.ir.operators import is_plain, is_view, op_name
 from fxapprox.ir.records import Moments
+from fxapprox.ir.tensors import numel, tensor_of
 
 ENOUGH = 8  # elements that a statistic is of, at least
 

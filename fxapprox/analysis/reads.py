@@ -18,9 +18,10 @@ from fxapprox.analysis.facts import Facts
 from fxapprox.analysis.intervals import EVERYTHING, INF
 from fxapprox.analysis.norm_inputs import rows_of_products
 from fxapprox.ir.arguments import argument, arguments, operands
-from fxapprox.ir.joint import Joint, element_of
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, rule_of, table_use
 from fxapprox.ir.records import Reach, Use
+from fxapprox.ir.tensors import element_of
 
 SIGMOIDS = frozenset("aten.tanh aten.sigmoid aten.erf".split())
 # how many times steeper than exp(-x), exp(-x * x / 2), or a sigmoid, a function may be for its operand to be coded

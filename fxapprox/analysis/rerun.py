@@ -14,8 +14,9 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.ir.joint import nbytes, numel, source_line, tensor_of
 from fxapprox.ir.operators import is_random, op_name, rule_of
+from fxapprox.ir.source import source_line
+from fxapprox.ir.tensors import nbytes, numel, tensor_of
 
 # Operators of these give the same result for the same operands, unless they are tagged.
 FAMILIES = ("aten.", "prims.", "fxapprox.")

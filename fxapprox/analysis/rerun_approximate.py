@@ -17,9 +17,9 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.decisions import rectified
 from fxapprox.analysis.facts import SMALL
 from fxapprox.ir.arguments import argument, operands
-from fxapprox.ir.joint import numel, tensor_of
 from fxapprox.ir.operators import ATTENTION_FORWARD, is_view, op_name, table_use
 from fxapprox.ir.records import Activation, Clamp, Use
+from fxapprox.ir.tensors import numel, tensor_of
 
 COMPARISONS_WITH_ZERO = {"aten.gt": True, "aten.le": False}  # of z or of max(z, 0): what they are where z > 0
 

@@ -13,8 +13,9 @@ from torch import fx
 
 from fxapprox.analysis.intervals import EVERYTHING, INF, Interval, interval
 from fxapprox.ir.arguments import argument, arguments
-from fxapprox.ir.joint import Joint, symbolic_shape, tensor_of
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import is_plain, is_pointwise, op_name
+from fxapprox.ir.tensors import symbolic_shape, tensor_of
 
 SCALED = frozenset("aten.mul aten.div aten.add aten.sub aten.neg prims.convert_element_type".split())
 STEPS = 6  # of arithmetic with numbers, at most, between a condition's operand and an exponential's

@@ -1,4 +1,4 @@
-"""Where in the user's own code something happened: graph breaks, and errors without the sixty frames around them."""
+"""Where in the user's own code something happened or was made: lines, modules, graph breaks, and errors in one line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import sysconfig
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import fx
 
 from fxapprox import torch_adapter as adapter
 
@@ -93,6 +95,37 @@ def _is_foreign(frame: traceback.FrameSummary) -> bool:
     """Neither torch's nor ours."""
     path = _path(frame)
     return not frame.filename.startswith("<") and not _inside(path, TORCH) and not is_ours(path)
+
+
+def source_line(node: fx.Node) -> str:
+    """The user's line that made the node, as "file.py:12 in forward: code"; "" if unknown or our own."""
+    return _last_line(node.meta.get("stack_trace") or "")
+
+
+@lru_cache(maxsize=4096)
+def _last_line(trace: str) -> str:
+    lines = [line.strip() for line in trace.strip().splitlines()]
+    for place, code in zip(reversed(lines[:-1]), reversed(lines[1:]), strict=True):
+        if place.startswith("File "):
+            file, line, where = [*place.split(", "), "", ""][:3]
+            path = Path(file.removeprefix("File ").strip('"'))
+            return "" if is_ours(path.resolve()) else f"{path.name}:{line.removeprefix('line ')} {where}: {code}"
+    return ""
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that made the node, as in ``named_modules``; "" at the top."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    return _plain_path(str(next(reversed(stack.values()))[0])) if stack else ""
+
+
+@lru_cache(maxsize=4096)
+def _plain_path(path: str) -> str:
+    path = path.replace("_modules", "")
+    path = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", path)
+    path = re.sub(r"\.+", ".", path).strip(".")
+    # what comes before the model: the name of a local variable, or the cell of a closure
+    return re.sub(r"^((.*\.)?cell_contents|[LG]\.\w+)(\.|$)", "", path)
 
 
 def _reason(text: str) -> str:

@@ -22,8 +22,8 @@ from fxapprox.errors import FxApproxError
 from fxapprox.files.sensitivity import Sensitivities
 from fxapprox.frontend.backend import Backend, note_saved
 from fxapprox.frontend.explain import fresh, untouched
-from fxapprox.ir.joint import memory_order
 from fxapprox.ir.records import Activation, Plan, Stored
+from fxapprox.ir.tensors import memory_order
 from fxapprox.memory.between import Between
 from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import adjustable, levels

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.joint import has_gaps, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.ir.tensors import has_gaps, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.sizes import Size
 
 

@@ -22,8 +22,8 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import CONVOLUTION, PARTS, is_channels_last, is_image
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.joint import nbytes_expression, numel, tensor_of
 from fxapprox.ir.operators import is_view, op_name, rule_of
+from fxapprox.ir.tensors import nbytes_expression, numel, tensor_of
 from fxapprox.sizes import Size
 
 UNROLLED = 8  # a reduction over fewer elements is pointwise

@@ -21,8 +21,8 @@ import sympy
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.joint import module_path
 from fxapprox.ir.operators import op_name
+from fxapprox.ir.source import module_path
 from fxapprox.memory.kernels import Kernel, Lowered, Value, lower
 from fxapprox.sizes import Size, evaluate, renamed
 

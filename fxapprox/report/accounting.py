@@ -13,10 +13,11 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Exact
 from fxapprox.files.plan_file import saved_entries
 from fxapprox.ir.crossing import Crossing
-from fxapprox.ir.joint import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.ir.operators import op_name, table_use
 from fxapprox.ir.records import Activation, Class, Decision, Stored
+from fxapprox.ir.source import module_path
 from fxapprox.ir.storage import Fate, Storage
+from fxapprox.ir.tensors import nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.memory.held import held_by, saved_by
 from fxapprox.memory.timeline import CODED, timeline
 from fxapprox.passes.advance import returned_gradients

@@ -17,10 +17,12 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Codec
 from fxapprox.ir.crossing import Crossing
-from fxapprox.ir.joint import Joint, module_path, nbytes, source_line, tensor_of
+from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
 from fxapprox.ir.records import Activation
+from fxapprox.ir.source import module_path, source_line
 from fxapprox.ir.storage import Fate, Storage
+from fxapprox.ir.tensors import nbytes, tensor_of
 from fxapprox.report.data import ReportData
 
 STAGES = ("joint", "plan", "forward", "backward")

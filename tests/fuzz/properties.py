@@ -15,8 +15,8 @@ from torch import Tensor, fx
 from fxapprox import Options
 from fxapprox.codecs import Copy, Like
 from fxapprox.errors import OptionError
-from fxapprox.ir.joint import memory_order
 from fxapprox.ir.records import Spliced, Stored
+from fxapprox.ir.tensors import memory_order
 from fxapprox.passes.encode import _Alone, _context
 from fxapprox.passes.pipeline import Rewrite, rewrite
 from fxapprox.report.accounting import report_of

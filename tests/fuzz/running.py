@@ -20,7 +20,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.collector import collector_paused
-from fxapprox.ir.joint import Inliner, Joint
+from fxapprox.ir.inline import Inliner
+from fxapprox.ir.joint import Joint
 from fxapprox.passes import encode
 from fxapprox.passes.pipeline import Rewrite
 from fxapprox.sizes import evaluate, hints_of

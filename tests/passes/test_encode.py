@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.codecs import Group, Identity, Standard, Threshold, Zero
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.ir.joint import verify
+from fxapprox.ir.verify import verify
 from fxapprox.measure.memory import stored_bytes
 from tests.models.blocks import blocks
 from tests.passes.graphs import joint_of

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.joint import tensor_of
+from fxapprox.ir.tensors import tensor_of
 from fxapprox.measure.memory import peak_bytes
 from fxapprox.passes.lay_out import lay_out
 from tests.passes.graphs import traced

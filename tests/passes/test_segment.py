@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxapprox.ir.joint import nbytes, tensor_of
 from fxapprox.ir.operators import op_name
+from fxapprox.ir.tensors import nbytes, tensor_of
 from fxapprox.passes.segment import Cut, _Problem, needed_for, segment
 
 X = torch.randn(64)

@@ -1,0 +1,55 @@
+"""The proof that backward takes no decision on an approximate value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import fx
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.errors import UnsupportedGraph
+from fxapprox.ir.arguments import operands
+from fxapprox.ir.operators import is_label, op_name, table_use
+from fxapprox.ir.source import source_line
+from fxapprox.ir.tensors import tensor_of
+
+
+def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None:
+    """Proves that nothing in the backward graph decides on an approximate value.
+
+    Follows every decoded value forward as long as no tangent is involved, and raises where an operator that needs
+    its operand exactly (a comparison, a divisor, an unknown operator) would read one.
+
+    Args:
+        approximate: the decoded values, and the names of those that they stand for.
+
+    Raises:
+        UnsupportedGraph: such an operator exists; the message names it, and the error has the values that it reads.
+    """
+    tainted = {node: frozenset((name,)) for node, name in approximate.items()}
+    gradient: set[fx.Node] = {n for n in backward.graph.nodes if adapter.is_tangent(n)}
+    for node in backward.graph.nodes:
+        if node.op in ("placeholder", "output") or node in approximate:
+            continue
+        touched = [(position, source) for position, source in operands(node) if source in tainted]
+        if any(source in gradient for source in node.all_input_nodes):
+            gradient.add(node)
+        elif touched:
+            tainted[node] = frozenset[str]().union(*(tainted[source] for _, source in touched))
+        value = tensor_of(node)
+        decides = value is not None and (not value.dtype.is_floating_point or is_label(node))
+        if touched and node not in gradient and decides:
+            raise UnsupportedGraph(
+                "verify", f"{op_name(node)} would take a decision from an approximate value",
+                node=node.name, source=source_line(node), values=_read(touched, tainted),
+            )  # fmt: skip
+        for position, source in touched:
+            if table_use(node, position) is None:
+                raise UnsupportedGraph(
+                    "verify", f"unknown operator {op_name(node)} reads the approximate value {source.name!r}",
+                    node=node.name, source=source_line(node), values=_read(touched, tainted),
+                )  # fmt: skip
+
+
+def _read(operands: Iterable[tuple[int, fx.Node]], tainted: Mapping[fx.Node, frozenset[str]]) -> tuple[str, ...]:
+    return tuple(sorted({name for _, source in operands for name in tainted[source]}))
