@@ -1,18 +1,25 @@
-"""fxapprox: train in a fraction of the activation memory, as a graph-rewriting backend of torch.compile."""
+"""fxapprox: train in a fraction of the activation memory, as a graph-rewriting backend of torch.compile.
 
-from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
-from fxapprox.files.plan_file import SavedPlan
-from fxapprox.files.sensitivity import Sensitivities
-from fxapprox.frontend.backend import compile
-from fxapprox.frontend.explain import explain, reports, save_plan
-from fxapprox.ir.operators import teach
-from fxapprox.ir.records import Activation, Class, Decision, Reach
-from fxapprox.measure.audit.result import Audit
-from fxapprox.measure.audit.run import audit
-from fxapprox.measure.calibrate import calibrate
-from fxapprox.measure.fit.largest import BatchFit, max_batch
-from fxapprox.options import Options
-from fxapprox.report.result import Report
+A public name is loaded when it is first used, so that `fxapprox --help` does not wait for torch's compiler.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
+    from fxapprox.files.plan_file import SavedPlan
+    from fxapprox.files.sensitivity import Sensitivities
+    from fxapprox.frontend.backend import compile
+    from fxapprox.frontend.explain import explain, reports, save_plan
+    from fxapprox.ir.operators import teach
+    from fxapprox.ir.records import Activation, Class, Decision, Reach
+    from fxapprox.measure.audit.result import Audit
+    from fxapprox.measure.audit.run import audit
+    from fxapprox.measure.calibrate import calibrate
+    from fxapprox.measure.fit.largest import BatchFit, max_batch
+    from fxapprox.options import Options
+    from fxapprox.report.result import Report
 
 __version__ = "0.1.0"
 
@@ -42,3 +49,33 @@ __all__ = [
     "save_plan",
     "teach",
 ]
+
+_MODULES = {
+    "errors": "DoesNotFit FxApproxError InvalidPlan OptionError TargetError UnsupportedGraph",
+    "files.plan_file": "SavedPlan",
+    "files.sensitivity": "Sensitivities",
+    "frontend.backend": "compile",
+    "frontend.explain": "explain reports save_plan",
+    "ir.operators": "teach",
+    "ir.records": "Activation Class Decision Reach",
+    "measure.audit.result": "Audit",
+    "measure.audit.run": "audit",
+    "measure.calibrate": "calibrate",
+    "measure.fit.largest": "BatchFit max_batch",
+    "options": "Options",
+    "report.result": "Report",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
