@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fxapprox import OptionError
-from fxapprox.cli.main import main as cli
+from fxapprox.cli import app as cli
+from fxapprox.cli import parse
 
 FACTORY = """
 import torch
@@ -275,11 +276,11 @@ def test_standard_output_on_a_full_disk(target: Path) -> None:
 )
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(OptionError, match="--size"):
-        cli.parse_size(text)
-    assert cli.parse_size(" 64 ") == 64
-    assert cli.parse_size("s77 = 64, s12=128") == {"s77": 64, "s12": 128}
+        parse.parse_size(text)
+    assert parse.parse_size(" 64 ") == 64
+    assert parse.parse_size("s77 = 64, s12=128") == {"s77": 64, "s12": 128}
 
 
 def test_a_pattern_stands_once() -> None:
     with pytest.raises(OptionError, match="expected each pattern once"):
-        cli.parse_bits("*=4,head=8,*=8")
+        parse.parse_bits("*=4,head=8,*=8")

@@ -27,7 +27,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fxapprox.cli.main import main as cli
+from fxapprox.cli import app as cli
 from tests.documents import Block, blocks, runnable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,7 +108,7 @@ def _run_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def _run_shell(command: str) -> str:
-    ours = """fxapprox() { python -c 'from fxapprox.cli.main import main; main()' "$@"; }"""
+    ours = """fxapprox() { python -c 'from fxapprox.cli.app import main; main()' "$@"; }"""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-c", f"{ours}\n{command}"], env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fxapprox.cli.main import main as cli
+from fxapprox.cli import app as cli
 from tests import models
 
 SCREEN = 40  # lines

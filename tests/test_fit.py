@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxapprox
 from fxapprox import BatchFit, DoesNotFit, FxApproxError, OptionError
 from fxapprox.amounts import parse_bytes
-from fxapprox.cli.main import main as cli
+from fxapprox.cli import app as cli
 from fxapprox.demo.model import preact_resnet
 from fxapprox.frontend.target import Target
 from fxapprox.measure.fit.largest import FIRST, Affine, Batch, last_within, sizes_of

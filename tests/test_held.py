@@ -275,7 +275,8 @@ def test_an_output_that_the_user_changes_in_place(name: str) -> None:
         try:
             return torch.autograd.grad(loss, model.first.weight)[0]
         except RuntimeError as error:
-            assert "modified by an inplace operation" in str(error)
+            if "modified by an inplace operation" not in str(error):
+                raise
             return None
 
     plain = changed(torch.compile(model, backend="aot_eager_decomp_partition"))

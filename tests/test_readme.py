@@ -44,7 +44,7 @@ def test_python_blocks(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_help_lines(tmp_path: Path) -> None:
-    cli = [sys.executable, "-c", "import sys; from fxapprox.cli.main import main; sys.exit(main())"]
+    cli = [sys.executable, "-c", "import sys; from fxapprox.cli.app import main; sys.exit(main())"]
     for line in HELP_LINES:
         arguments = shlex.split(line, comments=True)[1:]
         done = subprocess.run([*cli, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import fxapprox
-from fxapprox.codecs import Cast, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
+from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.ir.storage import Fate, Storage
 from tests.test_graph_view import reported
 
@@ -30,7 +29,7 @@ def test_the_text_is_made_from_the_record(how: Storage, text: str) -> None:
     [(Exact(), True), (Copy(), True), (Identity(), True), (Mask(), True), (Integer(-1, 1), True), (Cast(), False),
      (Group(8), False), (Threshold(8), False), (Zero(8), False), (Standard(8), False)],
 )  # fmt: skip
-def test_a_codec_says_whether_it_loses_something(codec: fxapprox.codecs.Codec, lossless: bool) -> None:
+def test_a_codec_says_whether_it_loses_something(codec: Codec, lossless: bool) -> None:
     assert Storage.stored(codec).lossless is lossless
 
 

@@ -11,7 +11,7 @@ import torch
 
 import fxapprox
 from fxapprox import FxApproxError
-from fxapprox.cli.main import main as cli
+from fxapprox.cli import app as cli
 from fxapprox.errors import TargetError
 from fxapprox.frontend.explain import explain
 from fxapprox.frontend.target import load, running

@@ -23,7 +23,7 @@ from rich.console import Console
 from fxapprox.bench import records, run, show
 from fxapprox.bench.records import Bench, Record, middle
 from fxapprox.bench.systems import SYSTEMS
-from fxapprox.cli.main import parse_systems
+from fxapprox.cli.parse import parse_systems
 from fxapprox.errors import FxApproxError
 from tools.bench_models import MODELS
 from tools.runs import write_text

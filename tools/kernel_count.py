@@ -19,7 +19,7 @@ import typer
 from rich.progress import track
 from torch import Tensor, nn
 
-from fxapprox.cli.main import parse_bits
+from fxapprox.cli.parse import parse_bits
 from fxapprox.demo.model import preact_resnet
 from tests import absent_gpu
 from tools.kernel_bytes import SYSTEMS, Attention, Residual

@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 
 import fxapprox
-from fxapprox.cli.main import parse_bits
+from fxapprox.cli.parse import parse_bits
 from fxapprox.demo.model import preact_resnet
 from fxapprox.options import Options
 from tools.budget import failure

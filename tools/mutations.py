@@ -37,7 +37,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox import FxApproxError, Options, SavedPlan, Sensitivities
 from fxapprox.amounts import UNITS
-from fxapprox.cli.main import main as cli
+from fxapprox.cli import parse
 from fxapprox.options import ENVIRONMENT, from_environment
 from tools.mutate import mutated_document, mutated_text, mutated_value
 
@@ -170,8 +170,8 @@ def _same(given: Any, options: Options) -> dict[str, Any]:
 
 def _command_line(texts: dict[str, str]) -> dict[str, Any]:
     parsers: dict[str, Callable[[str], Any]] = {
-        "bits": cli.parse_bits, "checkpoint": cli.parse_checkpoint, "checkpoint_bits": cli.parse_checkpoint_bits,
-        "memory_budget": cli.parse_budget, "size": cli.parse_size, "average_bits": _number(float),
+        "bits": parse.parse_bits, "checkpoint": parse.parse_checkpoint, "checkpoint_bits": parse.parse_checkpoint_bits,
+        "memory_budget": parse.parse_budget, "size": parse.parse_size, "average_bits": _number(float),
         "min_bytes": _number(int),
     }  # fmt: skip
     given = {name: parsers[name](text) for name, text in texts.items()}

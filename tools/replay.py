@@ -23,6 +23,7 @@ import torch
 import typer
 from rich.progress import track
 from torch import fx
+from torch.fx.node import map_arg
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
@@ -64,7 +65,7 @@ def graph_text(gm: fx.GraphModule, indent: str = "") -> str:
     numbers = {node: f"%{i}" for i, node in enumerate(gm.graph.nodes)}
     lines = []
     for node in gm.graph.nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(numbers[n]))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Name(numbers[n]))
         given = ", ".join([*map(str, args), *(f"{name}={value}" for name, value in kwargs.items())])
         lines.append(f"{indent}{numbers[node]} {_kind(node.meta.get('val'))} = {_target(node)}({given})")
     for name, function in gm.named_children():

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fxapprox.bench import records, run, show
 from fxapprox.bench.records import Bench, Record
 from fxapprox.bench.worker import Trial
-from fxapprox.cli.main import app
+from fxapprox.cli.app import app
 from fxapprox.errors import FxApproxError, OptionError, TargetError
 
 TARGET = """
