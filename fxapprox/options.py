@@ -37,7 +37,7 @@ class Options:
 
     Attributes:
         bits: bits per stored element, 8, 4 or 2; None is exact mode: lossless savings only.
-            Values that need more get more (see ``Class`` in activation.py).
+            Values that need more get more (see ``Class`` in ir/records.py).
             Or a mapping from patterns of module paths to such numbers, as in ``{"layers.*.attn": 8, "*": 4}``: a
             pattern covers the modules whose path it matches, and all inside them; where several do, the one with
             most literal characters wins; what none covers gets 8.

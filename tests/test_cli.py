@@ -260,7 +260,7 @@ def test_out_that_cannot_be_written(
 def test_standard_output_on_a_full_disk(target: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "from fxapprox import cli; cli.main()", "--help"],
+            [sys.executable, "-c", "from fxapprox.cli.app import main; main()", "--help"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

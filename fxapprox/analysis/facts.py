@@ -1,7 +1,7 @@
 """What is known of each forward value before anything is asked of it.
 
 One walk along the joint graph, in its order: every fact about a node follows from its operator and from the facts about
-its operands. How backward reads the values comes afterwards, against that order (``uses.py``).
+its operands. How backward reads the values comes afterwards, against that order (``reads.py``).
 """
 
 from __future__ import annotations

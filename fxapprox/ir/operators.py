@@ -137,7 +137,7 @@ RULES: dict[str, Rule] = {
         "full_like zeros_like ones_like empty_like new_zeros new_ones new_full new_empty new_empty_strided",
         H, cheap=True,
     ),
-    # The rules of these depend on what their operands are: see uses.py.
+    # The rules of these depend on what their operands are: see analysis/reads.py.
     **_rules("mul div", L, cheap=True),
 }  # fmt: skip
 

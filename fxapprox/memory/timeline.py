@@ -1,6 +1,6 @@
 """How many bytes are alive at every moment of a training step: a model of what Inductor allocates.
 
-Forward and backward are taken as kernels (``kernels.py``). A kernel's results are allocated before it runs, what it
+Forward and backward are taken as kernels (``lower.py``). A kernel's results are allocated before it runs, what it
 reads for the last time is freed after it, and a result takes the place of such an operand where it may. What is saved
 lives from forward to its last use in backward, outputs and gradients to the end. Parameters and inputs are not counted:
 they were there before the step.
@@ -23,7 +23,8 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.operators import op_name
 from fxapprox.ir.source import module_path
-from fxapprox.memory.kernels import Kernel, Lowered, Value, lower
+from fxapprox.memory.kernels import Kernel, Lowered, Value
+from fxapprox.memory.lower import lower
 from fxapprox.sizes import Size, evaluate, renamed
 
 CODED = " as "  # between a value and its code, in the name of a saved life: "relu as 4-bit threshold"

@@ -1,0 +1,46 @@
+"""What libraries on the CPU allocate inside an operator: oneDNN, and the backward of fused attention.
+
+oneDNN brings images into a layout of its own, unless they are channels-last; weights always. Measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sympy
+from torch import fx
+
+from fxapprox.analysis.layouts import CONVOLUTION
+from fxapprox.ir.tensors import tensor_of
+from fxapprox.memory.kernels import Value
+from fxapprox.sizes import Size
+
+CONVOLUTION_BACKWARD = "aten.convolution_backward"
+
+
+def on_cpu(node: fx.Node) -> bool:
+    """Return True if what an operator reads first lies on the CPU."""
+    fake = tensor_of(node.all_input_nodes[0]) if node.all_input_nodes else None
+    return fake is not None and fake.device.type == "cpu"
+
+
+def workspace(name: str, values: Sequence[Value], made: Value) -> Size:
+    """Return the bytes that an operator needs while it runs on the CPU.
+
+    Args:
+        values: what it reads, by place.
+        made: its first result, laid out as it will be.
+    """
+    if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
+        return values[0].size
+    if name == CONVOLUTION:
+        image, weight = values[:2]
+        return weight.size if made.channels_last else _larger(image.size + weight.size, made.size)
+    if name == CONVOLUTION_BACKWARD:
+        gradient, image, weight = values[:3]
+        return 2 * weight.size + sum(v.size for v in (gradient, image) if not v.channels_last)
+    return 0
+
+
+def _larger(a: Size, b: Size) -> Size:
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else sympy.Max(a, b)
