@@ -88,9 +88,8 @@ def _tell_misfits(asked: Problem, plan: Plan) -> None:
         given, value = asked.fixed.get(entry.name), asked.values[entry.name]
         if given is not None and (lacks := asked.lacks(given, value)):
             place = f" in {value.module}" if value.module else ""
-            misfits.append(
-                f"{entry.name}{place} is stored as {entry.codec.text}, not as {given.text}: it lacks {lacks}"
-            )
+            how = f"is stored as {entry.codec.text}, not as {given.text}"
+            misfits.append(f"{entry.name}{place} {how}: it lacks {lacks}")
     if misfits:
         warnings.warn(f"fxapprox: what the policy chose does not fit: {'; '.join(misfits)}", stacklevel=2)
 

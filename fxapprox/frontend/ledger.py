@@ -143,7 +143,7 @@ class Ledger:
     def _miss(self) -> None:
         if not self.missed and not self.graphs:
             self.missed = True
-            warnings.warn(f"fxapprox: {self.nothing}", stacklevel=2)  # under strict, too: torch may well mean it
+            self._tell(self.nothing)
 
     def give_up(self, code: types.CodeType, limit: int, reason: str) -> None:
         """Says that Dynamo has compiled a function as often as it is allowed to, and runs it as it is from now on."""

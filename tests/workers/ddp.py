@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fxapprox
 from tests.workers.common import (
     ROUNDING,
+    Blocks,
     assert_close,
     assert_same_plans,
     averaged,
@@ -115,7 +116,7 @@ def sensitivities_of_one_process_for_all() -> None:
     assert_same_plans(fxapprox.reports(run))
 
 
-class ConvNet(nn.Sequential):
+class ConvNet(Blocks):
     def __init__(self) -> None:
         torch.manual_seed(0)
         super().__init__(
