@@ -32,9 +32,10 @@ from tools.runs import write_text
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")  # the newest of each release that the adapter is for
 CORE = (
-    "tests/passes", "tests/test_backend.py", "tests/test_branches.py", "tests/test_clamps.py", "tests/test_codecs.py",
-    "tests/test_crossing.py", "tests/test_explain.py", "tests/test_gradients.py", "tests/test_once.py",
-    "tests/test_options.py", "tests/test_plan_file.py", "tests/test_sizes.py", "tests/test_user_checkpoints.py",
+    "tests/passes", "tests/ir", "tests/analysis", "tests/codecs", "tests/frontend/test_backend.py",
+    "tests/frontend/test_explain.py", "tests/files/test_plan_file.py", "tests/test_options.py",
+    "tests/whole/test_clamps.py", "tests/whole/test_gradients.py", "tests/whole/test_sizes.py",
+    "tests/whole/test_user_checkpoints.py",
 )  # fmt: skip
 NEEDED = ("pytest", "pytest-xdist", "hypothesis", "transformers", "matplotlib", "pillow", "pydot")
 HEAD = "torch|Python|passed|failed|skipped|run on|failures"

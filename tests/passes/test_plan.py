@@ -158,7 +158,7 @@ def test_a_first_layer_is_not_computed_again() -> None:
     assert len(large(stored)) == 1
 
 
-@pytest.mark.filterwarnings("ignore:fxapprox. what the policy chose does not fit")  # tests/test_backend.py
+@pytest.mark.filterwarnings("ignore:fxapprox. what the policy chose does not fit")  # tests/frontend/test_backend.py
 @pytest.mark.parametrize("codec", [Threshold(4), Zero(4), Standard(4), Group(3)])
 def test_a_codec_that_does_not_fit_the_value_gives_its_bits_to_one_that_does(codec) -> None:
     for model, x in ((norm_block, torch.randn(8, 8, 12, 12)), (residual_block, torch.randn(8, 8, 12, 12))):

@@ -27,7 +27,7 @@ def dumped(factory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_layers_are_folded_to_one_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = dumped("tests.test_dump_large:gpt3_of_3_layers", monkeypatch, capsys)
+    lines = dumped("tests.cli.test_dump_large:gpt3_of_3_layers", monkeypatch, capsys)
     assert len(lines) <= SCREEN
     assert max(map(len, lines)) <= COLUMNS
     assert any("blocks.0-2.mlp.0" in line for line in lines)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.documents import blocks, runnable
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 INSTALL = "pip install -c constraints.txt -e '.[test]'"
 SHELLS = {"console", "bash", "sh", "shell"}

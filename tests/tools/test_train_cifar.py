@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 cifar10 = importlib.import_module("cifar10")
 runs = importlib.import_module("runs")
 train_cifar = importlib.import_module("train_cifar")

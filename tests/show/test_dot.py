@@ -21,7 +21,7 @@ from fxapprox.codecs import Cast, Exact, Group, Mask, Threshold
 from fxapprox.ir.storage import Fate, Storage
 from fxapprox.show.dot import COLOURS, dot_text, drawing, storage_group
 from fxapprox.show.view import graph_view
-from tests.test_graph_view import reported
+from tests.show.test_view import reported
 
 
 def everything(cluster: pydot.Graph) -> tuple[list[pydot.Node], list[pydot.Edge]]:

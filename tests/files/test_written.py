@@ -15,7 +15,7 @@ import fxapprox
 from fxapprox import FxApproxError, SavedPlan, Sensitivities
 from fxapprox.files.written import make_folder, write_file, write_text
 from fxapprox.show.pareto import plot
-from tests.test_graph_view import reported
+from tests.show.test_view import reported
 
 WRITERS: dict[str, Callable[[object], object]] = {
     "plan": lambda path: SavedPlan(()).save(path),  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from fxapprox.show.json import SCHEMA
 from tests.passes.test_advance import LanguageModel, batch
 from tests.passes.test_checkpoint import clamped
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "report-json.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "report-json.md"
 
 
 def convolutions() -> nn.Sequential:

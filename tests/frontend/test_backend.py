@@ -23,7 +23,7 @@ from fxapprox.passes import pipeline
 from fxapprox.passes.pipeline import cache_key
 from tests.training import gradients, relative
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def train_once(model: nn.Module, run, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from fxapprox.cli import app as cli
 from tests.documents import Block, blocks, runnable
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("inspecting", "scale-out", "trainer", "accelerate", "lightning")
 COLUMNS = 110  # of the terminal that the document shows
 

@@ -6,7 +6,7 @@ import pytest
 
 from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.ir.storage import Fate, Storage
-from tests.test_graph_view import reported
+from tests.show.test_view import reported
 
 
 @pytest.mark.parametrize(
