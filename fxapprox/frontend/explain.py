@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
 import traceback
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,15 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, ModelError
 from fxapprox.frontend.backend import Backend, Named
-from fxapprox.frontend.checks import no_gradient, wrong_model
+from fxapprox.frontend.checks import wrong_model
 from fxapprox.frontend.ledger import ledger_of
 from fxapprox.frontend.meta_device import stand_ins
-from fxapprox.ir.source import GraphBreak, breaks_text, described, graph_breaks
+from fxapprox.frontend.tracing import fresh, nothing_captured, untouched
+from fxapprox.ir.source import described, graph_breaks
 from fxapprox.memory.between import Between
 from fxapprox.options import Options
 from fxapprox.report.merge import merge
 from fxapprox.report.result import Report
-
-_serial = itertools.count()
 
 
 class _Explainer(Backend):
@@ -162,25 +159,6 @@ def save_plan(compiled: object, path: str | Path) -> None:
     merge(found).plan.save(path)
 
 
-def nothing_captured(model: Callable[..., Any], args: Sequence[Any], breaks: Sequence[GraphBreak]) -> str:
-    """Why no training graph came out of a model, in words."""
-    if why := no_gradient(model, args):
-        return f"no training graph: {why}"
-    if breaks:
-        return f"no training graph was captured: torch.compile runs this model as it is\n{breaks_text(breaks)}"
-    return "no training graph was captured: the output depends on no parameter (detached, or under torch.no_grad)"
-
-
-def fresh(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model behind a code object of its own, so that explaining never uses up Dynamo's cache of the model's."""
-
-    def run(*args: Any) -> Any:
-        return model(*args)
-
-    code = run.__code__.replace(co_name=f"explain_{next(_serial)}")
-    return types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
-
-
 def _needs_values(error: Exception) -> FxApproxError:
     """For code between graph breaks that asks a tensor without memory for its values."""
     library = str(Path(torch.__file__).parent)
@@ -215,18 +193,3 @@ def _with_sources(report: Report, names: Sequence[str]) -> Report:
         sizes=tuple(replace(symbol, source=own(symbol.source)) for symbol in report.sizes),
         inputs={node: own(name) for node, name in report.inputs.items()},
     )
-
-
-@contextmanager
-def untouched(model: Callable[..., Any]) -> Iterator[None]:
-    """Puts buffers and random numbers back: code between graph breaks runs for real."""
-    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
-    kept = [b.detach().clone() for b in buffers]
-    devices = sorted({b.device.index or 0 for b in buffers if b.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in zip(buffers, kept, strict=True):
-                    buffer.copy_(value)

@@ -70,7 +70,7 @@ def is_users(error: BaseException) -> bool:
     if cause is not error or adapter.failed_in_tracing(error):
         return True
     last = _path(frames[-1]) if frames else None
-    wrapped = last in (OURS / "frontend" / "target.py", OURS / "frontend" / "explain.py")
+    wrapped = last in (OURS / "frontend" / "target.py", OURS / "frontend" / "tracing.py")
     return last is not None and (wrapped or not any(_inside(last, place) for place in (*FOLDERS, *COMPILER)))
 
 

@@ -21,7 +21,7 @@ from fxapprox.codecs import Exact, Like, Mask, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.files.sensitivity import Sensitivities
 from fxapprox.frontend.backend import Backend, note_saved
-from fxapprox.frontend.explain import fresh, untouched
+from fxapprox.frontend.tracing import fresh, untouched
 from fxapprox.ir.records import Activation, Plan, Stored
 from fxapprox.ir.tensors import memory_order
 from fxapprox.memory.between import Between

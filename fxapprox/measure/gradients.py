@@ -14,8 +14,9 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.frontend.backend import Backend, wrapped
 from fxapprox.frontend.checks import no_gradient, wrong_loss, wrong_model
-from fxapprox.frontend.explain import fresh, nothing_captured, reports, untouched
+from fxapprox.frontend.explain import reports
 from fxapprox.frontend.target import Target
+from fxapprox.frontend.tracing import fresh, nothing_captured, untouched
 from fxapprox.ir.source import GraphBreak, graph_breaks
 from fxapprox.measure.batches import Batch, Loss
 from fxapprox.measure.gradient_error import Tally, total_error

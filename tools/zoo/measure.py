@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.frontend.explain import nothing_captured
+from fxapprox.frontend.tracing import nothing_captured
 from fxapprox.ir.source import described
 from fxapprox.measure.gradient_error import Tally, total_error
 from fxapprox.report.merge import merge

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError, OptionError
-from fxapprox.frontend.explain import fresh
+from fxapprox.frontend.tracing import fresh
 from fxapprox.measure.audit.advice import percent
 from fxapprox.measure.audit.records import BitsAudit, Cause, ParameterError
 from fxapprox.measure.audit.result import Audit
