@@ -22,7 +22,7 @@ from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
 from fxapprox.report.accounting import report_of
 from fxapprox.report.result import Report
-from fxapprox.show import log as logs
+from fxapprox.show import log
 
 COMPILERS = {"inductor": adapter.compile_inductor, "eager": adapter.compile_eager}
 
@@ -98,7 +98,7 @@ class Backend:
             report = report_of(result, lowering=self.options.lowering, names=names)
             reports.append(replace(report, options=self.options))
             ledger = current()
-            logs.compiled(reports[-1], len(ledger.reports) if ledger is not None else len(reports) - 1)
+            log.compiled(reports[-1], len(ledger.reports) if ledger is not None else len(reports) - 1)
             return halves
 
         return partition

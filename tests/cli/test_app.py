@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fxapprox import OptionError
-from fxapprox.cli import app as cli
+from fxapprox.cli import app
 from fxapprox.cli import parse
 
 FACTORY = """
@@ -44,7 +44,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     monkeypatch.setattr(sys, "argv", ["fxapprox", *args])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     return int(stopped.value.code or 0)
 
 

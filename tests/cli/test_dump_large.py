@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fxapprox.cli import app as cli
+from fxapprox.cli import app
 from tests import models
 
 SCREEN = 40  # lines
@@ -21,7 +21,7 @@ def dumped(factory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
     monkeypatch.setattr(sys, "argv", ["fxapprox", "dump", factory, "--bits", "4"])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     assert not stopped.value.code
     return capsys.readouterr().out.splitlines()
 

@@ -27,7 +27,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fxapprox.cli import app as cli
+from fxapprox.cli import app
 from tests.documents import Block, blocks, runnable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def _run_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     torch._dynamo.reset()
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     captured = capsys.readouterr()
     assert not stopped.value.code, captured.err
     return captured.out + captured.err

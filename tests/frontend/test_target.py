@@ -11,7 +11,7 @@ import torch
 
 import fxapprox
 from fxapprox import FxApproxError
-from fxapprox.cli import app as cli
+from fxapprox.cli import app
 from fxapprox.errors import TargetError
 from fxapprox.frontend.explain import explain
 from fxapprox.frontend.target import load, running
@@ -260,7 +260,7 @@ def broken_policy(_: fxapprox.Activation) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     monkeypatch.setattr(sys, "argv", ["fxapprox", *args])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     return int(stopped.value.code or 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxapprox.ir import source as user_code
+from fxapprox.ir import source
 from fxapprox.ir.source import GraphBreak, breaks_text, described, graph_breaks, is_users, user_line
 
 
@@ -18,9 +18,9 @@ def frame(file: object, line: int = 1, name: str = "forward", code: str = "x") -
 
 
 MINE = frame("/home/me/net.py", 7, "torch_dynamo_resume_in_forward_at_5", "  return self.a(x)")
-LIBRARY = frame(user_code.LIBRARIES[1] / "transformers" / "model.py", 3)
-TORCH = frame(user_code.TORCH / "nn" / "modules" / "linear.py", 134)
-OURS = frame(user_code.OURS / "frontend" / "explain.py", 105, "run")
+LIBRARY = frame(source.LIBRARIES[1] / "transformers" / "model.py", 3)
+TORCH = frame(source.TORCH / "nn" / "modules" / "linear.py", 134)
+OURS = frame(source.OURS / "frontend" / "explain.py", 105, "run")
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_errors_out_of_a_model_are_the_users() -> None:
     assert is_users(caught.value)
     (line,) = [f.lineno for f in traceback.extract_tb(caught.value.__traceback__) if f.filename == __file__]
     text = described(caught.value)
-    assert text.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x5 and 3x4) (test_user_code.py:")
-    assert f"test_user_code.py:{line} in test_errors_out_of_a_model_are_the_users: nn.Linear(3, 4)" in text
+    assert text.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x5 and 3x4) (test_source.py:")
+    assert f"test_source.py:{line} in test_errors_out_of_a_model_are_the_users: nn.Linear(3, 4)" in text
     assert described(ValueError()) == "ValueError: no message"
     assert not is_users(ValueError("no frames"))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxapprox
 from fxapprox import BatchFit, DoesNotFit, FxApproxError, OptionError
 from fxapprox.amounts import parse_bytes
-from fxapprox.cli import app as cli
+from fxapprox.cli import app
 from fxapprox.demo.model import preact_resnet
 from fxapprox.frontend.target import Target
 from fxapprox.measure.fit.largest import FIRST, Affine, Batch, last_within, sizes_of
@@ -233,7 +233,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *args: str) -> int:
     (tmp_path / "made.py").write_text(FACTORY)
     monkeypatch.setattr(sys, "argv", ["fxapprox", "fit", *args])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        app.main()
     return int(stopped.value.code or 0)
 
 

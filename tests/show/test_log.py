@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fxapprox
-from fxapprox.show import log as logs
+from fxapprox.show import log
 
 ARTIFACTS = ["fxapprox_decisions", "fxapprox_report", "fxapprox_forward", "fxapprox_backward", "fxapprox_timing"]
 SCRIPT = """
@@ -42,8 +42,8 @@ def test_nothing_is_made_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail() -> str:
         raise AssertionError("made, although nobody asked for it")
 
-    monkeypatch.setattr(logs, "artifacts", lambda *_: {"fxapprox_report": ("json", fail)})
-    monkeypatch.setattr(logs, "_line", fail)
+    monkeypatch.setattr(log, "artifacts", lambda *_: {"fxapprox_report": ("json", fail)})
+    monkeypatch.setattr(log, "_line", fail)
     run()
 
 
