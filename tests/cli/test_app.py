@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from fxapprox import OptionError
-from fxapprox.cli import app
-from fxapprox.cli import parse
+from fxapprox.cli import app, parse
 
 FACTORY = """
 import torch

@@ -119,7 +119,7 @@ def test_the_limit_of_one_model_is_said(way: Callable[..., Any]) -> None:
             with pytest.raises(fxapprox.FxApproxError, match=r"compiled 2 times, and .*recompile_limit allows no more"):
                 compiled(x, scale="3")
         else:
-            with pytest.warns(UserWarning, match=r"forward \(.*test_processes.py:\d+\) of .*Told.*mark_dynamic"):
+            with pytest.warns(UserWarning, match=r"forward \(.*test_ledger.py:\d+\) of .*Told.*mark_dynamic"):
                 compiled(x, scale="3").backward()
 
 

@@ -116,6 +116,6 @@ def test_values_that_do_not_exist_are_an_error() -> None:
         return x.sum()
 
     with pytest.raises(
-        fxapprox.FxApproxError, match=r"test_meta.py:\d+ in branching: if x.sum.*meta device do not have"
+        fxapprox.FxApproxError, match=r"test_meta_device.py:\d+ in branching: if x.sum.*meta device do not have"
     ):
         fxapprox.explain(branching, x)
