@@ -14,7 +14,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.activation import Use
 from fxapprox.arguments import argument, operands
-from fxapprox.graph import Joint, numel, storage_of, tensor_of
+from fxapprox.graph import Joint, is_float, numel, storage_of, tensor_of
 from fxapprox.intervals import Interval, interval
 from fxapprox.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
 from fxapprox.selected import ceilings
@@ -96,7 +96,7 @@ def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
     facts.ops[node] = name
     if value is not None:
         facts.sizes[node] = numel(value)
-        if value.dtype.is_floating_point:
+        if is_float(value.dtype):
             facts.floats.add(node)
     if adapter.must_recompute(node) and node not in facts.saved:
         facts.checkpointed.add(node)

@@ -107,6 +107,11 @@ def element_of(node: fx.Node) -> torch.Tensor | None:
     return tensor_of(node)
 
 
+def is_float(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type may be a little off: floating point, complex ones as well."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def symbolic_shape(value: torch.Tensor) -> tuple[Size, ...]:
     """The shape, symbolic sizes as expressions."""
     return tuple(adapter.expression(size) for size in value.shape)
@@ -302,7 +307,7 @@ def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None
         elif touched:
             tainted[node] = frozenset[str]().union(*(tainted[source] for _, source in touched))
         value = tensor_of(node)
-        decides = value is not None and (not value.dtype.is_floating_point or is_label(node))
+        decides = value is not None and (not is_float(value.dtype) or is_label(node))
         if touched and node not in gradient and decides:
             raise UnsupportedGraph(
                 "verify", f"{op_name(node)} would take a decision from an approximate value",

@@ -18,7 +18,7 @@ from fxapprox.activation import Activation, Class, Decision, Segment, Spliced, S
 from fxapprox.codecs import Exact
 from fxapprox.crossing import Crossing
 from fxapprox.errors import FxApproxError
-from fxapprox.graph import module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.graph import is_float, module_path, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.held import held_by, saved_by
 from fxapprox.liveness import CODED, Timeline, joined, timeline
 from fxapprox.operators import op_name, table_use
@@ -467,7 +467,7 @@ def _unknown_readers(result: Rewrite) -> dict[str, tuple[str, ...]]:
             continue
         for source in node.all_input_nodes:
             value = tensor_of(source)
-            if source not in result.joint.backward and value is not None and value.dtype.is_floating_point:
+            if source not in result.joint.backward and value is not None and is_float(value.dtype):
                 found[source.name] = tuple(dict.fromkeys((*found.get(source.name, ()), op_name(node))))
     return found
 

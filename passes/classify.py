@@ -23,6 +23,7 @@ from fxapprox.graph import (
     element_of,
     has_gaps,
     is_dense,
+    is_float,
     module_path,
     source_line,
     storage_of,
@@ -35,7 +36,7 @@ from fxapprox.operators import UNROUNDED, is_random, is_view, op_name, rule_of
 from fxapprox.unevenness import uneven_of
 from fxapprox.uses import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
 
 
 def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
@@ -142,8 +143,8 @@ def _class_of(node: fx.Node, value: torch.Tensor | None, asked: Asked, facts: Fa
         return CLASS_OF_USE[asked.every], asked.why  # a tuple: never stored, but made of a value that may be
     if value is None:
         return Class.SENSITIVE, "not a tensor"
-    if not value.dtype.is_floating_point:
-        return Class.DISCRETE, "integers and masks are kept without loss" if not value.dtype.is_complex else "complex"
+    if not is_float(value.dtype):
+        return Class.DISCRETE, "integers and masks are kept without loss"
     if node in facts.gradients:
         return Class.SENSITIVE, "a gradient, computed in forward for a loss's gradient of 1"
     if node in facts.decisions:

@@ -17,6 +17,7 @@ from fxapprox.errors import FxApproxError, InvalidPlan, UnsupportedGraph
 from fxapprox.graph import (
     Inliner,
     erase_unused,
+    is_float,
     memory_order,
     nodes_between,
     source_line,
@@ -197,7 +198,7 @@ def _encode_one(
         result = results[node.name]
         slot.replace_all_uses_with(result)
         backward.graph.erase_node(slot)
-        if node is value and _loses(entry) and result.meta["val"].dtype.is_floating_point:
+        if node is value and _loses(entry) and is_float(result.meta["val"].dtype):
             approximate.add(result)
     names = (
         tuple(n.name for n in nodes) for nodes in (nodes_between(args, written), nodes_between(new_inputs, decoded))
