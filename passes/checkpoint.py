@@ -276,6 +276,8 @@ def _encoded(forward: fx.GraphModule, codec: Codec | None, known: Mapping[str, A
         value = tensor_of(node)
         if codec is None or value is None or node.name not in known or not known[node.name].approximable:
             continue
+        if value.dtype.is_complex:
+            continue  # the codec is one of real numbers
         size = evaluate(codec.nbytes(symbolic_shape(value), value.dtype), hints)
         if not known[node.name].kept and size < nbytes(value):
             found[node] = size

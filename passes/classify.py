@@ -25,9 +25,9 @@ from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import UNROUNDED, is_random, is_view, op_name, rule_of
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
 from fxapprox.ir.source import module_path, source_line
-from fxapprox.ir.tensors import element_of, has_gaps, is_dense, storage_of, symbolic_shape, tensor_of
+from fxapprox.ir.tensors import element_of, has_gaps, is_dense, is_float, storage_of, symbolic_shape, tensor_of
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
 
 
 def classify(joint: Joint, *, min_bytes: int) -> tuple[Activation, ...]:
@@ -134,8 +134,8 @@ def _class_of(node: fx.Node, value: torch.Tensor | None, asked: Asked, facts: Fa
         return CLASS_OF_USE[asked.every], asked.why  # a tuple: never stored, but made of a value that may be
     if value is None:
         return Class.SENSITIVE, "not a tensor"
-    if not value.dtype.is_floating_point:
-        return Class.DISCRETE, "integers and masks are kept without loss" if not value.dtype.is_complex else "complex"
+    if not is_float(value.dtype):
+        return Class.DISCRETE, "integers and masks are kept without loss"
     if node in facts.gradients:
         return Class.SENSITIVE, "a gradient, computed in forward for a loss's gradient of 1"
     if node in facts.decisions:

@@ -18,7 +18,7 @@ from fxapprox.ir.joint import erase_unused, nodes_between
 from fxapprox.ir.operators import RESHAPES, op_name
 from fxapprox.ir.records import Affine, Moments, Plan, Spliced, Stored
 from fxapprox.ir.source import source_line
-from fxapprox.ir.tensors import memory_order, storage_of, symbolic_shape, tensor_of
+from fxapprox.ir.tensors import is_float, memory_order, storage_of, symbolic_shape, tensor_of
 from fxapprox.ir.verify import verify
 
 
@@ -191,7 +191,7 @@ def _encode_one(
         result = results[node.name]
         slot.replace_all_uses_with(result)
         backward.graph.erase_node(slot)
-        if node is value and _loses(entry) and result.meta["val"].dtype.is_floating_point:
+        if node is value and _loses(entry) and is_float(result.meta["val"].dtype):
             approximate.add(result)
     names = (
         tuple(n.name for n in nodes) for nodes in (nodes_between(args, written), nodes_between(new_inputs, decoded))

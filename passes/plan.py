@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fxapprox.codecs import Carrier, Codec, Integer, Mask, Standard
+from fxapprox.codecs import Carrier, Codec, Copy, Integer, Mask, Standard
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Class, Plan, Stored, Use
 from fxapprox.options import BITS, PROVISIONAL_BITS, Options
@@ -190,7 +190,9 @@ def _sets(stored: Collection[Place]) -> Sets:
 def _bytes_of(problem: Problem, sets: Sets, names: Collection[str]) -> int:
     need = _resolve(problem, sets, names)
     kinds = _kinds(problem, need)
-    return sum(evaluate(_store(name, problem, need, kinds).nbytes, problem.hints) for name in need.stored)
+    stored = [_store(name, problem, need, kinds) for name in need.stored]
+    # of two plans of the same bytes, the one that copies less
+    return sum(evaluate(entry.nbytes, problem.hints) + isinstance(entry.codec, Copy) for entry in stored)
 
 
 # --- what the cut means --------------------------------------------------------------------------

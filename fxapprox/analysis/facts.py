@@ -18,7 +18,7 @@ from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
 from fxapprox.ir.records import Use
-from fxapprox.ir.tensors import numel, storage_of, tensor_of
+from fxapprox.ir.tensors import is_float, numel, storage_of, tensor_of
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
@@ -97,7 +97,7 @@ def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
     facts.ops[node] = name
     if value is not None:
         facts.sizes[node] = numel(value)
-        if value.dtype.is_floating_point:
+        if is_float(value.dtype):
             facts.floats.add(node)
     if adapter.must_recompute(node) and node not in facts.saved:
         facts.checkpointed.add(node)

@@ -21,9 +21,10 @@ from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, rule_of, table_use
 from fxapprox.ir.records import Reach, Use
-from fxapprox.ir.tensors import element_of
+from fxapprox.ir.tensors import element_of, is_float
 
 SIGMOIDS = frozenset("aten.tanh aten.sigmoid aten.erf".split())
+PRODUCTS = frozenset("aten.mul prims.fma aten.addcmul".split())
 # how many times steeper than exp(-x), exp(-x * x / 2), or a sigmoid, a function may be for its operand to be coded
 STEEP, STEEP_SIGMOID = 2, 10
 
@@ -81,7 +82,7 @@ def _operand_uses(
         if operand not in facts.ops:
             continue  # a gradient
         value = element_of(operand)
-        if value is None or not value.dtype.is_floating_point:
+        if value is None or not is_float(value.dtype):
             yield operand, Use.DECISION if value is not None else Use.SENSITIVE
         elif strict or operand in exact:
             yield operand, max(Use.SENSITIVE, _operand_use(node, position, operand, facts))
@@ -97,8 +98,10 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
     if use == Use.DECISION:
         return use
     name = op_name(node)
+    if (value := element_of(operand)) is not None and value.dtype.is_complex and use != Use.LINEAR:
+        return use if name in PRODUCTS else Use.SENSITIVE  # what is smooth on the real line has poles off it
     low, high = facts.bounds.get(operand, EVERYTHING)
-    if name in ("aten.mul", "prims.fma", "aten.addcmul"):
+    if name in PRODUCTS:
         return Use.SMOOTH if _multiplies_activations(node, operand, facts) else Use.LINEAR
     if name == "aten.div" and position == 1:
         return Use.SMOOTH if low >= 1 or high <= -1 else Use.SENSITIVE

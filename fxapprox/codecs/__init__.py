@@ -7,6 +7,7 @@ neighbours.
 
 from fxapprox.codecs.base import Carrier, Codec, Copy, Exact, Identity, Like, Predicate
 from fxapprox.codecs.cast import Cast
+from fxapprox.codecs.complex import Complex
 from fxapprox.codecs.group import Group
 from fxapprox.codecs.mask import Integer, Mask
 from fxapprox.codecs.probe import Probe
@@ -18,6 +19,7 @@ __all__ = [
     "Carrier",
     "Cast",
     "Codec",
+    "Complex",
     "Copy",
     "Exact",
     "Group",

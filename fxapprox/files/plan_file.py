@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
+from fxapprox.codecs import Cast, Codec, Complex, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.errors import FxApproxError, shown
 from fxapprox.files import json_file, typed
 from fxapprox.ir.records import Activation, Plan
 
 SCHEMA = 1
 CODECS: dict[str, type[Codec]] = {
-    kind.__name__: kind for kind in (Cast, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero)
+    kind.__name__: kind
+    for kind in (Cast, Complex, Copy, Exact, Group, Identity, Integer, Mask, Standard, Threshold, Zero)
 }
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 NO_TENSOR = "None"  # in place of a dtype

@@ -55,6 +55,10 @@ RULES: dict[str, Rule] = {
     ),
     # The result of as_strided depends on the memory layout, which only an exact copy is sure to keep.
     **_rules("as_strided", E, cheap=True, view=True),
+    # Complex numbers and their parts, and transforms of Fourier's.
+    **_rules("_conj view_as_real view_as_complex real imag", L, cheap=True, view=True),
+    **_rules("resolve_conj complex", L, cheap=True),
+    **_rules("_fft_r2c _fft_c2r _fft_c2c", L),
     # Copies, casts and layout.
     **_rules(
         "clone contiguous _to_copy prims.convert_element_type prims.broadcast_in_dim constant_pad_nd cat stack"

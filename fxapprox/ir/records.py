@@ -213,8 +213,8 @@ class Activation:
 
     @property
     def is_float(self) -> bool:
-        """Whether its elements are floating point numbers."""
-        return self.dtype is not None and self.dtype.is_floating_point
+        """Whether its elements are floating point numbers, or complex."""
+        return self.dtype is not None and (self.dtype.is_floating_point or self.dtype.is_complex)
 
 
 @dataclass(frozen=True, slots=True)

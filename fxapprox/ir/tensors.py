@@ -29,6 +29,11 @@ def element_of(node: fx.Node) -> torch.Tensor | None:
     return tensor_of(node)
 
 
+def is_float(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type may be a little off: floating point, complex ones as well."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def symbolic_shape(value: torch.Tensor) -> tuple[Size, ...]:
     """The shape, symbolic sizes as expressions."""
     return tuple(adapter.expression(size) for size in value.shape)

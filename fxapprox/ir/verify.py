@@ -11,7 +11,7 @@ from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.arguments import operands
 from fxapprox.ir.operators import is_label, op_name, table_use
 from fxapprox.ir.source import source_line
-from fxapprox.ir.tensors import tensor_of
+from fxapprox.ir.tensors import is_float, tensor_of
 
 
 def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None:
@@ -37,7 +37,7 @@ def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None
         elif touched:
             tainted[node] = frozenset[str]().union(*(tainted[source] for _, source in touched))
         value = tensor_of(node)
-        decides = value is not None and (not value.dtype.is_floating_point or is_label(node))
+        decides = value is not None and (not is_float(value.dtype) or is_label(node))
         if touched and node not in gradient and decides:
             raise UnsupportedGraph(
                 "verify", f"{op_name(node)} would take a decision from an approximate value",

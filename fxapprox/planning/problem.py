@@ -12,7 +12,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Standard, Threshold, Zero
+from fxapprox.codecs import (
+    Carrier,
+    Codec,
+    Complex,
+    Copy,
+    Exact,
+    Group,
+    Identity,
+    Integer,
+    Mask,
+    Standard,
+    Threshold,
+    Zero,
+)
 from fxapprox.errors import OptionError
 from fxapprox.ir.records import LEAST_BITS, Activation, Affine, Class, Use
 from fxapprox.options import Options
@@ -152,7 +165,7 @@ class Problem:
             return given
         entering = value.entering and self.options.checkpoint_bits is not None
         bits = self.options.checkpoint_bits if entering else self.bits[value.module]
-        if given is not None:
+        if given is not None and given.bits is not None and given.bits <= 8:  # a cast to 16 bits is no code
             bits = given.bits
         elif bits is None:  # it is computed again from codes of what enters a checkpointed region, or stored exactly
             return Copy() if value.partial else Exact()
@@ -165,6 +178,8 @@ class Problem:
 
     def lacks(self, codec: Codec, value: Activation) -> str:
         """What a codec asks of a value that has it not, in words; "" if it fits."""
+        if is_complex(value) != isinstance(codec, Complex) and not isinstance(codec, (Exact, Identity)):
+            return "real numbers" if is_complex(value) else "imaginary parts"
         if isinstance(codec, Standard):
             return "" if value.moments is not None else "statistics that are stored anyway"
         if isinstance(codec, (Threshold, Zero)) and value.name not in self.carriers:
@@ -181,12 +196,19 @@ class Problem:
         rounding, uniform = self.options.rounding, kind is Class.SOFTMAX or value.nonnegative
         if value.moments and kind in (Class.LINEAR, Class.SMOOTH) and rounding == "nearest" and not uniform:
             return Standard(bits)
+        if is_complex(value):
+            return Complex(bits, rounding)
         skewed = value.weights and rounding == "nearest"
         if value.saturates and kind is Class.SMOOTH and not skewed:
             group = Group(bits, rounding, hollow=True)
         else:
             group = Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
         return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
+
+
+def is_complex(value: Activation) -> bool:
+    """Whether the value's elements are complex numbers."""
+    return value.dtype is not None and value.dtype.is_complex
 
 
 def _recomputed_exactly(value: Activation) -> Activation:

@@ -17,7 +17,7 @@ from fxapprox.ir.operators import op_name, table_use
 from fxapprox.ir.records import Activation, Class, Decision, Stored
 from fxapprox.ir.source import module_path
 from fxapprox.ir.storage import Fate, Storage
-from fxapprox.ir.tensors import nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.ir.tensors import is_float, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.memory.held import held_by, saved_by
 from fxapprox.memory.timeline import CODED, timeline
 from fxapprox.passes.advance import returned_gradients
@@ -128,7 +128,7 @@ def _unknown_readers(result: Rewrite) -> dict[str, tuple[str, ...]]:
             continue
         for source in node.all_input_nodes:
             value = tensor_of(source)
-            if source not in result.joint.backward and value is not None and value.dtype.is_floating_point:
+            if source not in result.joint.backward and value is not None and is_float(value.dtype):
                 found[source.name] = tuple(dict.fromkeys((*found.get(source.name, ()), op_name(node))))
     return found
 

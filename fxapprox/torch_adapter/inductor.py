@@ -19,6 +19,7 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 
+from fxapprox.torch_adapter.complex_scatters import complex_scatters_apart
 from fxapprox.torch_adapter.custom_ops import lower_hints
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
 from fxapprox.torch_adapter.speedups import code_generation
@@ -145,7 +146,7 @@ def compile_half(*args: Any, **kwargs: Any) -> Any:
         "realize_reads_threshold": limits.reads, "realize_acc_reads_threshold": limits.all_reads,
         "realize_opcount_threshold": limits.ops,
     }  # fmt: skip
-    with code_generation.quick_inductor(half), inductor_config.patch(patches):
+    with code_generation.quick_inductor(half), complex_scatters_apart(), inductor_config.patch(patches):
         return compile_fx_inner(*args, **kwargs)
 
 
