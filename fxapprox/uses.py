@@ -21,6 +21,7 @@ from fxapprox.graph import Joint, element_of
 from fxapprox.intervals import EVERYTHING, INF
 from fxapprox.norm_inputs import rows_of_products
 from fxapprox.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, rule_of, table_use
+from fxapprox.weighted_means import weighted_means
 
 SIGMOIDS = frozenset("aten.tanh aten.sigmoid aten.erf".split())
 # how many times steeper than exp(-x), exp(-x * x / 2), or a sigmoid, a function may be for its operand to be coded
@@ -51,9 +52,11 @@ def reads_of(joint: Joint, facts: Facts) -> Reads:
     """The forward values that each operator reads, forward's and backward's, and how, in the order of its operands."""
     strict = _exponents(joint) | solving(joint, facts)
     _, factors = rows_of_products(joint, facts)
-    in_backward = factors | matrices(joint, facts)
+    means, sums = weighted_means(joint, facts)
+    in_backward = factors | matrices(joint, facts) | sums
     return {
-        node: tuple(_operand_uses(node, facts, node in strict, in_backward if node in joint.backward else factors))
+        node: tuple(_operand_uses(node, facts, node in strict, in_backward, means) if node in joint.backward
+                    else _operand_uses(node, facts, node in strict, factors, ()))
         for node in joint.gm.graph.nodes if node.op == "call_function"
     }  # fmt: skip
 
@@ -73,7 +76,7 @@ def _exponents(joint: Joint) -> set[fx.Node]:
 
 
 def _operand_uses(
-    node: fx.Node, facts: Facts, strict: bool, exact: Collection[fx.Node]
+    node: fx.Node, facts: Facts, strict: bool, exact: Collection[fx.Node], means: Collection[fx.Node]
 ) -> Iterator[tuple[fx.Node, Use]]:
     """Every operand and its use; ``strict``: the node needs all of them exactly, otherwise those in ``exact``."""
     for position, operand in operands(node):
@@ -84,6 +87,8 @@ def _operand_uses(
             yield operand, Use.DECISION if value is not None else Use.SENSITIVE
         elif strict or operand in exact:
             yield operand, max(Use.SENSITIVE, _operand_use(node, position, operand, facts))
+        elif operand in means:
+            yield operand, max(Use.ATTENTION, _operand_use(node, position, operand, facts))
         else:
             yield operand, _operand_use(node, position, operand, facts)
 
