@@ -22,7 +22,7 @@ from torch import fx
 from fxapprox.arguments import argument, arguments
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint
-from fxapprox.operators import CONTRACTIONS, REDUCTIONS, is_view, op_name, rule_of
+from fxapprox.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
 
 OTHERS = frozenset(
     "aten.cholesky aten.cholesky_solve aten.cholesky_inverse aten.triangular_solve aten.lu_unpack aten.geqrf"
@@ -85,7 +85,10 @@ def matrices(joint: Joint, facts: Facts) -> set[fx.Node]:
 
 
 def _polynomials(joint: Joint, facts: Facts) -> set[fx.Node]:
-    """The products in which one value is a factor more than ``DEGREE`` times; parts of a value count as others."""
+    """The products in which one value is a factor more than ``DEGREE`` times.
+
+    Parts of a value, and exponentials of it, count as values of their own.
+    """
     degrees: dict[fx.Node, Counter[fx.Node]] = {}
     found: set[fx.Node] = set()
     for node in joint.forward_values:
@@ -100,7 +103,7 @@ def _polynomials(joint: Joint, facts: Facts) -> set[fx.Node]:
             degrees[node] = total
             if max(total.values(), default=0) > DEGREE:
                 found.add(node)
-        elif rule is not None and rule.cheap and name not in PARTS:
+        elif rule is not None and rule.cheap and name not in PARTS and name not in EXPONENTIALS:
             degrees[node] = _largest(degrees.get(part, {}) for part in node.all_input_nodes)
         else:
             degrees[node] = Counter((node,))

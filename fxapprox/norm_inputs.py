@@ -20,11 +20,12 @@ from fxapprox.arguments import argument
 from fxapprox.codecs.groups import group_shape
 from fxapprox.facts import Facts
 from fxapprox.graph import Joint, numel, tensor_of
-from fxapprox.operators import EXPONENTIALS, is_view, op_name, rule_of
+from fxapprox.operators import EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
 
 LENGTHS = frozenset("aten.var_mean aten.var aten.std aten.linalg_vector_norm aten.norm aten.mean aten.sum".split())
 ROOTS = frozenset("aten.rsqrt aten.sqrt aten.reciprocal aten.div aten.pow".split())
 PERMUTATIONS = frozenset("aten.permute aten.transpose aten.t".split())
+MATRIX_PRODUCTS = frozenset("aten.bmm aten.baddbmm aten.mm".split())
 JOINS = frozenset("aten.cat aten.stack".split())
 NEVER_ZERO = EXPONENTIALS | {"aten.sigmoid"}  # of what is near 0, their result is not
 SCALED = frozenset("aten.sub aten.mul aten.div aten.view aten.reshape".split())
@@ -38,24 +39,29 @@ def rows_of_products(joint: Joint, facts: Facts) -> tuple[set[fx.Node], set[fx.N
     """(normed products that no code is to hold, what is needed exactly: factors of whole rows and what meets them)."""
     uncoded: set[fx.Node] = set()
     exact: set[fx.Node] = set()
-    stack = list(_normed(joint, facts))
+    # each with what lies between it and its norm
+    stack = [(row, frozenset(_normalized(row[0], facts))) for row in _normed(joint, facts)]
     seen: set[Row] = set()
     while stack:
-        source, row = stack.pop()
-        if (source, row) in seen:
+        row, behind = stack.pop()
+        if row in seen:
             continue
-        seen.add((source, row))
-        for way in _ways(source, row, facts):
+        seen.add(row)
+        for way in _ways(*row, facts):
             product, run = way[-1]
-            uncoded.update(node for node, run in way if run % _group(node))
-            if facts.ops[product] != "aten.mul":
-                stack.append(_factor_of_rows(product, run))
+            name, parts = facts.ops[product], [p for p in product.all_input_nodes if p in facts.floats]
+            between = behind.union(node for node, _ in way)
+            moving = [part for part in parts if part in facts.depends]
+            if name in MATRIX_PRODUCTS:
+                uncoded.update(node for node, run in way if run % _group(node))
+                stack.append((_factor_of_rows(product, run), between.union(moving)))
                 continue
-            moving = [part for part in product.all_input_nodes if part in facts.floats and part in facts.depends]
-            exact.update(part for part in moving if facts.sizes[part] < facts.sizes[product])
+            if name == "aten.mul" and _is_product(product, facts):
+                uncoded.update(node for node, run in way if run % _group(node))
+                exact.update(part for part in moving if facts.sizes[part] < facts.sizes[product])
             if any(_is_common(part, product, run) or _is_unbounded(part, facts) for part in moving):
                 # a norm leaves nearly nothing of its gradient: the rest cancels, errors would not
-                exact.update(moving, (node for node, _ in way), _normalized(source, facts))
+                exact.update(moving, between)
     return uncoded, exact - facts.free
 
 
@@ -86,7 +92,7 @@ def _normed(joint: Joint, facts: Facts) -> Iterator[Row]:
             continue
         dims = [dims] if isinstance(dims, int) else dims
         reduced = {d % value.dim() for d in dims} if dims and value.dim() else set(range(value.dim()))
-        if 0 in reduced:
+        if 0 in reduced and not (isinstance(value.shape[0], int) and value.shape[0] == 1):
             continue
         run = 1
         for d in reversed(range(value.dim())):
@@ -144,7 +150,7 @@ def _ways(source: fx.Node, run: int, facts: Facts) -> Iterator[list[Row]]:
         node, run = way[-1]
         if node not in facts.depends or node in facts.free or node not in facts.sizes:
             continue
-        if _is_product(node, facts):
+        if _is_product(node, facts) or _is_scaled(node, facts):
             yield way
         stack += ([*way, (part, inner)] for part, inner in _forms(node, run, facts))
 
@@ -223,9 +229,39 @@ def _unmoved(node: fx.Node, source: fx.Node) -> int:
 def _is_product(node: fx.Node, facts: Facts) -> bool:
     """Whether the node is a product of activations, and not one of them by its own statistic."""
     moving = [p for p in node.all_input_nodes if p in facts.depends and p not in facts.free and p in facts.floats]
-    if facts.ops[node] in ("aten.bmm", "aten.baddbmm", "aten.mm"):
+    if facts.ops[node] in MATRIX_PRODUCTS:
         return len(moving) > 1
-    return facts.ops[node] == "aten.mul" and len(moving) > 1 and not any(p in facts.statistics for p in moving)
+    return facts.ops[node] == "aten.mul" and len(moving) > 1 and not any(_is_own(p, node, facts) for p in moving)
+
+
+def _is_scaled(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node is multiplied or divided by a value, or a parameter, that is smaller and no statistic of it."""
+    if facts.ops[node] not in ("aten.mul", "aten.div"):
+        return False
+    small = [p for p in node.all_input_nodes if p in facts.depends and facts.sizes.get(p, 0) < facts.sizes[node]]
+    return bool(small) and not any(_is_own(part, node, facts) for part in small)
+
+
+def _is_own(part: fx.Node, product: fx.Node, facts: Facts) -> bool:
+    """Whether the factor is a statistic of what it multiplies."""
+    if part not in facts.statistics:
+        return False
+    others = [other for other in product.all_input_nodes if other is not part]
+    return bool(_made_of(part, facts).intersection(*(_made_of(other, facts) for other in others)))
+
+
+def _made_of(node: fx.Node, facts: Facts) -> set[fx.Node]:
+    """What training moves of what the value is made of, by cheap operators and reductions."""
+    stack, found = [node], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in found or node not in facts.depends or node in facts.free:
+            continue
+        found.add(node)
+        rule = rule_of(node)
+        if (rule is not None and rule.cheap) or facts.ops[node] in REDUCTIONS or op_name(node) == "getitem":
+            stack += node.all_input_nodes
+    return found
 
 
 def _group(node: fx.Node) -> int:

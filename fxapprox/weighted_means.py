@@ -6,7 +6,7 @@ beside v and the mean themselves, and so are errors of theirs: as in fused atten
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from torch import fx
 
@@ -26,24 +26,28 @@ def weighted_means(joint: Joint, facts: Facts) -> tuple[set[fx.Node], set[fx.Nod
     values: set[fx.Node] = set()
     sums: set[fx.Node] = set()
     for node in joint.forward_values:
-        total = argument(node, 1)
-        if facts.ops[node] != "aten.div" or not isinstance(total, fx.Node) or total not in facts.depends:
+        whole, total = argument(node, 0), argument(node, 1)
+        if facts.ops[node] != "aten.div" or not isinstance(whole, fx.Node) or not isinstance(total, fx.Node):
             continue
-        factors = set(_factors(argument(node, 0), facts))
-        weights = _made_of(total, facts) if factors else set[fx.Node]()
-        if factors.isdisjoint(weights) or factors <= weights:
-            continue
-        values.add(node)
-        sums.update(set(_factors(total, facts, until=factors)) - factors)
-        stack = list(factors - weights)
+        mean = set[fx.Node]()
+        stack, weights, known = [whole], _made_of(total, facts), False
         while stack:
             value = stack.pop()
-            inner = set(_factors(value, facts))
-            if inner.isdisjoint(weights):
-                values.add(value)
-            else:  # q @ (k.mT @ v): what is read of it may be the least of it
-                sums.add(value)
-                stack += inner - weights
+            factors, summed = _factors(value, facts)
+            weighing = factors & weights
+            if summed and weighing and weighing != factors:
+                if not known:
+                    sums.update(_factors(total, facts, until=factors)[0] - factors)
+                else:  # q @ (k.mT @ v): what is read of it may be the least of it
+                    sums.add(value)
+                known = True
+                stack += factors - weights
+            elif factors and not summed:
+                stack += factors  # a gate of the mean
+            else:
+                mean.add(value)
+        if known:
+            values.update(mean, (node,))
     return _with_copies(values - facts.free, joint), _with_copies(sums - facts.free, joint)
 
 
@@ -54,18 +58,20 @@ def _with_copies(found: set[fx.Node], joint: Joint) -> set[fx.Node]:
     return found
 
 
-def _factors(node: object, facts: Facts, until: Collection[fx.Node] = ()) -> Iterator[fx.Node]:
-    """The factors of the product of activations that the node is a sum or another form of."""
-    while isinstance(node, fx.Node) and node in facts.depends and node not in facts.free and node not in until:
+def _factors(node: fx.Node, facts: Facts, until: Collection[fx.Node] = ()) -> tuple[set[fx.Node], bool]:
+    """(the factors of the product of activations that the node is another form of, whether it is a sum of products)."""
+    summed = False
+    while node in facts.depends and node not in facts.free and node not in until:
         rule, name = rule_of(node), facts.ops[node]
         moving = [part for part in node.all_input_nodes if part in facts.depends and part in facts.floats]
         if (name in CONTRACTIONS or name == "aten.mul") and len(moving) == 2:
-            if not any(part in facts.free or part in facts.fixed for part in moving):
-                yield from map(_original, moving)
-            return
+            if any(part in facts.free or part in facts.fixed for part in moving):
+                break
+            return {_original(part) for part in moving}, summed or name in CONTRACTIONS
         if len(moving) != 1 or not (name in SUMS or (rule is not None and rule.cheap)):
-            return
-        node = moving[0]
+            break
+        node, summed = moving[0], summed or name in SUMS
+    return set(), False
 
 
 def _made_of(node: fx.Node, facts: Facts) -> set[fx.Node]:

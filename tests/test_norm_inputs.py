@@ -62,11 +62,46 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("width", [64, 16])
 @pytest.mark.parametrize(
-    "gate", [lambda g: g, lambda g: torch.sigmoid(8 * g), torch.exp], ids=["linear", "sigmoid", "exponential"]
+    "gate",
+    [lambda g: g, lambda g: torch.sigmoid(8 * g), torch.exp, lambda g: 1 / (F.softplus(g) + 1e-2)],
+    ids=["linear", "sigmoid", "exponential", "divisor"],
 )
 @pytest.mark.parametrize("norm", ["layer norm", "length"])
 def test_rows_with_a_common_factor(norm: str, gate: Callable[[Tensor], Tensor], width: int, bits: int) -> None:
     require_near(Gated(gate, NORMS[norm], width), torch.randn(256, 32), bits=bits)
+
+
+class Scaled(nn.Module):
+    """One learned number for all, which a norm divides out again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.scale = nn.Linear(32, 64), nn.Linear(64, 8), nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scalar(self.o(F.layer_norm(self.scale * self.a(x), (64,))))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_learned_scale(bits: int) -> None:
+    require_near(Scaled(), torch.randn(256, 32), bits=bits)
+
+
+class Excited(nn.Module):
+    """Channels that are weighed by what another convolution finds, before a norm of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.o = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.g(x).mean((2, 3), keepdim=True))
+        return scalar(self.o(F.instance_norm(self.a(x) * gate)))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_images_with_a_common_factor(bits: int) -> None:
+    require_near(Excited(), torch.randn(4, 3, 18, 18), bits=bits)
 
 
 class Elementwise(nn.Module):

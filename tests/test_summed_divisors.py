@@ -32,8 +32,15 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "running logarithm": lambda h: torch.log(h.square().cumsum(1) + 1e-3),
     "sums over edges": lambda h: h.exp() / torch.zeros(50, 64).index_add(0, NODES, h.exp())[NODES],
     "gates of edges": lambda h: _gated(torch.sigmoid(3 * h - 4), h),
+    "scan": lambda h: _scanned(h[:, :16]),
     "fixed weights": lambda h: h[:, :32] / (1e-2 + h.square() @ torch.eye(64)[:, :32]),
 }  # fmt: skip
+
+
+def _scanned(h: Tensor) -> Tensor:
+    """A linear recurrence as prefix sums: what decays is multiplied up before, and down again behind."""
+    steps = F.softplus(3 * h).cumsum(1)
+    return (h * steps.exp()).cumsum(1) * (-steps).exp()
 
 
 def _gated(gates: Tensor, h: Tensor) -> Tensor:

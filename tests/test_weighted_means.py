@@ -34,6 +34,10 @@ def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q @ (k.mT @ v) / ((q * k.sum(-2, keepdim=True)).sum(-1, keepdim=True) + 1e-6)
 
 
+def gated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.sigmoid(q) * (k * v).cumsum(2) / (k.cumsum(2) + 1e-6)
+
+
 class Attention(nn.Module):
     def __init__(self, mean: Callable[[Tensor, Tensor, Tensor], Tensor], features: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("mean", [scores, prefixes, whole])
+@pytest.mark.parametrize("mean", [scores, prefixes, whole, gated])
 def test_linear_attention(mean: Callable[..., Tensor], features: str, bits: int) -> None:
     require_near(Attention(mean, FEATURES[features]), torch.randn(2, 32, 64), bits=bits)
 
