@@ -7,20 +7,31 @@ its condition number, and an error that a code brought in as well. Exactly neede
 - whatever the matrix was computed from by products of activations (a covariance of h): its gradient is large where the
   matrix is near to singular, and meets just the small differences in h that made it so. A product with a parameter ends
   the search: what lies before it only sees a gradient of usual size.
+
+Matrices are also inverted and made orthogonal by products of their own products (Newton-Schulz). Such a polynomial of
+a high degree multiplies errors as well, so its factors are needed exactly, back to products with parameters.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
 from torch import fx
 
 from fxapprox.analysis.facts import Facts
+from fxapprox.ir.arguments import argument, arguments
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import CONTRACTIONS, REDUCTIONS, op_name, rule_of
+from fxapprox.ir.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
 
 OTHERS = frozenset(
     "aten.cholesky aten.cholesky_solve aten.cholesky_inverse aten.triangular_solve aten.lu_unpack aten.geqrf"
     " aten.ormqr aten.orgqr aten.logdet aten.svd aten.qr aten.inverse".split()
 )
+DEGREE = 4  # of a polynomial in a matrix, up to which a code's error is multiplied by little
+PRODUCTS = {"aten.mm": (0, 1), "aten.bmm": (0, 1), "aten.addmm": (1, 2), "aten.baddbmm": (1, 2)}  # places of factors
+BRANCHES = 8  # of which degrees are told
+PARTS = frozenset("getitem aten.select aten.slice aten.index aten.gather aten.index_select".split())
 HARMLESS = ("vector_norm", "matrix_norm", "cross", "vecdot", "multi_dot", "diagonal")
 
 
@@ -51,8 +62,12 @@ def solving(joint: Joint, facts: Facts) -> set[fx.Node]:
 
 
 def matrices(joint: Joint, facts: Facts) -> set[fx.Node]:
-    """What decomposed matrices are computed from, back to products with parameters."""
-    stack = [part for node in joint.forward_values if is_decomposition(node) for part in node.all_input_nodes]
+    """What decomposed matrices and polynomials of matrices are computed from, back to products with parameters."""
+    polynomials = _polynomials(joint, facts)
+    stack = [
+        part for node in joint.forward_values if is_decomposition(node) or node in polynomials
+        for part in node.all_input_nodes
+    ]  # fmt: skip
     found: set[fx.Node] = set()
     while stack:
         node = stack.pop()
@@ -63,4 +78,41 @@ def matrices(joint: Joint, facts: Facts) -> set[fx.Node]:
         of_activations = name in CONTRACTIONS and not any(part in facts.free for part in node.all_input_nodes)
         if (rule is not None and rule.cheap) or name in REDUCTIONS or of_activations:
             stack += (part for part in node.all_input_nodes if part in facts.ops)
+    for node in joint.forward_values:  # backward reads them transposed
+        if len(node.all_input_nodes) == 1 and node.all_input_nodes[0] in found and is_view(node):
+            found.add(node)
     return found
+
+
+def _polynomials(joint: Joint, facts: Facts) -> set[fx.Node]:
+    """The products in which one value is a factor more than ``DEGREE`` times.
+
+    Parts of a value, and exponentials of it, count as values of their own.
+    """
+    degrees: dict[fx.Node, Counter[fx.Node]] = {}
+    found: set[fx.Node] = set()
+    for node in joint.forward_values:
+        if node not in facts.depends or node in facts.free or node in facts.fixed:
+            continue
+        rule, name, factors = rule_of(node), facts.ops[node], PRODUCTS.get(facts.ops[node], ())
+        made_of = [part for part in arguments(node) if isinstance(part, fx.Node)]
+        if factors and not any(part in facts.free or part in facts.fixed for part in made_of):
+            total = Counter[fx.Node]()
+            for place in factors:
+                total.update(degrees.get(argument(node, place), ()))
+            degrees[node] = total
+            if max(total.values(), default=0) > DEGREE:
+                found.add(node)
+        elif rule is not None and rule.cheap and name not in PARTS and name not in EXPONENTIALS:
+            degrees[node] = _largest(degrees.get(part, {}) for part in node.all_input_nodes)
+        else:
+            degrees[node] = Counter((node,))
+    return found
+
+
+def _largest(degrees: Iterable[Mapping[fx.Node, int]]) -> Counter[fx.Node]:
+    """Of each value the largest degree; of a sum of many branches those of the largest."""
+    found = Counter[fx.Node]()
+    for each in degrees:
+        found |= Counter(each)
+    return Counter(dict(found.most_common(BRANCHES)))

@@ -18,6 +18,7 @@ from fxapprox.ir.operators import INDICES, is_plain, is_view, op_name
 from fxapprox.ir.tensors import tensor_of
 
 INF = math.inf
+AVERAGES = frozenset("aten.avg_pool1d aten.avg_pool2d aten.avg_pool3d".split())
 Interval = tuple[float, float]
 EVERYTHING: Interval = (-INF, INF)
 
@@ -56,6 +57,8 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
         return (-high, -low)
     if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
         return (0.0, INF)
+    if name == "aten.pow" and second is not None and second[0] == second[1] and low >= 0:
+        return _power(first, second[0])
     if name in ("aten.mul", "aten.div") and second is not None and is_plain(node):
         return _product(node, name, first, second)
     if name in ("aten.add", "aten.sub") and second is not None and is_plain(node):
@@ -65,6 +68,11 @@ def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
         return (low + lows, high + highs)
     if name == "aten.sum" and _is_over_exponentials(node):
         return (1.0, INF)
+    if name == "aten.constant_pad_nd":
+        value = argument(node, "value", 0)
+        return (min(low, value), max(high, value)) if isinstance(value, (int, float)) else EVERYTHING
+    if name in AVERAGES and argument(node, "divisor_override") is None:
+        return (min(low, 0.0), max(high, 0.0))  # padding is averaged with the rest
     if name in ("aten.mean", "aten.amax", "aten.amin") or is_view(node) or name in (
         "aten.clone", "prims.convert_element_type", "aten._to_copy"
     ):  # fmt: skip
@@ -77,6 +85,15 @@ def _range_of(value: object, known: Mapping[fx.Node, Interval]) -> Interval | No
     if isinstance(value, fx.Node):
         return known.get(value, EVERYTHING)
     return (value, value) if isinstance(value, (int, float)) else None
+
+
+def _power(base: Interval, exponent: float) -> Interval:
+    """A power of what is never negative."""
+    try:
+        ends = sorted(end**exponent for end in base)
+    except (OverflowError, ZeroDivisionError):
+        return (0.0, INF)
+    return (ends[0], ends[1])
 
 
 def _product(node: fx.Node, name: str, first: Interval, second: Interval) -> Interval:

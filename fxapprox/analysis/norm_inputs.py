@@ -20,59 +20,80 @@ from fxapprox.analysis.facts import Facts
 from fxapprox.codecs.groups import group_shape
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import op_name, rule_of
-from fxapprox.ir.tensors import tensor_of
+from fxapprox.ir.operators import EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
+from fxapprox.ir.tensors import numel, tensor_of
 
 LENGTHS = frozenset("aten.var_mean aten.var aten.std aten.linalg_vector_norm aten.norm aten.mean aten.sum".split())
 ROOTS = frozenset("aten.rsqrt aten.sqrt aten.reciprocal aten.div aten.pow".split())
 PERMUTATIONS = frozenset("aten.permute aten.transpose aten.t".split())
+MATRIX_PRODUCTS = frozenset("aten.bmm aten.baddbmm aten.mm".split())
+JOINS = frozenset("aten.cat aten.stack".split())
+NEVER_ZERO = EXPONENTIALS | {"aten.sigmoid"}  # of what is near 0, their result is not
+SCALED = frozenset("aten.sub aten.mul aten.div aten.view aten.reshape".split())
+UNBOUNDED = 1e4
 NORMED = "norms are taken of its rows, which may come near 0, and a code's group holds more than one of them"
+
+Row = tuple[fx.Node, int]  # a value, and how many neighbours, in the order of its dimensions, lie in one row
 
 
 def rows_of_products(joint: Joint, facts: Facts) -> tuple[set[fx.Node], set[fx.Node]]:
-    """(normed products that no code is to hold, factors of whole rows that are needed exactly)."""
+    """(normed products that no code is to hold, what is needed exactly: factors of whole rows and what meets them)."""
     uncoded: set[fx.Node] = set()
-    factors: set[fx.Node] = set()
-    stack = list(_normed(joint, facts))
+    exact: set[fx.Node] = set()
+    # each with what lies between it and its norm
+    stack = [(row, frozenset(_normalized(row[0], facts))) for row in _normed(joint, facts)]
+    seen: set[Row] = set()
     while stack:
-        source, row = stack.pop()
-        way = list(_way(source, row, facts))
-        products = [(node, run) for node, run in way if _is_product(node, facts)]
-        uncoded.update(node for node, run in way if products and run % _group(node))
-        for product, run in products:
-            moving = [part for part in product.all_input_nodes if part in facts.floats and part in facts.depends]
-            if facts.ops[product] == "aten.mul":
-                factors.update(part for part in moving if facts.sizes[part] < facts.sizes[product])
-            else:
-                stack.append(_factor_of_rows(product, run))
-    return uncoded, factors - facts.free
+        row, behind = stack.pop()
+        if row in seen:
+            continue
+        seen.add(row)
+        for way in _ways(*row, facts):
+            product, run = way[-1]
+            name, parts = facts.ops[product], [p for p in product.all_input_nodes if p in facts.floats]
+            between = behind.union(node for node, _ in way)
+            moving = [part for part in parts if part in facts.depends]
+            if name in MATRIX_PRODUCTS:
+                uncoded.update(node for node, run in way if run % _group(node))
+                stack.append((_factor_of_rows(product, run), between.union(moving)))
+                continue
+            if name == "aten.mul" and _is_product(product, facts):
+                uncoded.update(node for node, run in way if run % _group(node))
+                exact.update(part for part in moving if facts.sizes[part] < facts.sizes[product])
+            if any(_is_common(part, product, run) or _is_unbounded(part, facts) for part in moving):
+                # a norm leaves nearly nothing of its gradient: the rest cancels, errors would not
+                exact.update(moving, between)
+    return uncoded, exact - facts.free
 
 
-def _factor_of_rows(product: fx.Node, run: int) -> tuple[fx.Node, int]:
+def _factor_of_rows(product: fx.Node, run: int) -> Row:
     """The factor of a matrix product whose rows (columns, where rows are no neighbours) make those of the result."""
     left, right = (product.all_input_nodes * 2)[-2:]
     inner = tensor_of(left)
     return (right, 1) if run == 1 or inner is None else (left, inner.shape[-1])
 
 
-def _normed(joint: Joint, facts: Facts) -> Iterator[tuple[fx.Node, int]]:
-    """What a length is taken of, and how many neighbours belong to one row; norms over the batch are left out."""
+def _normed(joint: Joint, facts: Facts) -> Iterator[Row]:
+    """What a length, or a sum to divide by, is taken of, in its rows; norms over the batch are left out."""
     for node in joint.forward_values:
         source = argument(node, 0)
-        if facts.ops[node] not in LENGTHS or not isinstance(source, fx.Node) or not _is_divisor(node):
+        if facts.ops[node] not in LENGTHS or not isinstance(source, fx.Node):
             continue
         if facts.ops[node] in ("aten.mean", "aten.sum"):
             square = _uncast(source)
-            if op_name(square) not in ("aten.pow", "aten.mul", "aten.square"):
+            if _is_square(square):
+                source = square.all_input_nodes[0]
+            elif not _divides(node):
                 continue
-            source = square.all_input_nodes[0]
+        if not _is_divisor(node):
+            continue
         value = tensor_of(source)
         dims = argument(node, "dim")
         if value is None or source not in facts.sizes:
             continue
         dims = [dims] if isinstance(dims, int) else dims
         reduced = {d % value.dim() for d in dims} if dims and value.dim() else set(range(value.dim()))
-        if 0 in reduced:
+        if 0 in reduced and not (isinstance(value.shape[0], int) and value.shape[0] == 1):
             continue
         run = 1
         for d in reversed(range(value.dim())):
@@ -80,6 +101,24 @@ def _normed(joint: Joint, facts: Facts) -> Iterator[tuple[fx.Node, int]]:
                 break
             run *= value.shape[d] if isinstance(value.shape[d], int) else 1
         yield source, run
+
+
+def _is_square(node: fx.Node) -> bool:
+    return op_name(node) in ("aten.pow", "aten.square") or (
+        op_name(node) == "aten.mul" and len(node.all_input_nodes) == 1
+    )
+
+
+def _divides(node: fx.Node) -> bool:
+    """Whether something is divided by the sum, or by what is little more than it."""
+    for user in node.users:
+        name = op_name(user)
+        if name == "aten.reciprocal" or (name == "aten.div" and argument(user, 1) is node):
+            return True
+        rule = rule_of(user)
+        if name != "aten.div" and rule is not None and rule.cheap and len(user.all_input_nodes) == 1 and _divides(user):
+            return True
+    return False
 
 
 def _is_divisor(node: fx.Node) -> bool:
@@ -104,21 +143,74 @@ def _uncast(node: fx.Node) -> fx.Node:
     return node
 
 
-def _way(node: fx.Node, run: int, facts: Facts) -> Iterator[tuple[fx.Node, int]]:
-    """The value and what it is another form of, back to the operator that made it: each with its run.
+def _ways(source: fx.Node, run: int, facts: Facts) -> Iterator[list[Row]]:
+    """From the value back to each product of activations that it is another form of, the product last."""
+    stack = [[(source, run)]]
+    while stack:
+        way = stack.pop()
+        node, run = way[-1]
+        if node not in facts.depends or node in facts.free or node not in facts.sizes:
+            continue
+        if _is_product(node, facts) or _is_scaled(node, facts):
+            yield way
+        stack += ([*way, (part, inner)] for part, inner in _forms(node, run, facts))
 
-    A run is how many neighbours, in the order of the value's dimensions, are known to lie in one row.
-    """
-    while node in facts.depends and node not in facts.free and node in facts.sizes:
-        yield node, run
-        rule, name = rule_of(node), facts.ops[node]
-        large = [p for p in node.all_input_nodes if p in facts.depends and facts.sizes.get(p) == facts.sizes[node]
-                 and p not in facts.free]  # fmt: skip
-        if rule is None or not rule.cheap or len(large) != 1:
-            return
-        if name in PERMUTATIONS:
-            run = math.gcd(run, _unmoved(node, large[0]))
-        node = large[0]
+
+def _forms(node: fx.Node, run: int, facts: Facts) -> Iterator[Row]:
+    """What the value is another form of; of products and joined values all that they are made of."""
+    rule, name = rule_of(node), facts.ops[node]
+    if rule is None or not rule.cheap or name in NEVER_ZERO:
+        return
+    moving = [part for part in node.all_input_nodes if part in facts.depends and part not in facts.free]
+    if name in JOINS:
+        for part in moving:
+            value = tensor_of(part)
+            if value is not None and value.dim():
+                yield part, math.gcd(run, value.shape[-1]) if isinstance(value.shape[-1], int) else 1
+        return
+    large = [part for part in moving if facts.sizes.get(part) == facts.sizes[node]]
+    if len(large) == 1 or name == "aten.mul":
+        for part in large:
+            yield part, math.gcd(run, _unmoved(node, part)) if name in PERMUTATIONS else run
+
+
+def _is_common(factor: fx.Node, product: fx.Node, run: int) -> bool:
+    """Whether the factor has one element for a whole row of the product."""
+    small, value = tensor_of(factor), tensor_of(product)
+    if small is None or value is None:
+        return False
+    shared, sizes = 1, [1] * (value.dim() - small.dim()) + list(small.shape)
+    for size, whole in zip(reversed(sizes), reversed(value.shape), strict=True):
+        if size != 1 or not isinstance(whole, int):
+            break
+        shared *= whole
+    return shared > 1 and shared % run == 0 and (run > 1 or numel(small) == 1)
+
+
+def _is_unbounded(factor: fx.Node, facts: Facts) -> bool:
+    return facts.ops[factor] in EXPONENTIALS and facts.bounds[factor][1] > UNBOUNDED
+
+
+def _normalized(source: fx.Node, facts: Facts) -> Iterator[fx.Node]:
+    """The value, shifted and scaled by its own statistics."""
+    stack = [source]
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            others = [part for part in user.all_input_nodes if part is not node and part in facts.depends]
+            if (
+                user in facts.ops
+                and op_name(user) in SCALED
+                and all(_behind_views(p) in facts.statistics for p in others)
+            ):
+                yield user
+                stack.append(user)
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    while is_view(node) and op_name(node) != "getitem":
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _unmoved(node: fx.Node, source: fx.Node) -> int:
@@ -138,9 +230,39 @@ def _unmoved(node: fx.Node, source: fx.Node) -> int:
 def _is_product(node: fx.Node, facts: Facts) -> bool:
     """Whether the node is a product of activations, and not one of them by its own statistic."""
     moving = [p for p in node.all_input_nodes if p in facts.depends and p not in facts.free and p in facts.floats]
-    if facts.ops[node] in ("aten.bmm", "aten.baddbmm", "aten.mm"):
+    if facts.ops[node] in MATRIX_PRODUCTS:
         return len(moving) > 1
-    return facts.ops[node] == "aten.mul" and len(moving) > 1 and not any(p in facts.statistics for p in moving)
+    return facts.ops[node] == "aten.mul" and len(moving) > 1 and not any(_is_own(p, node, facts) for p in moving)
+
+
+def _is_scaled(node: fx.Node, facts: Facts) -> bool:
+    """Whether the node is multiplied or divided by a value, or a parameter, that is smaller and no statistic of it."""
+    if facts.ops[node] not in ("aten.mul", "aten.div"):
+        return False
+    small = [p for p in node.all_input_nodes if p in facts.depends and facts.sizes.get(p, 0) < facts.sizes[node]]
+    return bool(small) and not any(_is_own(part, node, facts) for part in small)
+
+
+def _is_own(part: fx.Node, product: fx.Node, facts: Facts) -> bool:
+    """Whether the factor is a statistic of what it multiplies."""
+    if part not in facts.statistics:
+        return False
+    others = [other for other in product.all_input_nodes if other is not part]
+    return bool(_made_of(part, facts).intersection(*(_made_of(other, facts) for other in others)))
+
+
+def _made_of(node: fx.Node, facts: Facts) -> set[fx.Node]:
+    """What training moves of what the value is made of, by cheap operators and reductions."""
+    stack, found = [node], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in found or node not in facts.depends or node in facts.free:
+            continue
+        found.add(node)
+        rule = rule_of(node)
+        if (rule is not None and rule.cheap) or facts.ops[node] in REDUCTIONS or op_name(node) == "getitem":
+            stack += node.all_input_nodes
+    return found
 
 
 def _group(node: fx.Node) -> int:

@@ -17,6 +17,7 @@ from fxapprox.analysis.decompositions import matrices, solving
 from fxapprox.analysis.facts import Facts
 from fxapprox.analysis.intervals import EVERYTHING, INF
 from fxapprox.analysis.norm_inputs import rows_of_products
+from fxapprox.analysis.weighted_means import weighted_means
 from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, rule_of, table_use
@@ -53,9 +54,11 @@ def reads_of(joint: Joint, facts: Facts) -> Reads:
     """The forward values that each operator reads, forward's and backward's, and how, in the order of its operands."""
     strict = _exponents(joint) | solving(joint, facts)
     _, factors = rows_of_products(joint, facts)
-    in_backward = factors | matrices(joint, facts)
+    means, sums = weighted_means(joint, facts)
+    in_backward = factors | matrices(joint, facts) | sums
     return {
-        node: tuple(_operand_uses(node, facts, node in strict, in_backward if node in joint.backward else factors))
+        node: tuple(_operand_uses(node, facts, node in strict, in_backward, means) if node in joint.backward
+                    else _operand_uses(node, facts, node in strict, factors, ()))
         for node in joint.gm.graph.nodes if node.op == "call_function"
     }  # fmt: skip
 
@@ -75,7 +78,7 @@ def _exponents(joint: Joint) -> set[fx.Node]:
 
 
 def _operand_uses(
-    node: fx.Node, facts: Facts, strict: bool, exact: Collection[fx.Node]
+    node: fx.Node, facts: Facts, strict: bool, exact: Collection[fx.Node], means: Collection[fx.Node]
 ) -> Iterator[tuple[fx.Node, Use]]:
     """Every operand and its use; ``strict``: the node needs all of them exactly, otherwise those in ``exact``."""
     for position, operand in operands(node):
@@ -86,6 +89,8 @@ def _operand_uses(
             yield operand, Use.DECISION if value is not None else Use.SENSITIVE
         elif strict or operand in exact:
             yield operand, max(Use.SENSITIVE, _operand_use(node, position, operand, facts))
+        elif operand in means:
+            yield operand, max(Use.ATTENTION, _operand_use(node, position, operand, facts))
         else:
             yield operand, _operand_use(node, position, operand, facts)
 

@@ -43,11 +43,12 @@ SINGULAR = {
     ),
 }  # fmt: skip
 # linear operators that sum elements, of which some results may have few: windows, prefixes, nodes of a graph
-LINEAR_SUMS = CONTRACTIONS | frozenset(
+RUNNING = frozenset(
     "aten.avg_pool2d aten.avg_pool3d aten._adaptive_avg_pool2d aten._adaptive_avg_pool3d aten.avg_pool1d aten.cumsum"
     " aten.index_add aten.scatter_add aten.scatter_reduce aten.index_put aten._unsafe_index_put aten.constant_pad_nd"
     " aten.upsample_bilinear2d aten.tril aten.triu".split()
 )
+LINEAR_SUMS = CONTRACTIONS | RUNNING
 QUOTIENTS = {"aten.div": 1, "aten.reciprocal": 0, "aten.rsqrt": 0, "aten.pow": 0}  # where they have their divisor
 
 EXPONENTIAL = "an exponential or a mask's filling makes its elements too different in size for one code"
@@ -116,7 +117,7 @@ def _is_centred(node: fx.Node, facts: Facts) -> bool:
 def _is_exponential(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> bool:
     rule = rule_of(node)
     low, high = facts.bounds[node]
-    if max(-low, high) < HUGE or rule is None or not rule.cheap:
+    if max(-low, high) < HUGE or rule is None or not (rule.cheap or facts.ops[node] in RUNNING):
         return False
     name, parts = facts.ops[node], node.all_input_nodes
     if name in EXPONENTIALS:
@@ -146,7 +147,7 @@ def _is_power(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> bool:
     if facts.ops[node] in POWERS or argument(node, "reduce") in ("prod", "multiply"):
         return bool(facts.roots[node])
     rule = rule_of(node)
-    linear = rule is not None and rule.cheap and rule.uses[-1] is Use.LINEAR
+    linear = rule is not None and (rule.cheap or facts.ops[node] in RUNNING) and rule.uses[-1] is Use.LINEAR
     return linear and any(found.get(part) == POWER for part in node.all_input_nodes)
 
 
@@ -279,9 +280,11 @@ def _made_into_quotients(joint: Joint, facts: Facts, sums: set[fx.Node]) -> set[
     ]  # fmt: skip
     divisors, found = set(stack) - sums, set[fx.Node]()
     for node, name in facts.ops.items():
-        numerator = argument(node, 0)
-        if name == "aten.div" and argument(node, 1) in divisors and facts.ops.get(numerator) in LINEAR_SUMS:
-            found.add(numerator)  # a weighted sum over the sum of its weights: both are small together
+        if name == "aten.div" and argument(node, 1) in divisors:
+            numerator = argument(node, 0)
+            factors = numerator.all_input_nodes if facts.ops.get(numerator) == "aten.mul" else [numerator]
+            # a weighted sum, or a multiple of it, over the sum of its weights: both are small together
+            found.update(factor for factor in factors if facts.ops.get(factor) in LINEAR_SUMS)
     while stack:
         node = stack.pop()
         if node in found or node in sums or node in facts.free or node not in facts.depends:

@@ -61,10 +61,86 @@ class Gated(nn.Module):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("width", [64, 16])
-@pytest.mark.parametrize("gate", [lambda g: g, lambda g: torch.sigmoid(8 * g)], ids=["linear", "sigmoid"])
+@pytest.mark.parametrize(
+    "gate",
+    [lambda g: g, lambda g: torch.sigmoid(8 * g), torch.exp, lambda g: 1 / (F.softplus(g) + 1e-2)],
+    ids=["linear", "sigmoid", "exponential", "divisor"],
+)
 @pytest.mark.parametrize("norm", ["layer norm", "length"])
 def test_rows_with_a_common_factor(norm: str, gate: Callable[[Tensor], Tensor], width: int, bits: int) -> None:
     require_near(Gated(gate, NORMS[norm], width), torch.randn(256, 32), bits=bits)
+
+
+class Scaled(nn.Module):
+    """One learned number for all, which a norm divides out again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.scale = nn.Linear(32, 64), nn.Linear(64, 8), nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scalar(self.o(F.layer_norm(self.scale * self.a(x), (64,))))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_learned_scale(bits: int) -> None:
+    require_near(Scaled(), torch.randn(256, 32), bits=bits)
+
+
+class Excited(nn.Module):
+    """Channels that are weighed by what another convolution finds, before a norm of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.o = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.g(x).mean((2, 3), keepdim=True))
+        return scalar(self.o(F.instance_norm(self.a(x) * gate)))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_images_with_a_common_factor(bits: int) -> None:
+    require_near(Excited(), torch.randn(4, 3, 18, 18), bits=bits)
+
+
+class Elementwise(nn.Module):
+    """A norm of elements that are multiplied by exponentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.o = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scalar(self.o(F.layer_norm(self.a(x) * torch.exp(5 * self.g(x)), (64,))))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_that_few_elements_make(bits: int) -> None:
+    require_near(Elementwise(), torch.randn(256, 32), bits=bits)
+
+
+class Recurrence(nn.Module):
+    """Heads of a state that is read step by step, gated, and normalized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.z = (nn.Linear(64, 64) for _ in range(4))
+        self.o = nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v, z = (f(x).unflatten(-1, (4, 16)).transpose(1, 2) for f in (self.q, self.k, self.v, self.z))
+        state, rows = torch.zeros(len(x), 4, 16, 16), []
+        for t in range(x.shape[1]):
+            state = 0.9 * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+            rows.append((q[:, :, t, None, :] @ state)[..., 0, :])
+        y = torch.stack(rows, 2) * F.silu(z)
+        return scalar(self.o(F.rms_norm(y, (16,), eps=1e-5).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_of_a_recurrence(bits: int) -> None:
+    require_near(Recurrence(), torch.randn(4, 6, 64), bits=bits)
 
 
 def test_only_what_shares_a_group_is_kept() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fxapprox
 from tests.gradient_cases import Around, require_near, scalar
 
 NODES = torch.arange(96) * 37 % 50  # which of 50 nodes each of 96 edges leads to
@@ -21,6 +22,7 @@ IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
     "generalized mean": lambda h: F.avg_pool2d(h.clamp_min(1e-3).pow(3), 2).pow(1 / 3),
     "divisive normalization": lambda h: h / (1e-2 + F.avg_pool2d(h.abs(), 3, 1, 1)),
     "divisor of a convolution": lambda h: h / torch.sqrt(0.1 + F.conv2d(h.square(), MEAN, padding=1, groups=16)),
+    "local response": lambda h: F.local_response_norm(3 * h, 3, alpha=1.0, k=1e-2),
     "logarithm of a pool": lambda h: torch.log(F.avg_pool2d(h.square(), 2) + 1e-4),
 }  # fmt: skip
 ROWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -30,8 +32,15 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "running logarithm": lambda h: torch.log(h.square().cumsum(1) + 1e-3),
     "sums over edges": lambda h: h.exp() / torch.zeros(50, 64).index_add(0, NODES, h.exp())[NODES],
     "gates of edges": lambda h: _gated(torch.sigmoid(3 * h - 4), h),
+    "scan": lambda h: _scanned(h[:, :16]),
     "fixed weights": lambda h: h[:, :32] / (1e-2 + h.square() @ torch.eye(64)[:, :32]),
 }  # fmt: skip
+
+
+def _scanned(h: Tensor) -> Tensor:
+    """A linear recurrence as prefix sums: what decays is multiplied up before, and down again behind."""
+    steps = F.softplus(3 * h).cumsum(1)
+    return (h * steps.exp()).cumsum(1) * (-steps).exp()
 
 
 def _gated(gates: Tensor, h: Tensor) -> Tensor:
@@ -54,6 +63,11 @@ class Images(nn.Module):
 @pytest.mark.parametrize("name", IMAGES)
 def test_windows(name: str, bits: int) -> None:
     require_near(Images(IMAGES[name]), torch.randn(4, 3, 18, 18), bits=bits)
+
+
+def test_a_divisor_of_at_least_1_leaves_its_operands_coded() -> None:
+    report = fxapprox.explain(Images(lambda h: F.local_response_norm(h, 5)), torch.randn(4, 3, 18, 18), bits=8)
+    assert not [d.value for d in report.decisions if d.storage == "exact" and d.bytes_after > 70_000]
 
 
 @pytest.mark.parametrize("bits", [8, 4])

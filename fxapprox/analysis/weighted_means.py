@@ -1,0 +1,99 @@
+"""Means that a model weighs by hand: (w @ v) / w.sum(), as linear attention has them.
+
+The gradient of a weight is what its element of v differs from the mean. Where all of v is about alike, that is little
+beside v and the mean themselves, and so are errors of theirs: as in fused attention they get 8 bits at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import fx
+
+from fxapprox.analysis.facts import Facts
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.joint import Joint
+from fxapprox.ir.operators import CONTRACTIONS, REDUCTIONS, is_view, op_name, rule_of
+
+COPIES = frozenset("aten.clone aten.expand prims.convert_element_type aten._to_copy".split())
+SUMS = REDUCTIONS | frozenset(
+    "aten.cumsum aten.index_add aten.scatter_add aten.index_put aten._unsafe_index_put aten.avg_pool2d".split()
+)
+
+
+def weighted_means(joint: Joint, facts: Facts) -> tuple[set[fx.Node], set[fx.Node]]:
+    """(what such means are of and the means themselves, weighted sums that are needed exactly); and views of them."""
+    values: set[fx.Node] = set()
+    sums: set[fx.Node] = set()
+    for node in joint.forward_values:
+        whole, total = argument(node, 0), argument(node, 1)
+        if facts.ops[node] != "aten.div" or not isinstance(whole, fx.Node) or not isinstance(total, fx.Node):
+            continue
+        mean = set[fx.Node]()
+        stack, weights, known = [whole], _made_of(total, facts), False
+        while stack:
+            value = stack.pop()
+            factors, summed = _factors(value, facts)
+            weighing = factors & weights
+            if summed and weighing and weighing != factors:
+                if not known:
+                    sums.update(_factors(total, facts, until=factors)[0] - factors)
+                else:  # q @ (k.mT @ v): what is read of it may be the least of it
+                    sums.add(value)
+                known = True
+                stack += factors - weights
+            elif factors and not summed:
+                stack += factors  # a gate of the mean
+            else:
+                mean.add(value)
+        if known:
+            values.update(mean, (node,))
+    return _with_copies(values - facts.free, joint), _with_copies(sums - facts.free, joint)
+
+
+def _with_copies(found: set[fx.Node], joint: Joint) -> set[fx.Node]:
+    for node in joint.forward_values:
+        if len(node.all_input_nodes) == 1 and node.all_input_nodes[0] in found and _is_copy(node):
+            found.add(node)
+    return found
+
+
+def _factors(node: fx.Node, facts: Facts, until: Collection[fx.Node] = ()) -> tuple[set[fx.Node], bool]:
+    """(the factors of the product of activations that the node is another form of, whether it is a sum of products)."""
+    summed = False
+    while node in facts.depends and node not in facts.free and node not in until:
+        rule, name = rule_of(node), facts.ops[node]
+        moving = [part for part in node.all_input_nodes if part in facts.depends and part in facts.floats]
+        if (name in CONTRACTIONS or name == "aten.mul") and len(moving) == 2:
+            if any(part in facts.free or part in facts.fixed for part in moving):
+                break
+            return {_original(part) for part in moving}, summed or name in CONTRACTIONS
+        if len(moving) != 1 or not (name in SUMS or (rule is not None and rule.cheap)):
+            break
+        node, summed = moving[0], summed or name in SUMS
+    return set(), False
+
+
+def _made_of(node: fx.Node, facts: Facts) -> set[fx.Node]:
+    """What the node is made of by products, sums and cheap operators, up to products with parameters."""
+    stack, found = [node], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in found or node not in facts.depends or node in facts.free:
+            continue
+        found.add(node)
+        rule, name = rule_of(node), facts.ops[node]
+        of_activations = name in CONTRACTIONS and not any(part in facts.free for part in node.all_input_nodes)
+        if of_activations or name in SUMS or (rule is not None and rule.cheap):
+            stack += node.all_input_nodes
+    return found
+
+
+def _original(node: fx.Node) -> fx.Node:
+    while _is_copy(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_copy(node: fx.Node) -> bool:
+    return (is_view(node) and op_name(node) != "getitem") or op_name(node) in COPIES
