@@ -19,7 +19,7 @@ from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, ModelError
 from fxapprox.frontend.backend import Backend, Named
 from fxapprox.frontend.checks import wrong_model
-from fxapprox.frontend.ledger import ledger_of
+from fxapprox.frontend.ledger import Graph, ledger_of
 from fxapprox.frontend.meta_device import stand_ins
 from fxapprox.frontend.tracing import fresh, nothing_captured, untouched
 from fxapprox.ir.source import described, graph_breaks
@@ -34,7 +34,7 @@ class _Explainer(Backend):
 
     Attributes:
         fake: the mode of the zeros where they are to be fake; else None.
-        reports: one for each training graph, in the order of compilation.
+        reports: one for each run of a training graph.
         between: what they hand on to one another.
     """
 
@@ -48,7 +48,8 @@ class _Explainer(Backend):
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         outputs = adapter.stand_in_outputs(gm, self.fake)
         link = self.between.link(gm, inputs)
-        partition = self.partition_of(gm, link, self.reports)
+        mine: list[Report] = []
+        partition = self.partition_of(gm, link, mine)
 
         def plan(*args: Any, **kwargs: Any) -> adapter.Partition:
             partition(*args, **kwargs)
@@ -56,7 +57,13 @@ class _Explainer(Backend):
 
         with suppress(_Planned):
             adapter.compile_eager(gm, inputs, adapter.JointPartitioner(plan, None), {})
-        return link.watched(outputs)
+        answer = link.watched(outputs)
+
+        def run(*args: Any) -> Any:
+            self.reports += mine
+            return answer(*args)
+
+        return run
 
 
 class _Planned(Exception):
@@ -105,7 +112,10 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
         except Exception as error:
             if isinstance(error, FxApproxError) or not adapter.failed_in_tracing(error):
                 raise
-            raise ModelError(f"the model failed with {described(error)}") from error
+            zeros = (
+                "; behind a graph break explain() goes on with zeros: reports() of a step needs no such" if raw else ""
+            )
+            raise ModelError(f"the model failed with {described(error)}{zeros}") from error
     breaks = graph_breaks(raw)
     found, explainer.reports = explainer.reports, []  # Dynamo keeps every backend
     if not found:
@@ -115,10 +125,12 @@ def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False,
 
 
 def reports(compiled: object) -> tuple[Report, ...]:
-    """One report for each training graph that a compiled model has run, in the order in which it did so first.
+    """One report for each training graph that a step of a compiled model runs, in their order.
 
-    Graphs that several modules share (torch.compile does that with equal blocks) are reported once; ``report.shared``
-    says how many there are, each of which stores the report's bytes. A graph that was compiled for another model, which
+    A graph that a step runs several times, as in a loop over layers with a graph break in it, has its report as often:
+    each run stores, and its bytes are those of the first. Graphs that other steps ran, with other sizes or branches,
+    come behind. Graphs that several modules share (torch.compile does that with equal blocks) are reported once;
+    ``report.shared`` says how many there are, each of which stores the report's bytes. A graph that was compiled for another model, which
     is gone, has a report without drawings and without other settings.
 
     Args:
@@ -135,11 +147,16 @@ def reports(compiled: object) -> tuple[Report, ...]:
             f" it, not {type(compiled).__name__}"
         )
     ledgers = [ledger for part in parts if (ledger := ledger_of(part)) is not None]
-    found = {graph: report for ledger in ledgers for graph, report in ledger.reports.items()}
+    found: list[Report] = []
+    known: set[Graph] = set()
+    for ledger in ledgers:
+        mine = ledger.reports
+        found += [report for graph, report in mine if graph not in known]
+        known |= {graph for graph, _ in mine}
     missed = [ledger for ledger in ledgers if ledger.missed and not ledger.graphs]
     if missed and not found:
         raise FxApproxError(missed[0].nothing)
-    return tuple(found.values())
+    return tuple(found)
 
 
 def _is_ours(compiled: object) -> bool:

@@ -13,7 +13,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,10 +55,11 @@ class Graph:
 
 @dataclass(slots=True)
 class _Call:
-    """A call of a compiled model, and whether a graph of ours has run in it."""
+    """A call of a compiled model: the graphs of ours that have run in it, and whether one has, in a model inside too."""
 
     ledger: Ledger
     ran: bool = False
+    graphs: list[Graph] = field(default_factory=list)
 
 
 class _Calls(threading.local):
@@ -82,6 +83,7 @@ def ran(graph: Graph) -> None:
     if _calls.stack:
         call = _calls.stack[-1]
         call.ran = True
+        call.graphs.append(graph)
         if graph not in call.ledger.graphs:
             call.ledger.add(graph, graph.report)
 
@@ -93,12 +95,14 @@ class Ledger:
         graphs: those that it has run, in the order in which it did so first, with the report of each; None for graphs
             of inference, and for what another thread has compiled, too.
         between: what they hand on to one another.
+        longest: the graphs of the call that ran the most, one after the other: a loop over layers runs one many times.
         missed: whether a call that may train has run no graph.
     """
 
     def __init__(self, compiler: Any, name: str, hint: str) -> None:
         self.graphs: dict[Graph, Report | None] = {}
         self.between, self.missed = Between(), False
+        self.longest: list[Graph] = []
         self._compiler, self._name, self._hint = compiler, name, hint
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -111,6 +115,8 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         while (call := _calls.stack.pop()).ledger is not self:
             pass  # left by an error in another context that Dynamo enters
+        if len(call.graphs) > len(self.longest):
+            self.longest = call.graphs
         if call.ran:
             for outer in _calls.stack[-1:]:
                 outer.ran = True
@@ -127,13 +133,18 @@ class Ledger:
             self.graphs[graph] = report
 
     @property
-    def reports(self) -> dict[Graph, Report]:
-        """The report of each training graph; it says how many compiled models share the graph."""
+    def reports(self) -> list[tuple[Graph, Report]]:
+        """Training graphs as one call runs them, and then those of other calls.
+
+        Each report says how many compiled models share the graph.
+        """
         found = {graph: report for graph, report in self.graphs.items() if report is not None}
-        return {
+        told = {
             graph: replace(report, shared=count) if (count := len(graph.ledgers)) != report.shared else report
             for graph, report in found.items()
         }
+        others = [graph for graph in told if graph not in self.longest]
+        return [(graph, told[graph]) for graph in (*self.longest, *others) if graph in told]
 
     @property
     def nothing(self) -> str:

@@ -109,7 +109,12 @@ class ReportData:
     @property
     def plan(self) -> SavedPlan:
         """The plan as ``plan.save(path)`` writes it, for ``compile(model, plan=path)``."""
-        return SavedPlan(tuple(report.entries for report in self.graphs or (self,) if report.entries))
+        return SavedPlan(tuple(report.entries for report in self.distinct if report.entries))
+
+    @property
+    def distinct(self) -> tuple[Self, ...]:
+        """The graphs, each of them once however often a step runs it; itself where it is the report of one."""
+        return tuple({id(graph): graph for graph in self.graphs or (self,)}.values())
 
     @property
     def peak_bytes(self) -> int:

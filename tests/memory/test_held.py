@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxapprox
 from fxapprox.measure.memory import stored_bytes
+from fxapprox.report.merge import merge
 from fxapprox.report.result import Report
 from tests.models import heads
 from tests.models.zoo import ZOO
@@ -127,6 +128,41 @@ def test_graph_breaks(activation: Callable[[Tensor], Tensor], bits: int | None) 
     explained = fxapprox.explain(model, *inputs, bits=bits, lowering="eager")
     assert [r.saved_bytes for r in explained.graphs] == [r.saved_bytes for r in found]
     assert explained.baseline_bytes == sum(r.baseline_bytes for r in found)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 128), nn.Linear(128, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.first(x))
+        torch._dynamo.graph_break()
+        return x + self.second(h)
+
+
+class Layers(nn.Module):
+    """Dynamo compiles the two halves of a layer, and runs them for each."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.start = nn.Linear(64, 64)
+        self.layers = nn.ModuleList(Layer() for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        torch._dynamo.graph_break()
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_graph_that_a_step_runs_several_times_counts_as_often(bits: int | None) -> None:
+    model, x = Layers(3), torch.randn(64, 64)
+    found = compare(model, x, bits=bits)
+    assert [r.saved_bytes for r in fxapprox.explain(model, x, bits=bits).graphs] == [r.saved_bytes for r in found]
+    assert (len(found), len(merge(found).plan.graphs)) == (7, 2)  # of the first graph nothing is stored
 
 
 def test_an_activation_that_crosses_a_break_is_coded() -> None:

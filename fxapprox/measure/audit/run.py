@@ -141,8 +141,7 @@ def _causes(runs: Runs, way: Way, bar: Progress) -> tuple[Cause, ...]:
     probing = torch.compile(fresh(runs.subject.step), backend=prober, dynamic=False)
     runs.subject.gradients(probing, runs.whole[0], 0)
     found = []
-    reports = way.report.graphs or (way.report,)
-    for report, errors in zip(reports, prober.sensitivities(), strict=False):
+    for report, errors in zip(way.report.distinct, prober.sensitivities(), strict=False):
         decisions = {decision.value: decision for decision in report.decisions}
         for name, at in errors.items():
             ((bits, squared),) = at.items()
