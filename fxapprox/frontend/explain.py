@@ -130,8 +130,8 @@ def reports(compiled: object) -> tuple[Report, ...]:
     A graph that a step runs several times, as in a loop over layers with a graph break in it, has its report as often:
     each run stores, and its bytes are those of the first. Graphs that other steps ran, with other sizes or branches,
     come behind. Graphs that several modules share (torch.compile does that with equal blocks) are reported once;
-    ``report.shared`` says how many there are, each of which stores the report's bytes. A graph that was compiled for another model, which
-    is gone, has a report without drawings and without other settings.
+    ``report.shared`` says how many there are, each of which stores the report's bytes. A graph that was compiled for
+    another model, which is gone, has a report without drawings and without other settings.
 
     Args:
         compiled: what ``fxapprox.compile``, or ``torch.compile(model, backend="fxapprox")``, returned; or a module with

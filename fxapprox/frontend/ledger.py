@@ -55,7 +55,7 @@ class Graph:
 
 @dataclass(slots=True)
 class _Call:
-    """A call of a compiled model: the graphs of ours that have run in it, and whether one has, in a model inside too."""
+    """A call of a compiled model: the graphs of ours that it has run, and whether it or a model inside has run one."""
 
     ledger: Ledger
     ran: bool = False
