@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxapprox import codecs as codecs
+    from fxapprox import policies as policies
     from fxapprox.errors import DoesNotFit, FxApproxError, InvalidPlan, OptionError, TargetError, UnsupportedGraph
     from fxapprox.files.plan_file import SavedPlan
     from fxapprox.files.sensitivity import Sensitivities
@@ -65,11 +67,14 @@ _MODULES = {
     "options": "Options",
     "report.result": "Report",
 }
+PACKAGES = ("codecs", "policies")  # public as packages: fxapprox.codecs.Group
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name from its module."""
+    if name in PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -31,7 +31,7 @@ from fxapprox.cli import app
 from tests.documents import Block, blocks, runnable
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("inspecting", "scale-out", "trainer", "accelerate", "lightning")
+PAGES = ("codecs", "policies", "inspecting", "scale-out", "trainer", "accelerate", "lightning")
 COLUMNS = 110  # of the terminal that the document shows
 
 
