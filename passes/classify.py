@@ -216,9 +216,10 @@ def _is_left_to_backward(node: fx.Node, facts: Facts) -> bool:
 
     Random numbers would not come again: what they decide (a dropout mask) is stored all the same, as bits. Decisions,
     statistics and what an operator gives beside its result (logsumexp) may be stored: they are small, and where
-    something before them is approximate they would not come again either.
+    something before them is approximate they would not come again either. So may sizes, which are numbers.
     """
     small = node in facts.decisions or node in facts.statistics or _is_side_result(node)
+    small = small or adapter.is_symbolic_scalar(node)
     return node in facts.checkpointed and not small and not any(is_random(n) for n in (node, *node.all_input_nodes))
 
 

@@ -173,3 +173,15 @@ def test_an_exact_value_among_decisions_stored_by_themselves() -> None:
         outputs=("v13",),
     )  # fmt: skip
     check(program, bits="auto", average_bits=12)
+
+
+def test_a_size_that_a_checkpointed_region_computes() -> None:
+    """It was left to backward, which could not have it."""
+    program = Program(
+        inputs=(Input("x0", ("n", 5, 8)), Input("w1", (8, 8), grad=True)),
+        lines=("v2 = torch.tanh(x0) @ w1",),
+        outputs=("v2",),
+        dynamic=True,
+        regions=(("v2",),),
+    )
+    check(program)
