@@ -22,7 +22,7 @@ from torch import fx
 from fxapprox.analysis.facts import Facts
 from fxapprox.ir.arguments import argument, arguments
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
+from fxapprox.ir.operators import EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
 
 OTHERS = frozenset(
     "aten.cholesky aten.cholesky_solve aten.cholesky_inverse aten.triangular_solve aten.lu_unpack aten.geqrf"
@@ -64,20 +64,14 @@ def solving(joint: Joint, facts: Facts) -> set[fx.Node]:
 def matrices(joint: Joint, facts: Facts) -> set[fx.Node]:
     """What decomposed matrices and polynomials of matrices are computed from, back to products with parameters."""
     polynomials = _polynomials(joint, facts)
-    stack = [
-        part for node in joint.forward_values if is_decomposition(node) or node in polynomials
-        for part in node.all_input_nodes
-    ]  # fmt: skip
-    found: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node in found or node in facts.free or node not in facts.depends:
-            continue
-        found.add(node)
-        rule, name = rule_of(node), facts.ops[node]
-        of_activations = name in CONTRACTIONS and not any(part in facts.free for part in node.all_input_nodes)
-        if (rule is not None and rule.cheap) or name in REDUCTIONS or of_activations:
-            stack += (part for part in node.all_input_nodes if part in facts.ops)
+
+    def through(node: fx.Node) -> bool:
+        rule = rule_of(node)
+        cheap = rule is not None and rule.cheap
+        return cheap or facts.ops[node] in REDUCTIONS or facts.is_product_of_activations(node)
+
+    starts = (n for n in joint.forward_values if is_decomposition(n) or n in polynomials)
+    found = facts.made_of(*(part for node in starts for part in node.all_input_nodes), through=through)
     for node in joint.forward_values:  # backward reads them transposed
         if len(node.all_input_nodes) == 1 and node.all_input_nodes[0] in found and is_view(node):
             found.add(node)

@@ -6,7 +6,7 @@ its operands. How backward reads the values comes afterwards, against that order
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -16,7 +16,17 @@ from fxapprox.analysis.intervals import Interval, interval
 from fxapprox.analysis.selected import ceilings
 from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import REDUCTIONS, RULES, Rule, is_label, is_pointwise, is_view, op_name, table_use
+from fxapprox.ir.operators import (
+    CONTRACTIONS,
+    REDUCTIONS,
+    RULES,
+    Rule,
+    is_label,
+    is_pointwise,
+    is_view,
+    op_name,
+    table_use,
+)
 from fxapprox.ir.records import Use
 from fxapprox.ir.tensors import is_float, numel, storage_of, tensor_of
 
@@ -88,6 +98,22 @@ class Facts:
             if node.name in joint.gradients:
                 facts.gradients.add(node)
         return facts
+
+    def made_of(self, *nodes: fx.Node, through: Callable[[fx.Node], bool]) -> set[fx.Node]:
+        """What training moves of what values are made of, with them: operands of what the walk goes through."""
+        stack, found = [*nodes], set[fx.Node]()
+        while stack:
+            node = stack.pop()
+            if node in found or node not in self.depends or node in self.free:
+                continue
+            found.add(node)
+            if through(node):
+                stack += node.all_input_nodes
+        return found
+
+    def is_product_of_activations(self, node: fx.Node) -> bool:
+        """Whether the node is a contraction, and none of its factors a parameter or an input."""
+        return self.ops[node] in CONTRACTIONS and not any(part in self.free for part in node.all_input_nodes)
 
 
 def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:

@@ -248,21 +248,13 @@ def _is_own(part: fx.Node, product: fx.Node, facts: Facts) -> bool:
     if part not in facts.statistics:
         return False
     others = [other for other in product.all_input_nodes if other is not part]
-    return bool(_made_of(part, facts).intersection(*(_made_of(other, facts) for other in others)))
+    made_of = facts.made_of(part, through=_is_cheap_or_reduces)
+    return bool(made_of.intersection(*(facts.made_of(other, through=_is_cheap_or_reduces) for other in others)))
 
 
-def _made_of(node: fx.Node, facts: Facts) -> set[fx.Node]:
-    """What training moves of what the value is made of, by cheap operators and reductions."""
-    stack, found = [node], set[fx.Node]()
-    while stack:
-        node = stack.pop()
-        if node in found or node not in facts.depends or node in facts.free:
-            continue
-        found.add(node)
-        rule = rule_of(node)
-        if (rule is not None and rule.cheap) or facts.ops[node] in REDUCTIONS or op_name(node) == "getitem":
-            stack += node.all_input_nodes
-    return found
+def _is_cheap_or_reduces(node: fx.Node) -> bool:
+    rule, name = rule_of(node), op_name(node)
+    return (rule is not None and rule.cheap) or name in REDUCTIONS or name == "getitem"
 
 
 def _group(node: fx.Node) -> int:

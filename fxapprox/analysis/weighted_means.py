@@ -7,6 +7,7 @@ beside v and the mean themselves, and so are errors of theirs: as in fused atten
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from torch import fx
 
@@ -30,7 +31,7 @@ def weighted_means(joint: Joint, facts: Facts) -> tuple[set[fx.Node], set[fx.Nod
         if facts.ops[node] != "aten.div" or not isinstance(whole, fx.Node) or not isinstance(total, fx.Node):
             continue
         mean = set[fx.Node]()
-        stack, weights, known = [whole], _made_of(total, facts), False
+        stack, weights, known = [whole], facts.made_of(total, through=partial(_is_of_activations, facts)), False
         while stack:
             value = stack.pop()
             factors, summed = _factors(value, facts)
@@ -74,19 +75,10 @@ def _factors(node: fx.Node, facts: Facts, until: Collection[fx.Node] = ()) -> tu
     return set(), False
 
 
-def _made_of(node: fx.Node, facts: Facts) -> set[fx.Node]:
-    """What the node is made of by products, sums and cheap operators, up to products with parameters."""
-    stack, found = [node], set[fx.Node]()
-    while stack:
-        node = stack.pop()
-        if node in found or node not in facts.depends or node in facts.free:
-            continue
-        found.add(node)
-        rule, name = rule_of(node), facts.ops[node]
-        of_activations = name in CONTRACTIONS and not any(part in facts.free for part in node.all_input_nodes)
-        if of_activations or name in SUMS or (rule is not None and rule.cheap):
-            stack += node.all_input_nodes
-    return found
+def _is_of_activations(facts: Facts, node: fx.Node) -> bool:
+    """Whether the node is a sum, cheap, or a product without parameters."""
+    rule, name = rule_of(node), facts.ops[node]
+    return facts.is_product_of_activations(node) or name in SUMS or (rule is not None and rule.cheap)
 
 
 def _original(node: fx.Node) -> fx.Node:
