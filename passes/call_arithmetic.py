@@ -51,7 +51,6 @@ def call_arithmetic(gm: fx.GraphModule) -> fx.GraphModule:
             call = adapter.call_subgraph(graph, name, inputs)
         call.meta = {"val": operator.meta["val"]}
         adapter.take_place(call, operator)
-    graph.lint()
     copied = fx.GraphModule(attributes, graph)
     copied.meta.update(gm.meta)
     return copied

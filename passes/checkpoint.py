@@ -103,7 +103,6 @@ def checkpoint(
     crossing.write()
     for graph in (forward, backward):
         erase_unused(graph.graph)
-        graph.graph.lint()
         graph.recompile()
     return tuple(found)
 

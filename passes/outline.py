@@ -26,38 +26,48 @@ from fxapprox.ir.inline import signature
 from fxapprox.ir.operators import is_view
 from fxapprox.ir.records import Spliced
 from fxapprox.ir.tensors import flops, has_fixed_sizes, is_fixed_on_cpu, storage_of, tensor_of
-from fxapprox.passes.call_arithmetic import call_arithmetic
+from fxapprox.torch_adapter import Partition
 
 FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call
 Call = Callable[[fx.Graph, str, Sequence[fx.Node], Sequence[fx.Node]], Sequence[fx.Node]]
 WHOLE = (torch.float32, torch.float64)  # a value of fewer bits is read unrounded by what Inductor fuses with it
 
 
-def outline(
-    forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequence[Spliced]
-) -> tuple[fx.GraphModule, fx.GraphModule]:
+def call_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequence[Spliced]) -> Partition:
     """The two graphs with calls in place of encoders and decoders that others are like.
 
     Requires: the graphs as they go to Inductor, and the names of their codecs' operators.
     Ensures: the graphs given are untouched; inputs, outputs and all other operators are the same, in the same order.
     Changes numerics: no.
 
-    Encoders are not called but inlined on other devices than the CPU (there each call is a launch or more, and fusing
-    is what counts), and of images that Inductor lays out channels-last. Encoders of symbolic sizes, and decoders that
-    read such sizes, are left as they stand.
+    Encoders are not called on other devices than the CPU (there each call is a launch or more, and fusing is what
+    counts), nor of images that Inductor lays out channels-last.
     """
     images = channels_last_images(forward)
-    rows, call = [code for code in codes if code.value not in images], adapter.call_function
-    forward = _outlined(forward, "encode", [code.encode for code in rows], call, FEWEST, _may_read)
-    alone = [code.decode for code in rows]
-    backward = _outlined(backward, "decode", alone, call, FEWEST, _may_read, _read_by_products)
-    # before decoders are inlined, as these read its results and can hold no call; in functions it is spelled out
-    forward, backward = call_arithmetic(forward), call_arithmetic(backward)
-    inlined, fewest = adapter.call_inlined, FEWEST_INLINED
-    fused = [code.encode for code in codes]
-    forward = _outlined(forward, "encoded", fused, inlined, fewest, _reads_fixed_sizes, parts=_pointwise_parts)
-    fused = [code.decode for code in codes]
-    return forward, _outlined(backward, "decoded", fused, inlined, fewest, _reads_tensors, parts=_pointwise_end)
+    encoders = [code.encode for code in codes if code.value not in images]
+    decoders = [code.decode for code in codes if code.value not in images]
+    call = adapter.call_function
+    return (
+        _outlined(forward, "encode", encoders, call, FEWEST, _may_read),
+        _outlined(backward, "decode", decoders, call, FEWEST, _may_read, _read_by_products),
+    )
+
+
+def inline_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequence[Spliced]) -> Partition:
+    """The two graphs with functions, which Inductor lowers once, in place of other encoders' and decoders' operators.
+
+    Requires: the graphs as ``call_codes`` leaves them, and the names of their codecs' operators.
+    Ensures: as there.
+    Changes numerics: no.
+
+    Encoders of symbolic sizes, and decoders that read such sizes, are left as they stand.
+    """
+    encoders, decoders = [code.encode for code in codes], [code.decode for code in codes]
+    call, fewest = adapter.call_inlined, FEWEST_INLINED
+    return (
+        _outlined(forward, "encoded", encoders, call, fewest, _reads_fixed_sizes, parts=_pointwise_parts),
+        _outlined(backward, "decoded", decoders, call, fewest, _reads_tensors, parts=_pointwise_end),
+    )
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,6 @@ def _with_calls(gm: fx.GraphModule, name: str, functions: Sequence[Sequence[_Reg
             env.update(zip(region.results, made, strict=True))
         if node not in inner:
             env[node] = adapter.copy_node(node, graph, env.__getitem__)
-    graph.lint()
     copied = fx.GraphModule(attributes, graph)
     copied.meta.update(gm.meta)
     return copied

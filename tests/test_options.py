@@ -16,8 +16,8 @@ import fxapprox
 from fxapprox import Activation, OptionError, Options, SavedPlan, Sensitivities
 from fxapprox.codecs import Codec, Group
 from fxapprox.files.plan_file import SavedEntry
+from fxapprox.frontend.cache_key import cache_key
 from fxapprox.options import from_environment
-from fxapprox.passes.pipeline import cache_key
 
 
 @pytest.mark.parametrize(

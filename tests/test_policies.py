@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import fxapprox
 from fxapprox.codecs import Cast, Codec, Exact, Group, Like
 from fxapprox.frontend.backend import Backend
+from fxapprox.frontend.cache_key import cache_key
 from fxapprox.options import Options
-from fxapprox.passes.pipeline import cache_key
 from fxapprox.policies import Policy, at_least, by_class, by_module, first
 
 

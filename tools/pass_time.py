@@ -25,7 +25,7 @@ from torch import fx, nn
 from fxapprox import torch_adapter as adapter
 from fxapprox.demo.model import preact_resnet
 from fxapprox.options import Options
-from fxapprox.passes.pipeline import rewrite
+from fxapprox.passes.rewrite import rewrite
 from tests.models import GPT
 from tools.selection import select
 

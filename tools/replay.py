@@ -28,7 +28,8 @@ from torch.fx.node import map_arg
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.frontend.target import Target
-from fxapprox.passes.outline import outline
+from fxapprox.ir.joint import Joint
+from fxapprox.passes.rewrite import for_inductor
 from tools.zoo.names import builder, chosen
 from tools.zoo.rows import BITS, LOWERINGS, Setting, settings
 from tools.zoo.subject import our_options
@@ -52,12 +53,13 @@ def text_of(setting: Setting) -> str:
 
 def halves(report: fxapprox.Report, lowering: str) -> Iterator[tuple[str, fx.GraphModule]]:
     """Forward and backward as the lowering gets them."""
+    assert report.joint is not None
     assert report.forward is not None
     assert report.backward is not None
     pair = report.forward, report.backward
-    yield from zip(
-        ("forward", "backward"), outline(*pair, report.spliced) if lowering == "inductor" else pair, strict=True
-    )
+    if lowering == "inductor":
+        pair = for_inductor(Joint(report.joint, report.outputs), pair, report.spliced)
+    yield from zip(("forward", "backward"), pair, strict=True)
 
 
 def graph_text(gm: fx.GraphModule, indent: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MethodType
@@ -14,12 +13,13 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError, shown
+from fxapprox.frontend.cache_key import cache_key
 from fxapprox.frontend.ledger import Entrance, Graph, current, ran
 from fxapprox.memory.between import Between, Link
 from fxapprox.memory.held import saved_by
 from fxapprox.options import ENVIRONMENT, NAMES, Options, from_environment, require_names, unknown_option
-from fxapprox.passes.outline import outline
-from fxapprox.passes.pipeline import Rewrite, cache_key, rewrite
+from fxapprox.passes.rewrite import Rewrite, for_inductor, rewrite
+from fxapprox.passes.runner import Clock
 from fxapprox.report.accounting import report_of
 from fxapprox.report.result import Report
 from fxapprox.show import log
@@ -92,9 +92,7 @@ class Backend:
             note_saved(link, result, gm)
             halves = result.forward, result.backward
             if self.options.lowering == "inductor":
-                start = time.perf_counter()
-                halves = outline(*halves, result.spliced)
-                result.seconds["outline"] = time.perf_counter() - start
+                halves = for_inductor(result.joint, halves, result.spliced, Clock(result.seconds))
             report = report_of(result, lowering=self.options.lowering, names=names)
             reports.append(replace(report, options=self.options))
             ledger = current()

@@ -1,4 +1,4 @@
-"""The proof that backward takes no decision on an approximate value."""
+"""What has to hold of a joint graph's two halves after every pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.arguments import operands
 from fxapprox.ir.operators import is_label, op_name, table_use
 from fxapprox.ir.source import source_line
-from fxapprox.ir.tensors import is_float, tensor_of
+from fxapprox.ir.tensors import is_float, symbolic_shape, tensor_of
 
 
 def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None:
@@ -49,6 +49,35 @@ def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None
                     "verify", f"unknown operator {op_name(node)} reads the approximate value {source.name!r}",
                     node=node.name, source=source_line(node), values=_read(touched, tainted),
                 )  # fmt: skip
+
+
+def verify_halves(forward: fx.GraphModule, backward: fx.GraphModule, num_fwd_outputs: int, after: str) -> None:
+    """Checks that both graphs are well formed, and that backward takes what forward saves.
+
+    Args:
+        num_fwd_outputs: how many of forward's outputs are the user's; the rest is saved.
+        after: the pass that left them so, for the message.
+
+    Raises:
+        UnsupportedGraph: they do not fit together.
+    """
+    for half in (forward, backward):
+        try:
+            half.graph.lint()
+        except RuntimeError as error:
+            first = str(error).partition("\n")[0]  # torch adds the whole graph
+            raise UnsupportedGraph("verify", f"{after} left a graph that is not well formed: {first}") from error
+    (output,) = forward.graph.find_nodes(op="output")
+    saved = [_described(node) for node in output.args[0][num_fwd_outputs:] if isinstance(node, fx.Node)]
+    taken = [_described(node) for node in backward.graph.find_nodes(op="placeholder") if not adapter.is_tangent(node)]
+    if sorted(filter(None, saved)) != sorted(filter(None, taken)) or len(saved) != len(taken):
+        raise UnsupportedGraph("verify", f"after {after}, backward does not take what forward saves")
+
+
+def _described(node: fx.Node) -> str:
+    """Type and sizes of a tensor; "" of what is none."""
+    value = tensor_of(node)
+    return "" if value is None else f"{value.dtype} {symbolic_shape(value)}"
 
 
 def _read(operands: Iterable[tuple[int, fx.Node]], tainted: Mapping[fx.Node, frozenset[str]]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from fxapprox.ir.tensors import memory_order
 from fxapprox.memory.between import Between
 from fxapprox.options import PROVISIONAL_BITS, Options
 from fxapprox.passes.allocate import adjustable, levels
-from fxapprox.passes.pipeline import Rewrite, rewrite
+from fxapprox.passes.rewrite import Rewrite, rewrite
 
 USELESS = 1e12  # in place of squared errors that are not finite: a code made gradients of NaN
 

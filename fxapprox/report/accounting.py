@@ -18,10 +18,11 @@ from fxapprox.ir.records import Activation, Class, Decision, Stored
 from fxapprox.ir.source import module_path
 from fxapprox.ir.storage import Fate, Storage
 from fxapprox.ir.tensors import is_float, nbytes_expression, storage_of, symbolic_shape, tensor_of
+from fxapprox.memory.baseline import baseline_timeline
 from fxapprox.memory.held import held_by, saved_by
 from fxapprox.memory.timeline import CODED, timeline
 from fxapprox.passes.advance import returned_gradients
-from fxapprox.passes.pipeline import Rewrite, baseline_timeline
+from fxapprox.passes.rewrite import Rewrite
 from fxapprox.report.data import largest_first
 from fxapprox.report.result import Report
 from fxapprox.sizes import Size, evaluate, hints_of

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from fxapprox.analysis.layouts import channels_last_images
 from fxapprox.ir.tensors import tensor_of
-from fxapprox.passes.outline import outline
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.outline import call_codes
+from fxapprox.passes.rewrite import Rewrite
 from tests.passes.graphs import traced
 from tests.passes.test_outline import calls
 
@@ -73,7 +73,7 @@ def test_attention_is_no_image() -> None:
 
 def test_what_a_convolution_takes_no_part_in_becomes_functions() -> None:
     halves = split(Patches(), torch.randn(2, 3, 16, 16))
-    assert calls(outline(halves.forward, halves.backward, halves.spliced)[0])
+    assert calls(call_codes(halves.forward, halves.backward, halves.spliced)[0])
 
 
 def test_images_are_followed_through_normalization_and_back_from_rows() -> None:

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.codecs import Codec, Exact, Group, Identity, Standard, Threshold, Zero
+from fxapprox.frontend.cache_key import cache_key
 from fxapprox.ir.records import Plan
 from fxapprox.options import Options
 from fxapprox.passes import pipeline
-from fxapprox.passes.pipeline import cache_key
 from tests.training import gradients, relative
 
 ROOT = Path(__file__).resolve().parents[2]

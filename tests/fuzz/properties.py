@@ -18,7 +18,7 @@ from fxapprox.errors import OptionError
 from fxapprox.ir.records import Spliced, Stored
 from fxapprox.ir.tensors import memory_order
 from fxapprox.passes.encode import _Alone, _context
-from fxapprox.passes.pipeline import Rewrite, rewrite
+from fxapprox.passes.rewrite import Rewrite, rewrite
 from fxapprox.report.accounting import report_of
 from tests.fuzz.choices import with_policy
 from tests.fuzz.program import SIZES, Program

@@ -23,7 +23,7 @@ from fxapprox.collector import collector_paused
 from fxapprox.ir.inline import Inliner
 from fxapprox.ir.joint import Joint
 from fxapprox.passes import encode
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.rewrite import Rewrite
 from fxapprox.sizes import evaluate, hints_of
 from tests.fuzz.program import BATCH, SIZES, Program
 

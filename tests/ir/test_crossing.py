@@ -9,7 +9,7 @@ from torch import fx
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.crossing import Crossing
 from fxapprox.ir.operators import op_name
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.rewrite import Rewrite
 from tests.passes.graphs import Step, Traced, traced
 
 W = torch.randn(32, 32, requires_grad=True)

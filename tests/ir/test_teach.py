@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
+from fxapprox.frontend.cache_key import cache_key
 from fxapprox.ir.operators import RULES, TAUGHT
 from fxapprox.options import Options
-from fxapprox.passes.pipeline import cache_key
 from fxapprox.show.table import report_text
 from tests.training import gradients, relative
 

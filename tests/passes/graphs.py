@@ -15,7 +15,7 @@ from fxapprox.frontend.backend import Backend, wrapped
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.records import Activation
 from fxapprox.passes.classify import classify
-from fxapprox.passes.pipeline import Rewrite, rewrite
+from fxapprox.passes.rewrite import Rewrite, rewrite
 
 
 def joint_of(model: Callable[..., Any], *args: Any) -> Joint:

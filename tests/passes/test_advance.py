@@ -15,9 +15,9 @@ import fxapprox
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
 from fxapprox.measure.memory import stored_bytes
-from fxapprox.passes import pipeline
 from fxapprox.passes.advance import LINEAR, PRODUCTS, SUMS, advance
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.pipeline import leaving_out
+from fxapprox.passes.rewrite import Rewrite
 from tests.passes.graphs import Traced, traced
 
 VOCABULARY, WIDTH, TOKENS = 256, 16, 512
@@ -48,16 +48,10 @@ def batch(vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
     return tokens, tokens.roll(-1, 1)
 
 
-@pytest.fixture
-def as_traced(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Traced]:
+def as_traced(model: nn.Module, *args: Any) -> Traced:
     """The joint graph of a model before gradients are moved."""
-
-    def untouched(model: nn.Module, *args: Any) -> Traced:
-        with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "advance", lambda joint: joint)
-            return traced(model, *args)
-
-    return untouched
+    with leaving_out("advance"):
+        return traced(model, *args)
 
 
 def products(graph: fx.GraphModule) -> int:
@@ -111,7 +105,7 @@ LOSSES = [F.cross_entropy, z_loss, shifted, squares, binary, smoothed, ignoring,
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 @pytest.mark.parametrize("bias", [False, True])
-def test_gradients_are_the_same_bits(as_traced: Callable[..., Traced], loss: Loss, bias: bool) -> None:
+def test_gradients_are_the_same_bits(loss: Loss, bias: bool) -> None:
     joint = as_traced(LanguageModel(loss, bias=bias), *batch())
     assert moved(joint)
     halves = joint.split(bits=None)
@@ -120,7 +114,7 @@ def test_gradients_are_the_same_bits(as_traced: Callable[..., Traced], loss: Los
     assert same_gradients(joint, halves, 0.25)
 
 
-def test_other_tangents_round_once_more(as_traced: Callable[..., Traced]) -> None:
+def test_other_tangents_round_once_more() -> None:
     joint = as_traced(LanguageModel(), *batch())
     halves = joint.split(bits=None)
     given = torch.tensor(0.3)
@@ -131,7 +125,7 @@ def test_other_tangents_round_once_more(as_traced: Callable[..., Traced]) -> Non
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_neither_logits_nor_hidden_state_are_stored(as_traced: Callable[..., Traced], bits: int) -> None:
+def test_neither_logits_nor_hidden_state_are_stored(bits: int) -> None:
     joint = as_traced(LanguageModel(), *batch())
     halves = joint.split(bits=bits)
     kept = {entry.name: entry for entry in halves.plan.stored}
@@ -160,7 +154,7 @@ def test_the_weights_gradient_is_named_and_counted_as_stored(tied: bool) -> None
     assert "of that 16.0 KiB in a gradient that forward computes" in str(report)
 
 
-def test_the_graph_given_is_untouched(as_traced: Callable[..., Traced]) -> None:
+def test_the_graph_given_is_untouched() -> None:
     joint = as_traced(LanguageModel(), *batch())
     before = str(joint.gm.graph)
     found = advance(Joint(joint.gm, joint.outputs))
@@ -193,21 +187,21 @@ class OneByOne(LanguageModel):
 
 
 @pytest.mark.parametrize("model", [Returns, TwoLosses, OneByOne])
-def test_what_depends_on_other_gradients_stays(as_traced: Callable[..., Traced], model: type[nn.Module]) -> None:
+def test_what_depends_on_other_gradients_stays(model: type[nn.Module]) -> None:
     joint = as_traced(model(), *batch())
     assert not moved(joint)
 
 
-def test_a_narrow_head_stays(as_traced: Callable[..., Traced]) -> None:
+def test_a_narrow_head_stays() -> None:
     assert not moved(as_traced(LanguageModel(vocabulary=4 * WIDTH), *batch(4 * WIDTH)))
 
 
-def test_a_weight_larger_than_the_logits_stays(as_traced: Callable[..., Traced]) -> None:
+def test_a_weight_larger_than_the_logits_stays() -> None:
     tokens, targets = batch()
     assert not moved(as_traced(LanguageModel(), tokens[:, :2], targets[:, :2]))
 
 
-def test_float16_stays_because_a_scaler_has_to_come_first(as_traced: Callable[..., Traced]) -> None:
+def test_float16_stays_because_a_scaler_has_to_come_first() -> None:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), targets)
 
@@ -229,7 +223,7 @@ class HeadInTheMiddle(LanguageModel):
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpoint": 3}, {"checkpoint": "sqrt"}])
-def test_a_segment_does_not_compute_gradients_again(as_traced: Callable[..., Traced], options: dict[str, Any]) -> None:
+def test_a_segment_does_not_compute_gradients_again(options: dict[str, Any]) -> None:
     joint = as_traced(HeadInTheMiddle(), *batch())
     halves = joint.split(bits=None, **options)
     assert moved(joint)
@@ -250,7 +244,7 @@ class Checkpointed(LanguageModel):
         return checkpoint(end, hidden, use_reentrant=False)
 
 
-def test_in_a_region_that_the_user_checkpoints(as_traced: Callable[..., Traced]) -> None:
+def test_in_a_region_that_the_user_checkpoints() -> None:
     """Plain torch.compile stores less there than the gradients would take."""
     joint = as_traced(Checkpointed(), *batch())
     assert not moved(joint)

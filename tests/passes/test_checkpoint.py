@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.ir.operators import op_name
 from fxapprox.measure.memory import stored_bytes
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.rewrite import Rewrite
 from fxapprox.report.accounting import report_of
 from fxapprox.report.result import Report
 from tests.models import MODELS

@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from torch._inductor.utils import fresh_cache
 
 import fxapprox
-from fxapprox.frontend import backend
 from fxapprox.ir.operators import op_name
-from fxapprox.passes.outline import outline
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.outline import call_codes, inline_codes
+from fxapprox.passes.pipeline import FOR_INDUCTOR, leaving_out
+from fxapprox.passes.rewrite import Rewrite, for_inductor
 from tests.models import MODELS
 from tests.passes.graphs import traced
 from tests.passes.test_checkpoint import Attention
@@ -33,7 +33,7 @@ class Perceptrons(nn.Module):
 
 
 def outlined(halves: Rewrite) -> Rewrite:
-    forward, backward = outline(halves.forward, halves.backward, halves.spliced)
+    forward, backward = for_inductor(halves.joint, (halves.forward, halves.backward), halves.spliced)
     return replace(halves, forward=forward, backward=backward)
 
 
@@ -161,7 +161,9 @@ def test_symbolic_sizes_stay() -> None:
     report = fxapprox.explain(Perceptrons(), torch.randn(32, 64), bits=8, min_bytes=0, dynamic=True)
     assert report.forward is not None
     assert report.backward is not None
-    assert outline(report.forward, report.backward, report.spliced)[0] is report.forward
+    assert (
+        inline_codes(*call_codes(report.forward, report.backward, report.spliced), report.spliced)[0] is report.forward
+    )
 
 
 @pytest.mark.inductor
@@ -169,17 +171,13 @@ def test_symbolic_sizes_stay() -> None:
     ("network", "shape"),
     [(Perceptrons, (32, 64)), (Rectified, (4, 16, 16, 16)), (Rectified, (1, 16, 16, 16)), (Rectified, (3, 16, 16, 16))],
 )
-def test_compiled_by_inductor(
-    network: type[nn.Module], shape: tuple[int, ...], one_thread: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_by_inductor(network: type[nn.Module], shape: tuple[int, ...], one_thread: None) -> None:
     """The same loss and gradients with the calls and without; elements of odd batches share bytes along channels."""
     found = []
-    for whole in (True, False):
-        if not whole:
-            monkeypatch.setattr(backend, "outline", lambda forward, backward, codes: (forward, backward))
+    for without in ((), [each.name for each in FOR_INDUCTOR]):
         torch.manual_seed(0)
         model, x = network(), torch.randn(shape)
-        with fresh_cache():
+        with fresh_cache(), leaving_out(*without):
             loss = fxapprox.compile(model, bits=4, min_bytes=0, dynamic=False)(x).square().mean()
             loss.backward()
         found.append((loss.detach(), [p.grad for p in model.parameters()]))

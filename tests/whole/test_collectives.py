@@ -22,7 +22,7 @@ from fxapprox.analysis.rerun import runs_once
 from fxapprox.codecs import Identity
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
-from fxapprox.passes.pipeline import Rewrite
+from fxapprox.passes.rewrite import Rewrite
 from tests.passes.graphs import Traced, traced
 
 WIDTH = 32

@@ -1,0 +1,36 @@
+"""What steers the rewrite of a graph, as a key for Inductor's caches."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from dataclasses import fields
+from functools import cache
+
+from fxapprox import torch_adapter as adapter
+from fxapprox.files.plan_file import SavedPlan
+from fxapprox.ir.operators import TAUGHT
+from fxapprox.options import Options
+from fxapprox.passes import runner
+
+
+@cache
+def source_hash() -> str:
+    """Identifies our source: a compiled graph in a cache is stale once any file of ours changes."""
+    digest = hashlib.sha256()
+    package = pathlib.Path(adapter.__file__).resolve().parents[1]
+    passes = pathlib.Path(str(runner.__file__)).resolve().parent
+    for folder in (package, passes):  # a link to ours is not followed
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_key(options: Options) -> str | None:
+    """The key; None (no caching) where the user's code without ``uuid`` steers the rewrite."""
+    policy = "" if options.policy is None else getattr(options.policy, "uuid", None)
+    if policy is None or (isinstance(options.plan, SavedPlan) and not options.plan.is_ours):
+        return None
+    parts = {field.name: getattr(options, field.name) for field in fields(options)} | {"policy": policy}
+    steered = parts, sorted(TAUGHT.items()), sorted(runner.left_out())
+    return f"fxapprox-{source_hash()}-{steered!r}"
