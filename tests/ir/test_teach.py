@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
-from fxapprox.ir.operators import RULES, TAUGHT
+from fxapprox.ir.operators import TAUGHT
 from fxapprox.options import Options
 from fxapprox.passes.pipeline import cache_key
 from fxapprox.show.table import report_text
@@ -44,8 +44,7 @@ swirl.register_autograd(
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     yield
-    for name in list(TAUGHT):
-        del RULES[name], TAUGHT[name]
+    TAUGHT.clear()
 
 
 class Net(nn.Module):
