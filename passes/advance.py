@@ -21,31 +21,11 @@ from fxapprox.analysis.facts import WIDE
 from fxapprox.analysis.intervals import interval
 from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import Joint, erase_unused
-from fxapprox.ir.operators import is_view, op_name
+from fxapprox.ir.operators import is_view, op_name, operator_of
 from fxapprox.ir.tensors import nbytes, tensor_of
 
 # A scaler of float16's gradients makes them large because they vanish otherwise; here they would be computed unscaled.
 WIDE_RANGE = (torch.float32, torch.float64, torch.bfloat16)
-
-PRODUCTS = frozenset("aten.mm aten.bmm".split())
-
-# Linear in the first operand, whatever the others are; views are, too.
-LINEAR = frozenset(
-    "aten.neg aten.sum aten.mean aten.div aten.clone prims.convert_element_type aten.slice_backward"
-    " aten.select_backward aten._log_softmax_backward_data aten._softmax_backward_data aten.threshold_backward"
-    " aten.tanh_backward aten.sigmoid_backward aten.gelu_backward aten.silu_backward".split()
-)
-
-# Linear in these operands together: each has to be a gradient, or zero.
-SUMS: dict[str, tuple[int, ...]] = {
-    "aten.add": (0, 1),
-    "aten.sub": (0, 1),
-    "aten.where": (1, 2),
-    "aten.scatter": (0, 3),
-    "aten.index_put": (0, 2),
-    "aten.slice_scatter": (0, 1),
-    "aten.select_scatter": (0, 1),
-}
 
 
 def advance(joint: Joint) -> Joint:
@@ -89,7 +69,7 @@ def _is_scalar_gradient(node: fx.Node) -> bool:
 def _moved(joint: Joint, tangent: fx.Node) -> tuple[fx.Node, ...]:
     """The operators that become forward's, in order; none if there is no wide product, or more would be stored."""
     linear = _linear_in(joint, tangent)
-    ends = [node for node in linear if op_name(node) in PRODUCTS and WIDE * nbytes(_of(node)) <= _read(node, linear)]
+    ends = [node for node in linear if is_product(node) and WIDE * nbytes(_of(node)) <= _read(node, linear)]
     if not ends:
         return ()
     widest = max(_read(end, linear) for end in ends)
@@ -123,24 +103,26 @@ def _linear_in(joint: Joint, tangent: fx.Node) -> list[fx.Node]:
         if value.dim() == 0 and value.dtype != _of(tangent).dtype:
             continue  # the tangent would widen it
         found.append(node)
-        if op_name(node) not in PRODUCTS:
+        if not is_product(node):
             read.add(node)
     return found
 
 
+def is_product(node: fx.Node) -> bool:
+    """Whether two matrices are multiplied, and nothing added."""
+    return operator_of(node).factors == (0, 1)
+
+
 def _is_linear(node: fx.Node, gradients: Collection[fx.Node]) -> bool:
     """Whether the operator is linear in those operands that are gradients."""
-    name = op_name(node)
     positions = [position for position, operand in operands(node) if operand in gradients]
-    if name in PRODUCTS or name == "aten.mul":
+    if is_product(node) or op_name(node) == "aten.mul":
         return len(positions) == 1
     if argument(node, "rounding_mode") or argument(node, "reduce"):
         return False
-    if name in SUMS:
-        summed = SUMS[name]
-        zero = all(argument(node, at) in gradients or _is_zero(argument(node, at)) for at in summed)
-        return zero and all(at in summed for at in positions)
-    return positions == [0] and (name in LINEAR or is_view(node))
+    together = operator_of(node).linear_in
+    zero = all(argument(node, at) in gradients or _is_zero(argument(node, at)) for at in together)
+    return zero and all(at in together for at in positions)
 
 
 def _is_zero(argument: object) -> bool:

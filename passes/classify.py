@@ -22,7 +22,7 @@ from fxapprox.analysis.normalization import moments_of
 from fxapprox.analysis.reads import Asked, asked_by_backward, is_softmax_output, reaches, reads_of
 from fxapprox.analysis.unevenness import uneven_of
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import UNROUNDED, is_random, is_view, op_name, rule_of
+from fxapprox.ir.operators import is_known, is_random, is_view, op_name, operator_of
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Affine, Clamp, Class, Operand, Reach, Use
 from fxapprox.ir.source import module_path, source_line
 from fxapprox.ir.tensors import element_of, has_gaps, is_dense, is_float, storage_of, symbolic_shape, tensor_of
@@ -99,7 +99,7 @@ def _describe(
         operands=tuple(Operand(source.name, use) for source, use in reads),
         recomputable=not pinned and not rounded,
         rerunnable=not pinned,
-        unrounded=facts.ops[node] in UNROUNDED and not any(source in facts.changed for source in node.all_input_nodes),
+        unrounded=operator_of(node).unrounded and not any(source in facts.changed for source in node.all_input_nodes),
         pinned=pinned or rounded,
         storable=_is_storable(node, base, facts),
         reshaped=_shows_all(node, base, facts),
@@ -164,7 +164,7 @@ def _pinned(node: fx.Node, facts: Facts) -> str:
     if any(source in facts.changed for source in node.all_input_nodes):
         return "reads an input that forward changes in place"
     name = facts.ops[node]
-    if rule_of(node) is None and node not in facts.pointwise:
+    if not is_known(node) and node not in facts.pointwise:
         return f"unknown operator {name}"
     if node not in facts.again and node not in facts.pointwise:
         return f"{name} is expensive"

@@ -15,7 +15,8 @@ from fxapprox.errors import FxApproxError, InvalidPlan, UnsupportedGraph
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.inline import Inliner
 from fxapprox.ir.joint import erase_unused, nodes_between
-from fxapprox.ir.operators import RESHAPES, op_name
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import kind_of, op_name, operator_of
 from fxapprox.ir.records import Affine, Moments, Plan, Spliced, Stored
 from fxapprox.ir.source import source_line
 from fxapprox.ir.tensors import is_float, memory_order, storage_of, symbolic_shape, tensor_of
@@ -209,7 +210,7 @@ def _behind_reshapes(node: fx.Node) -> fx.Node:
 
 def _is_reshape(node: fx.Node) -> bool:
     in_order = op_name(node) == "aten.permute" and list(dims := argument(node, "dims")) == sorted(dims)
-    return op_name(node) in RESHAPES or in_order
+    return kind_of(node) is Kind.IN_ORDER or in_order
 
 
 class _Alone:
@@ -356,7 +357,8 @@ def _times(value: Any, c: Any) -> Any:
 
 
 def _upper_is_true(predicate: fx.Node) -> bool:
-    return op_name(predicate) in ("aten.gt", "aten.ge")
+    comparison = operator_of(predicate).compares
+    return comparison is not None and comparison.above
 
 
 def _encoder(entry: Stored, context: _Alone) -> Callable[..., tuple[Tensor, ...]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.operators import op_name, rule_of
+from fxapprox.ir.operators import is_cheap, op_name, operator_of
 from fxapprox.ir.tensors import nbytes, tensor_of
 
 LARGE = 2**16  # bytes: below that, not worth a node
@@ -51,8 +51,7 @@ def materialize(forward: fx.GraphModule) -> tuple[str, ...]:
 def _reads(node: fx.Node, reads: dict[fx.Node, frozenset[fx.Node]]) -> frozenset[fx.Node]:
     if _nbytes(node) < LARGE:
         return frozenset()
-    rule = rule_of(node)
-    if node.op != "call_function" or rule is None or not rule.cheap:
+    if node.op != "call_function" or not is_cheap(node):
         return frozenset({node})
     return frozenset().union(*(reads[source] for source in node.all_input_nodes))
 
@@ -80,7 +79,7 @@ def settle_products(backward: fx.GraphModule) -> tuple[str, ...]:
     for node in list(position):
         users = list(node.users)
         far = len(users) == 1 and op_name(users[0]) == "aten.add" and position[users[0]] - position[node] > FAR
-        if op_name(node) not in ("aten.mm", "aten.bmm") or not far:
+        if operator_of(node).factors != (0, 1) or not far:
             continue
         with backward.graph.inserting_after(node):
             kept = backward.graph.call_function(adapter.IN_MEMORY, (node,))

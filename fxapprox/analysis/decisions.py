@@ -20,7 +20,8 @@ from fxapprox.analysis.facts import Facts
 from fxapprox.analysis.normalization import statistics_of
 from fxapprox.ir.arguments import argument, arguments
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import RESHAPES, is_plain, op_name, rule_of
+from fxapprox.ir.operator_table import Comparison, Kind
+from fxapprox.ir.operators import is_cheap, is_plain, kind_of, op_name, operator_of
 from fxapprox.ir.records import Affine, Clamp
 from fxapprox.ir.tensors import symbolic_shape, tensor_of
 from fxapprox.sizes import Size
@@ -29,8 +30,6 @@ _Size = TypeVar("_Size", int, Size)
 
 CLAMPS = {"aten.clamp_min": True, "aten.clamp_max": False}  # whether what lies above the limit passes
 JOINED = ("aten.bitwise_or", "aten.bitwise_and", "aten.logical_or", "aten.logical_and", "aten.__or__", "aten.__and__")
-COMPARISONS = {"aten.gt": True, "aten.ge": True, "aten.le": False, "aten.lt": False}
-TIES_ABOVE = ("aten.ge", "aten.lt")  # equality counts as above
 SMALL = 8  # times smaller than the value: a coefficient of each channel
 
 
@@ -59,17 +58,16 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
 
     The decision is ``z > threshold`` (or its negation, or the rectifier itself) with z affine per channel in x.
     """
-    name = facts.ops[node]
     views: list[fx.Node] = []
     if rectified(node) is not None:
         rectifier, threshold, upper, ties = node, 0.0, True, None
     elif (compared := _compared(node)) is not None:
-        rectifier, threshold, upper = _behind_reshapes(compared[0], views), compared[1], COMPARISONS[name]
-        ties = name in TIES_ABOVE
+        operand, threshold, (upper, ties) = compared
+        rectifier = _behind_reshapes(operand, views)
     else:
         return None
     z = rectifier
-    if threshold == 0 and (inner := rectified(rectifier)) is not None and name not in TIES_ABOVE:
+    if threshold == 0 and (inner := rectified(rectifier)) is not None and not ties:
         z = inner
     whole = z
     chain, steps = _affine_chain(_behind_reshapes(z, views), facts)
@@ -91,7 +89,7 @@ def _embedding(node: fx.Node, facts: Facts, read: set[fx.Node]) -> Affine | None
 
 def _behind_reshapes(node: fx.Node, views: list[fx.Node]) -> fx.Node:
     """The value of which the node is a reshape, in the same order; the reshapes are added to ``views``."""
-    while op_name(node) in RESHAPES:
+    while kind_of(node) is Kind.IN_ORDER:
         views.append(node)
         node = argument(node, 0)
     return node
@@ -105,12 +103,23 @@ def rectified(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _compared(node: fx.Node) -> tuple[fx.Node, float] | None:
-    """(z, a number), if the node compares them."""
-    if op_name(node) not in COMPARISONS:
+def _compared(node: fx.Node) -> tuple[fx.Node, float, Comparison] | None:
+    """(z, a number, how the node compares them), if it does."""
+    if (comparison := operator_of(node).compares) is None:
         return None
     z, number = arguments(node)
-    return (z, float(number)) if isinstance(z, fx.Node) and isinstance(number, (int, float)) else None
+    return (z, float(number), comparison) if isinstance(z, fx.Node) and isinstance(number, (int, float)) else None
+
+
+def _read_mask(z: fx.Node, number: float, joint: Joint, *, ties_above: bool = True) -> tuple[fx.Node, bool] | None:
+    """(a comparison of z with the number that backward reads as a mask, whether it is true of what lies above)."""
+    for user in z.users:
+        compared = _compared(user)
+        if compared is None or compared[:2] != (z, number) or (compared[2].ties_above and not ties_above):
+            continue
+        if user not in joint.backward and _is_read_as_mask(user, joint):
+            return user, compared[2].above
+    return None
 
 
 def _affine_chain(z: fx.Node, facts: Facts) -> tuple[list[fx.Node], list[tuple]]:
@@ -148,7 +157,7 @@ def _together(shapes: Sequence[tuple[_Size, ...]]) -> tuple[_Size, ...]:
 
 def _rounded(node: fx.Node) -> fx.Node | None:
     """The value of a wider floating point type that this one is, rounded; None if it is none."""
-    source = argument(node, 0) if op_name(node) in ("prims.convert_element_type", "aten._to_copy") else None
+    source = argument(node, 0) if kind_of(node) is Kind.CAST else None
     value, wide = tensor_of(node), tensor_of(source) if isinstance(source, fx.Node) else None
     if value is None or wide is None or not value.is_floating_point() or not wide.is_floating_point():
         return None
@@ -188,10 +197,8 @@ def _read_by_backward(joint: Joint) -> set[fx.Node]:
     """Every node of backward, and every one that backward reads, itself or through cheap operators."""
     read = set(joint.backward)
     for node in reversed(joint.gm.graph.nodes):
-        if node not in read and any(user in read for user in node.users):
-            rule = rule_of(node)
-            if rule is not None and rule.cheap:
-                read.add(node)
+        if node not in read and is_cheap(node) and any(user in read for user in node.users):
+            read.add(node)
     return read
 
 
@@ -208,11 +215,8 @@ def clamps_of(joint: Joint, facts: Facts) -> dict[fx.Node, Clamp]:
 def _rectifier(node: fx.Node, joint: Joint) -> Clamp | None:
     """How a checkpointed rectifier can be run again: by what backward asks of its result."""
     operand = rectified(node)
-    for user in node.users if operand is not None else ():
-        decides = _compared(user) == (node, 0) and op_name(user) not in TIES_ABOVE
-        if decides and user not in joint.backward and _is_read_as_mask(user, joint):
-            return Clamp(operand.name, user.name, COMPARISONS[op_name(user)], 0.0)  # type: ignore[union-attr]
-    return None
+    mask = _read_mask(node, 0, joint, ties_above=False)
+    return Clamp(operand.name, mask[0].name, mask[1], 0.0) if operand is not None and mask is not None else None
 
 
 def _clamp(node: fx.Node, joint: Joint) -> Clamp | None:
@@ -226,10 +230,8 @@ def _clamp(node: fx.Node, joint: Joint) -> Clamp | None:
         return None
     y, threshold = operand, limit
     while isinstance(y, fx.Node) and _is_whole(threshold):
-        for user in y.users:
-            decides = _compared(user) == (y, threshold)
-            if decides and user not in joint.backward and _is_read_as_mask(user, joint):
-                return Clamp(operand.name, user.name, COMPARISONS[op_name(user)] == CLAMPS[op_name(node)], limit)
+        if (mask := _read_mask(y, threshold, joint)) is not None:
+            return Clamp(operand.name, mask[0].name, mask[1] == CLAMPS[op_name(node)], limit)
         if op_name(y) == "aten.add" and is_plain(y) and _is_whole(argument(y, 1)):
             y, threshold = argument(y, 0), threshold - argument(y, 1)
         elif op_name(y) in CLAMPS and CLAMPS[op_name(y)] != CLAMPS[op_name(node)] and _wraps(node, y) and y is operand:

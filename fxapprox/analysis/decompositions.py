@@ -22,32 +22,27 @@ from torch import fx
 from fxapprox.analysis.facts import Facts
 from fxapprox.ir.arguments import argument, arguments
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import is_cheap, is_reduction, is_view, kind_of, op_name, operator_of
 
-OTHERS = frozenset(
-    "aten.cholesky aten.cholesky_solve aten.cholesky_inverse aten.triangular_solve aten.lu_unpack aten.geqrf"
-    " aten.ormqr aten.orgqr aten.logdet aten.svd aten.qr aten.inverse".split()
-)
 DEGREE = 4  # of a polynomial in a matrix, up to which a code's error is multiplied by little
-PRODUCTS = {"aten.mm": (0, 1), "aten.bmm": (0, 1), "aten.addmm": (1, 2), "aten.baddbmm": (1, 2)}  # places of factors
 BRANCHES = 8  # of which degrees are told
-PARTS = frozenset("getitem aten.select aten.slice aten.index aten.gather aten.index_select".split())
+OWN = (Kind.PART, Kind.PICK, Kind.EXPONENTIAL)  # of which degrees are counted anew
 HARMLESS = ("vector_norm", "matrix_norm", "cross", "vecdot", "multi_dot", "diagonal")
 
 
 def is_decomposition(node: fx.Node) -> bool:
     """Whether the operator decomposes a matrix, or solves with one."""
     name = op_name(node)
-    return name in OTHERS or ("linalg_" in name and not name.endswith(HARMLESS))
+    return kind_of(node) is Kind.DECOMPOSITION or ("linalg_" in name and not name.endswith(HARMLESS))
 
 
 def solving(joint: Joint, facts: Facts) -> set[fx.Node]:
     """Backward's operators that lead to a decomposition's gradient, or are part of it."""
     results: set[fx.Node] = set()
     for node in joint.forward_values:
-        rule = rule_of(node)
         moving = [part for part in node.all_input_nodes if part in facts.depends]
-        derived = rule is not None and rule.cheap and bool(moving) and all(part in results for part in moving)
+        derived = is_cheap(node) and bool(moving) and all(part in results for part in moving)
         if derived or (node in facts.depends and is_decomposition(node)):
             results.add(node)
     found: set[fx.Node] = set()
@@ -66,9 +61,7 @@ def matrices(joint: Joint, facts: Facts) -> set[fx.Node]:
     polynomials = _polynomials(joint, facts)
 
     def through(node: fx.Node) -> bool:
-        rule = rule_of(node)
-        cheap = rule is not None and rule.cheap
-        return cheap or facts.ops[node] in REDUCTIONS or facts.is_product_of_activations(node)
+        return is_cheap(node) or is_reduction(node) or facts.is_product_of_activations(node)
 
     starts = (n for n in joint.forward_values if is_decomposition(n) or n in polynomials)
     found = facts.made_of(*(part for node in starts for part in node.all_input_nodes), through=through)
@@ -88,7 +81,7 @@ def _polynomials(joint: Joint, facts: Facts) -> set[fx.Node]:
     for node in joint.forward_values:
         if node not in facts.depends or node in facts.free or node in facts.fixed:
             continue
-        rule, name, factors = rule_of(node), facts.ops[node], PRODUCTS.get(facts.ops[node], ())
+        factors = operator_of(node).factors
         made_of = [part for part in arguments(node) if isinstance(part, fx.Node)]
         if factors and not any(part in facts.free or part in facts.fixed for part in made_of):
             total = Counter[fx.Node]()
@@ -97,7 +90,7 @@ def _polynomials(joint: Joint, facts: Facts) -> set[fx.Node]:
             degrees[node] = total
             if max(total.values(), default=0) > DEGREE:
                 found.add(node)
-        elif rule is not None and rule.cheap and name not in PARTS and name not in EXPONENTIALS:
+        elif is_cheap(node) and kind_of(node) not in OWN:
             degrees[node] = _largest(degrees.get(part, {}) for part in node.all_input_nodes)
         else:
             degrees[node] = Counter((node,))

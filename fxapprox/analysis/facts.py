@@ -17,14 +17,15 @@ from fxapprox.analysis.selected import ceilings
 from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import (
-    CONTRACTIONS,
-    REDUCTIONS,
-    RULES,
-    Rule,
+    is_cheap,
+    is_contraction,
+    is_known,
     is_label,
     is_pointwise,
+    is_reduction,
     is_view,
     op_name,
+    operator_of,
     table_use,
 )
 from fxapprox.ir.records import Use
@@ -32,7 +33,6 @@ from fxapprox.ir.tensors import is_float, numel, storage_of, tensor_of
 
 SMALL = 4  # times smaller than the activation that it was computed from
 WIDE = 8  # times larger than its operand
-PRODUCTS = frozenset("aten.mm aten.addmm aten.bmm aten.baddbmm".split())
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,13 @@ class Facts:
 
     def is_product_of_activations(self, node: fx.Node) -> bool:
         """Whether the node is a contraction, and none of its factors a parameter or an input."""
-        return self.ops[node] in CONTRACTIONS and not any(part in self.free for part in node.all_input_nodes)
+        return is_contraction(node) and not any(part in self.free for part in node.all_input_nodes)
 
 
 def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
     """Adds what is known of a node; its operands have been added."""
-    value, name, sources = tensor_of(node), op_name(node), node.all_input_nodes
-    rule = RULES.get(name)
-    facts.ops[node] = name
+    value, sources, cheap = tensor_of(node), node.all_input_nodes, is_cheap(node)
+    facts.ops[node] = op_name(node)
     if value is not None:
         facts.sizes[node] = numel(value)
         if is_float(value.dtype):
@@ -130,29 +129,28 @@ def _add(facts: Facts, node: fx.Node, alive: Collection[fx.Node]) -> None:
         for source in (s for s in sources if adapter.region_of(s) != adapter.region_of(node)):
             base = storage_of(source)
             facts.entering.update({source, base} if facts.sizes.get(base) == facts.sizes.get(source) else {source})
-    cheap = rule is not None and rule.cheap
     if node not in facts.saved and (any(s in facts.heavy for s in sources) if cheap else node in facts.checkpointed):
         facts.heavy.add(node)
-    if node in alive or _is_view_of_free(node, rule, facts):
+    if node in alive or (is_view(node) and node in facts.sizes and argument(node, 0) in facts.free):
         facts.free.add(node)
-    if rule is not None and rule.view and any(source in facts.changed for source in sources):
+    if is_view(node) and any(source in facts.changed for source in sources):
         facts.changed.add(node)
     if (node.op == "placeholder" and node in facts.floats) or any(s in facts.depends for s in _read(node)):
         facts.depends.add(node)
     facts.bounds[node] = interval(node, facts.bounds)
-    facts.roots[node] = _roots(node, rule, facts, sources)
-    if _is_statistic(node, rule, facts, sources):
+    facts.roots[node] = _roots(node, facts)
+    if _is_statistic(node, facts):
         facts.statistics.add(node)
-    if _is_decision(node, rule, facts, sources):
+    if _is_decision(node, facts):
         facts.decisions.add(node)
     projects = _is_wide_projection(node, facts)
     if cheap or projects or node in facts.checkpointed:
         facts.again.add(node)
-    elif rule is None and is_pointwise(node):
+    elif not is_known(node) and is_pointwise(node):
         facts.pointwise.add(node)
     if node.op == "call_function" and node in facts.again and all(source in facts.fixed for source in sources):
         facts.fixed.add(node)
-    if projects or _is_made_of_wide(node, rule, facts, sources):
+    if projects or _is_made_of_wide(node, facts):
         facts.wide.add(node)
 
 
@@ -161,17 +159,13 @@ def _read(node: fx.Node) -> Iterable[fx.Node]:
     return (source for place, source in operands(node) if table_use(node, place) is not Use.SHAPE)
 
 
-def _is_view_of_free(node: fx.Node, rule: Rule | None, facts: Facts) -> bool:
-    return rule is not None and rule.view and node in facts.sizes and argument(node, 0) in facts.free
-
-
 def _is_wide_projection(node: fx.Node, facts: Facts) -> bool:
     """Whether a product with a parameter is many times larger than what it is made from: logits over a vocabulary.
 
     One more product costs less than keeping them, even in 8 bits (fewer than which a softmax does not get). The
     parameter may be cast, a part of another one, or a sum, as autocast and adapters of low rank make it.
     """
-    if facts.ops[node] not in PRODUCTS or node not in facts.sizes:
+    if not operator_of(node).factors or node not in facts.sizes:
         return False
     sources = node.all_input_nodes
     made_of = [s for s in sources if s not in facts.free and s not in facts.fixed]
@@ -180,23 +174,24 @@ def _is_wide_projection(node: fx.Node, facts: Facts) -> bool:
     return bool(made_of) and all(s in facts.sizes and WIDE * facts.sizes[s] <= facts.sizes[node] for s in made_of)
 
 
-def _is_made_of_wide(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> bool:
+def _is_made_of_wide(node: fx.Node, facts: Facts) -> bool:
     """Whether a cheap operator makes the node of wide values, and of what is small or follows from parameters alone."""
-    if rule is None or not rule.cheap or node not in facts.sizes:
+    if not is_cheap(node) or node not in facts.sizes:
         return False
-    large = [s for s in sources if SMALL * facts.sizes.get(s, 0) > facts.sizes[node] and s not in facts.fixed]
+    moving = [source for source in node.all_input_nodes if source not in facts.fixed]
+    large = [source for source in moving if SMALL * facts.sizes.get(source, 0) > facts.sizes[node]]
     return bool(large) and all(source in facts.wide for source in large)
 
 
-def _roots(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> frozenset[fx.Node]:
+def _roots(node: fx.Node, facts: Facts) -> frozenset[fx.Node]:
     """The values, not cheap to compute, that a chain of cheap operators made this from; at most three."""
     if node in facts.free or node not in facts.depends:
         return frozenset()
-    if rule is None or not rule.cheap:
+    if not is_cheap(node):
         return frozenset((node,))
     size = facts.sizes.get(node, 0)
     merged: set[fx.Node] = set()
-    for source in sources:
+    for source in node.all_input_nodes:
         inner = facts.sizes.get(source)
         if inner is None or (size and inner * SMALL <= size):
             continue  # statistics and parameters ride along
@@ -204,25 +199,25 @@ def _roots(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.
     return frozenset(merged if len(merged) <= 3 else sorted(merged, key=lambda n: n.name)[:3])
 
 
-def _is_statistic(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> bool:
+def _is_statistic(node: fx.Node, facts: Facts) -> bool:
     """Whether the node is a small reduction of an activation, or is computed from such alone (rstd from variance)."""
     if node not in facts.floats:
         return False
     maker = argument(node, 0) if facts.ops[node] == "getitem" else node
     source = argument(maker, 0)
-    if facts.ops[maker] in REDUCTIONS and isinstance(source, fx.Node):
+    if is_reduction(maker) and isinstance(source, fx.Node):
         return source in facts.sizes and facts.sizes[node] * SMALL <= facts.sizes[source]
-    if rule is None or not rule.cheap:
+    if not is_cheap(node):
         return False
-    moving = [source for source in sources if source in facts.depends]
+    moving = [source for source in node.all_input_nodes if source in facts.depends]
     made_of = [facts.sizes[source] for source in moving if source in facts.statistics]
     return bool(made_of) and len(made_of) == len(moving) and facts.sizes[node] <= max(made_of)
 
 
-def _is_decision(node: fx.Node, rule: Rule | None, facts: Facts, sources: Iterable[fx.Node]) -> bool:
+def _is_decision(node: fx.Node, facts: Facts) -> bool:
     """Whether the node is a branch taken on a float that training moves: a mask, an index, a sign."""
-    if node not in facts.sizes or node.op != "call_function" or (rule is not None and rule.view):
+    if node not in facts.sizes or node.op != "call_function" or is_view(node):
         return False
     if node in facts.floats:
         return is_label(node)
-    return any(source in facts.depends and source in facts.floats for source in sources)
+    return any(source in facts.depends and source in facts.floats for source in node.all_input_nodes)

@@ -8,76 +8,32 @@ Integers that an operator picked out of a range (``argmax``, ``max_pool2d_with_i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
 
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.operators import INDICES, is_plain, is_view, op_name
+from fxapprox.ir.operators import behind_views, is_plain, is_view, op_name, operator_of
 from fxapprox.ir.tensors import tensor_of
 
 INF = math.inf
-AVERAGES = frozenset("aten.avg_pool1d aten.avg_pool2d aten.avg_pool3d".split())
 Interval = tuple[float, float]
 EVERYTHING: Interval = (-INF, INF)
+Operands = tuple[Interval, Interval | None, Interval | None]  # of the first three arguments; None: no number
+Rule = Callable[[fx.Node, Operands], Interval | None]  # None: it may be anything
+RULES: dict[str, Rule] = {}
 
 
 def interval(node: fx.Node, known: Mapping[fx.Node, Interval]) -> Interval:
     """An interval that holds every finite element of the node's value, from those of its operands."""
-    name = op_name(node)
-    first, second = (_range_of(argument(node, place), known) for place in (0, 1))
-    if name == "aten.full" and second is not None:
-        return second
-    if node.op != "call_function" or first is None:
+    first, second, third = (_range_of(argument(node, place), known) for place in range(3))
+    if op_name(node) == "aten.full":
+        return second or EVERYTHING
+    rule = RULES.get(op_name(node), _same if is_view(node) else None)
+    if rule is None or first is None:
         return EVERYTHING
-    low, high = first
-    if name in ("aten.sigmoid", "aten._softmax"):
-        return (0.0, 1.0)
-    if name in ("aten.tanh", "aten.erf", "aten.sin", "aten.cos", "aten.sign"):
-        return (-1.0, 1.0)
-    if name == "aten.atan":
-        return (-math.pi / 2, math.pi / 2)
-    if name == "aten.reciprocal" and not low <= 0 <= high:
-        return (1 / high, 1 / low)
-    if name == "aten.exp":
-        return (0.0, math.exp(high) if high < 700 else INF)
-    if name in ("aten.relu", "aten.abs", "aten.sqrt", "aten.rsqrt", "aten.square"):
-        return (max(low, 0.0) if name == "aten.relu" else 0.0, max(high, 0.0) if name == "aten.relu" else INF)
-    if name == "aten.clamp_min" and second is not None:
-        return (max(low, second[0]), max(high, second[1]))
-    if name == "aten.clamp_max" and second is not None:
-        return (min(low, second[0]), min(high, second[1]))
-    if name == "aten.where":
-        (low, high), (lows, highs) = (
-            _range_of(argument(node, side), known) or EVERYTHING for side in ("self", "other")
-        )
-        return (min(low, lows), max(high, highs))
-    if name == "aten.neg":
-        return (-high, -low)
-    if name == "aten.pow" and second in ((2, 2), (2.0, 2.0)):
-        return (0.0, INF)
-    if name == "aten.pow" and second is not None and second[0] == second[1] and low >= 0:
-        return _power(first, second[0])
-    if name in ("aten.mul", "aten.div") and second is not None and is_plain(node):
-        return _product(node, name, first, second)
-    if name in ("aten.add", "aten.sub") and second is not None and is_plain(node):
-        if name == "aten.sub" and _is_shift_by_maximum(node):
-            return (-INF, 0.0)
-        lows, highs = (second[0], second[1]) if name == "aten.add" else (-second[1], -second[0])
-        return (low + lows, high + highs)
-    if name == "aten.sum" and _is_over_exponentials(node):
-        return (1.0, INF)
-    if name == "aten.constant_pad_nd":
-        value = argument(node, "value", 0)
-        return (min(low, value), max(high, value)) if isinstance(value, (int, float)) else EVERYTHING
-    if name in AVERAGES and argument(node, "divisor_override") is None:
-        return (min(low, 0.0), max(high, 0.0))  # padding is averaged with the rest
-    if name in ("aten.mean", "aten.amax", "aten.amin") or is_view(node) or name in (
-        "aten.clone", "prims.convert_element_type", "aten._to_copy"
-    ):  # fmt: skip
-        return first
-    return EVERYTHING
+    return rule(node, (first, second, third)) or EVERYTHING
 
 
 def _range_of(value: object, known: Mapping[fx.Node, Interval]) -> Interval | None:
@@ -87,35 +43,154 @@ def _range_of(value: object, known: Mapping[fx.Node, Interval]) -> Interval | No
     return (value, value) if isinstance(value, (int, float)) else None
 
 
-def _power(base: Interval, exponent: float) -> Interval:
-    """A power of what is never negative."""
+# --- one operator ----------------------------------------------------------------------------------
+
+
+def _rule(names: str) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of operators."""
+
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names.split(), rule))
+        return rule
+
+    return register
+
+
+def _always(names: str, low: float, high: float) -> None:
+    _rule(names)(lambda *_: (low, high))
+
+
+_always("aten.sigmoid aten._softmax", 0, 1)
+_always("aten.tanh aten.erf aten.sin aten.cos aten.sign", -1, 1)
+_always("aten.atan", -math.pi / 2, math.pi / 2)
+_always("aten.abs aten.sqrt aten.rsqrt aten.square", 0, INF)
+
+
+@_rule("aten.mean aten.amax aten.amin aten.clone aten._to_copy prims.convert_element_type")
+def _same(_: fx.Node, operands: Operands) -> Interval:
+    return operands[0]
+
+
+@_rule("aten.exp")
+def _exp(_: fx.Node, operands: Operands) -> Interval:
+    high = operands[0][1]
+    return (0, math.exp(high) if high < 700 else INF)
+
+
+@_rule("aten.relu")
+def _relu(_: fx.Node, operands: Operands) -> Interval:
+    low, high = operands[0]
+    return (max(low, 0), max(high, 0))
+
+
+@_rule("aten.neg")
+def _neg(_: fx.Node, operands: Operands) -> Interval:
+    low, high = operands[0]
+    return (-high, -low)
+
+
+@_rule("aten.reciprocal")
+def _reciprocal(_: fx.Node, operands: Operands) -> Interval | None:
+    low, high = operands[0]
+    return None if low <= 0 <= high else (1 / high, 1 / low)
+
+
+@_rule("aten.clamp_min")
+def _clamp_min(_: fx.Node, operands: Operands) -> Interval | None:
+    (low, high), limit, _third = operands
+    return None if limit is None else (max(low, limit[0]), max(high, limit[1]))
+
+
+@_rule("aten.clamp_max")
+def _clamp_max(_: fx.Node, operands: Operands) -> Interval | None:
+    (low, high), limit, _third = operands
+    return None if limit is None else (min(low, limit[0]), min(high, limit[1]))
+
+
+@_rule("aten.where")
+def _where(_: fx.Node, operands: Operands) -> Interval:
+    (low, high), (lows, highs) = (side or EVERYTHING for side in operands[1:])
+    return (min(low, lows), max(high, highs))
+
+
+@_rule("aten.pow")
+def _pow(_: fx.Node, operands: Operands) -> Interval | None:
+    base, exponent, _third = operands
+    if exponent == (2, 2):
+        return (0, INF)
+    if exponent is None or exponent[0] != exponent[1] or base[0] < 0:
+        return None
     try:
-        ends = sorted(end**exponent for end in base)
+        low, high = sorted(end ** exponent[0] for end in base)
     except (OverflowError, ZeroDivisionError):
-        return (0.0, INF)
-    return (ends[0], ends[1])
+        return (0, INF)
+    return (low, high)
 
 
-def _product(node: fx.Node, name: str, first: Interval, second: Interval) -> Interval:
-    if name == "aten.mul" and argument(node, 0) is argument(node, 1):
-        return (0.0, INF)
-    if name == "aten.div":
-        if second[0] <= 0 <= second[1]:
-            return (0.0, INF) if first[0] >= 0 and second[0] >= 0 else EVERYTHING
-        second = (1 / second[1], 1 / second[0])
+@_rule("aten.add")
+def _add(node: fx.Node, operands: Operands) -> Interval | None:
+    (low, high), other, _third = operands
+    return (low + other[0], high + other[1]) if other is not None and is_plain(node) else None
+
+
+@_rule("aten.sub")
+def _sub(node: fx.Node, operands: Operands) -> Interval | None:
+    (low, high), other, _third = operands
+    if other is None or not is_plain(node):
+        return None
+    return (-INF, 0) if _is_shift_by_maximum(node) else (low - other[1], high - other[0])
+
+
+@_rule("aten.mul")
+def _mul(node: fx.Node, operands: Operands) -> Interval | None:
+    first, second, _third = operands
+    if second is None:
+        return None
+    return (0, INF) if argument(node, 0) is argument(node, 1) else _product(first, second)
+
+
+@_rule("aten.div")
+def _div(node: fx.Node, operands: Operands) -> Interval | None:
+    first, divisor, _third = operands
+    if divisor is None or not is_plain(node):
+        return None
+    if divisor[0] <= 0 <= divisor[1]:
+        return (0, INF) if first[0] >= 0 and divisor[0] >= 0 else None
+    return _product(first, (1 / divisor[1], 1 / divisor[0]))
+
+
+def _product(first: Interval, second: Interval) -> Interval:
     ends = [a * b for a in first for b in second if not (0 in (a, b) and INF in (abs(a), abs(b)))]
-    exact_zero = any(a == 0 for a in first) or any(b == 0 for b in second)
-    ends += [0.0] if exact_zero or not ends else []
+    ends += [0.0] if 0 in (*first, *second) or not ends else []
     return (min(ends), max(ends))
+
+
+@_rule("aten.sum")
+def _sum(node: fx.Node, _: Operands) -> Interval | None:
+    return (1, INF) if _is_over_exponentials(node) else None
+
+
+@_rule("aten.constant_pad_nd")
+def _pad(node: fx.Node, operands: Operands) -> Interval | None:
+    (low, high), value = operands[0], argument(node, "value", 0)
+    return (min(low, value), max(high, value)) if isinstance(value, (int, float)) else None
+
+
+@_rule("aten.avg_pool1d aten.avg_pool2d aten.avg_pool3d")
+def _average(node: fx.Node, operands: Operands) -> Interval | None:
+    low, high = operands[0]  # padding is averaged with the rest
+    return (min(low, 0), max(high, 0)) if argument(node, "divisor_override") is None else None
+
+
+# --- shapes of a softmax ------------------------------------------------------------------------------
 
 
 def _is_shift_by_maximum(node: fx.Node) -> bool:
     """x - amax(x) or x - logsumexp(x): never positive."""
     source, shift = argument(node, 0), argument(node, 1)
-    while isinstance(shift, fx.Node) and is_view(shift) and op_name(shift) != "getitem":
-        shift = argument(shift, 0)
     if not isinstance(shift, fx.Node):
         return False
+    shift = behind_views(shift)
     if op_name(shift) in ("aten.amax", "aten.logsumexp"):
         return argument(shift, 0) is source
     if op_name(shift) == "aten.log" and isinstance(source, fx.Node):  # log_softmax: (x - max) - log(sum(exp(x - max)))
@@ -131,10 +206,8 @@ def _is_over_exponentials(node: fx.Node) -> bool:
     shifted = argument(exponential, 0) if op_name(exponential) == "aten.exp" else None
     if not isinstance(shifted, fx.Node) or op_name(shifted) != "aten.sub" or not _is_shift_by_maximum(shifted):
         return False
-    maximum = argument(shifted, 1)
-    while isinstance(maximum, fx.Node) and is_view(maximum):
-        maximum = argument(maximum, 0)
-    return isinstance(maximum, fx.Node) and op_name(maximum) == "aten.amax" and _dims(maximum) == _dims(node)
+    maximum = behind_views(argument(shifted, 1))
+    return op_name(maximum) == "aten.amax" and _dims(maximum) == _dims(node)
 
 
 def _dims(reduction: fx.Node) -> list[int]:
@@ -145,6 +218,9 @@ def _dims(reduction: fx.Node) -> list[int]:
     return sorted(d % rank for d in given) if rank and given else list(range(rank))
 
 
+# --- integers ----------------------------------------------------------------------------------------
+
+
 def span_of(node: fx.Node) -> tuple[int, int] | None:
     """The range an integer (or a sign) lies in, where its operator fixes it."""
     maker, number = (argument(node, 0), argument(node, 1)) if op_name(node) == "getitem" else (node, 0)
@@ -153,7 +229,7 @@ def span_of(node: fx.Node) -> tuple[int, int] | None:
         return None
     if name in ("aten.sign", "aten.sgn"):
         return (-1, 1)
-    among, result = INDICES.get(name, ("", 0))
+    among, result = operator_of(maker).indices or ("", 0)
     count = _choices(maker, among) if among and result == number else None
     return (0, max(count - 1, 0)) if count is not None else None
 

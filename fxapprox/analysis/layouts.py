@@ -13,13 +13,12 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.ir.operators import is_view, op_name
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import is_view, kind_of, op_name
 from fxapprox.ir.tensors import element_of, flops, is_dense, memory_order, symbolic_shape, tensor_of
 from fxapprox.sizes import Size
 
 CONVOLUTION = "aten.convolution"
-PARTS = frozenset("aten.slice aten.select aten.narrow aten.split aten.split_with_sizes aten.unbind getitem".split())
-PERMUTATIONS = frozenset("aten.permute aten.transpose aten.t".split())
 
 
 def channels_last_images(forward: fx.GraphModule) -> frozenset[str]:
@@ -52,17 +51,17 @@ def is_channels_last(value: torch.Tensor) -> bool:
 
 def _image_shape(node: fx.Node, known: Mapping[fx.Node, tuple[Size, ...]]) -> tuple[Size, ...] | None:
     """The shape of the image whose elements a value has; None if it comes from none."""
-    value, name = element_of(node), op_name(node)
+    value = element_of(node)
     if value is None:
         return None
     own = _shape(value) if value.dim() == 4 else None
-    if name == CONVOLUTION or is_channels_last(value):
+    if op_name(node) == CONVOLUTION or is_channels_last(value):
         return own
     sources = [source for source in node.all_input_nodes if source in known]
-    if not sources or flops(node) or name in PERMUTATIONS:
+    if not sources or flops(node) or kind_of(node) is Kind.PERMUTATION:
         return None
     if is_view(node):
-        return own if name in PARTS else known[sources[0]]
+        return own if kind_of(node) is Kind.PART else known[sources[0]]
     alike = [known[source] for source in sources if _shape(element_of(source)) == _shape(value)]
     return alike[0] if alike else own
 

@@ -20,16 +20,11 @@ from fxapprox.analysis.facts import Facts
 from fxapprox.codecs.groups import group_shape
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import EXPONENTIALS, REDUCTIONS, is_view, op_name, rule_of
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import behind_views, is_cheap, is_exponential, is_reduction, kind_of, op_name, operator_of
 from fxapprox.ir.tensors import numel, tensor_of
 
-LENGTHS = frozenset("aten.var_mean aten.var aten.std aten.linalg_vector_norm aten.norm aten.mean aten.sum".split())
-ROOTS = frozenset("aten.rsqrt aten.sqrt aten.reciprocal aten.div aten.pow".split())
-PERMUTATIONS = frozenset("aten.permute aten.transpose aten.t".split())
-MATRIX_PRODUCTS = frozenset("aten.bmm aten.baddbmm aten.mm".split())
-JOINS = frozenset("aten.cat aten.stack".split())
-NEVER_ZERO = EXPONENTIALS | {"aten.sigmoid"}  # of what is near 0, their result is not
-SCALED = frozenset("aten.sub aten.mul aten.div aten.view aten.reshape".split())
+SCALED = ("aten.sub", "aten.mul", "aten.div", "aten.view", "aten.reshape")
 UNBOUNDED = 1e4
 NORMED = "norms are taken of its rows, which may come near 0, and a code's group holds more than one of them"
 
@@ -53,7 +48,7 @@ def rows_of_products(joint: Joint, facts: Facts) -> tuple[set[fx.Node], set[fx.N
             name, parts = facts.ops[product], [p for p in product.all_input_nodes if p in facts.floats]
             between = behind.union(node for node, _ in way)
             moving = [part for part in parts if part in facts.depends]
-            if name in MATRIX_PRODUCTS:
+            if _multiplies_matrices(product):
                 uncoded.update(node for node, run in way if run % _group(node))
                 stack.append((_factor_of_rows(product, run), between.union(moving)))
                 continue
@@ -77,7 +72,7 @@ def _normed(joint: Joint, facts: Facts) -> Iterator[Row]:
     """What a length, or a sum to divide by, is taken of, in its rows; norms over the batch are left out."""
     for node in joint.forward_values:
         source = argument(node, 0)
-        if facts.ops[node] not in LENGTHS or not isinstance(source, fx.Node):
+        if not operator_of(node).length or not isinstance(source, fx.Node):
             continue
         if facts.ops[node] in ("aten.mean", "aten.sum"):
             square = _uncast(source)
@@ -104,9 +99,7 @@ def _normed(joint: Joint, facts: Facts) -> Iterator[Row]:
 
 
 def _is_square(node: fx.Node) -> bool:
-    return op_name(node) in ("aten.pow", "aten.square") or (
-        op_name(node) == "aten.mul" and len(node.all_input_nodes) == 1
-    )
+    return kind_of(node) is Kind.POWER or (op_name(node) == "aten.mul" and len(node.all_input_nodes) == 1)
 
 
 def _divides(node: fx.Node) -> bool:
@@ -115,8 +108,7 @@ def _divides(node: fx.Node) -> bool:
         name = op_name(user)
         if name == "aten.reciprocal" or (name == "aten.div" and argument(user, 1) is node):
             return True
-        rule = rule_of(user)
-        if name != "aten.div" and rule is not None and rule.cheap and len(user.all_input_nodes) == 1 and _divides(user):
+        if name != "aten.div" and is_cheap(user) and len(user.all_input_nodes) == 1 and _divides(user):
             return True
     return False
 
@@ -129,16 +121,15 @@ def _is_divisor(node: fx.Node) -> bool:
         if user in seen:
             continue
         seen.add(user)
-        if op_name(user) in ROOTS:
+        if operator_of(user).divisor is not None or op_name(user) == "aten.sqrt":
             return True
-        rule = rule_of(user)
-        if rule is not None and rule.cheap and len(user.all_input_nodes) == 1:
+        if is_cheap(user) and len(user.all_input_nodes) == 1:
             stack += user.users
     return op_name(node) in ("aten.linalg_vector_norm", "aten.norm", "aten.std")
 
 
 def _uncast(node: fx.Node) -> fx.Node:
-    while op_name(node) in ("prims.convert_element_type", "aten._to_copy"):
+    while kind_of(node) is Kind.CAST:
         node = node.all_input_nodes[0]
     return node
 
@@ -158,20 +149,19 @@ def _ways(source: fx.Node, run: int, facts: Facts) -> Iterator[list[Row]]:
 
 def _forms(node: fx.Node, run: int, facts: Facts) -> Iterator[Row]:
     """What the value is another form of; of products and joined values all that they are made of."""
-    rule, name = rule_of(node), facts.ops[node]
-    if rule is None or not rule.cheap or name in NEVER_ZERO:
-        return
+    if not is_cheap(node) or is_exponential(node) or facts.ops[node] == "aten.sigmoid":
+        return  # near 0 those are not where what they are made of is
     moving = [part for part in node.all_input_nodes if part in facts.depends and part not in facts.free]
-    if name in JOINS:
+    if kind_of(node) is Kind.JOIN:
         for part in moving:
             value = tensor_of(part)
             if value is not None and value.dim():
                 yield part, math.gcd(run, value.shape[-1]) if isinstance(value.shape[-1], int) else 1
         return
     large = [part for part in moving if facts.sizes.get(part) == facts.sizes[node]]
-    if len(large) == 1 or name == "aten.mul":
+    if len(large) == 1 or facts.ops[node] == "aten.mul":
         for part in large:
-            yield part, math.gcd(run, _unmoved(node, part)) if name in PERMUTATIONS else run
+            yield part, math.gcd(run, _unmoved(node, part)) if kind_of(node) is Kind.PERMUTATION else run
 
 
 def _is_common(factor: fx.Node, product: fx.Node, run: int) -> bool:
@@ -188,7 +178,7 @@ def _is_common(factor: fx.Node, product: fx.Node, run: int) -> bool:
 
 
 def _is_unbounded(factor: fx.Node, facts: Facts) -> bool:
-    return facts.ops[factor] in EXPONENTIALS and facts.bounds[factor][1] > UNBOUNDED
+    return is_exponential(factor) and facts.bounds[factor][1] > UNBOUNDED
 
 
 def _normalized(source: fx.Node, facts: Facts) -> Iterator[fx.Node]:
@@ -201,16 +191,10 @@ def _normalized(source: fx.Node, facts: Facts) -> Iterator[fx.Node]:
             if (
                 user in facts.ops
                 and op_name(user) in SCALED
-                and all(_behind_views(p) in facts.statistics for p in others)
+                and all(behind_views(p) in facts.statistics for p in others)
             ):
                 yield user
                 stack.append(user)
-
-
-def _behind_views(node: fx.Node) -> fx.Node:
-    while is_view(node) and op_name(node) != "getitem":
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _unmoved(node: fx.Node, source: fx.Node) -> int:
@@ -230,9 +214,14 @@ def _unmoved(node: fx.Node, source: fx.Node) -> int:
 def _is_product(node: fx.Node, facts: Facts) -> bool:
     """Whether the node is a product of activations, and not one of them by its own statistic."""
     moving = [p for p in node.all_input_nodes if p in facts.depends and p not in facts.free and p in facts.floats]
-    if facts.ops[node] in MATRIX_PRODUCTS:
+    if _multiplies_matrices(node):
         return len(moving) > 1
     return facts.ops[node] == "aten.mul" and len(moving) > 1 and not any(_is_own(p, node, facts) for p in moving)
+
+
+def _multiplies_matrices(node: fx.Node) -> bool:
+    """Whether two matrices are multiplied; with a bias added it is a layer, one of them its parameter."""
+    return bool(operator_of(node).factors) and op_name(node) != "aten.addmm"
 
 
 def _is_scaled(node: fx.Node, facts: Facts) -> bool:
@@ -253,8 +242,7 @@ def _is_own(part: fx.Node, product: fx.Node, facts: Facts) -> bool:
 
 
 def _is_cheap_or_reduces(node: fx.Node) -> bool:
-    rule, name = rule_of(node), op_name(node)
-    return (rule is not None and rule.cheap) or name in REDUCTIONS or name == "getitem"
+    return is_cheap(node) or is_reduction(node)
 
 
 def _group(node: fx.Node) -> int:

@@ -10,7 +10,7 @@ from torch import fx
 
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.operators import is_plain, is_view, op_name
+from fxapprox.ir.operators import behind_views, is_plain, op_name
 from fxapprox.ir.records import Moments
 from fxapprox.ir.tensors import numel, tensor_of
 
@@ -24,8 +24,7 @@ def statistics_of(root: fx.Node, steps: list[tuple]) -> tuple[str | None, str | 
     mean, rstd = steps[-1][1], steps[-2][1]
     if not isinstance(mean, fx.Node) or not isinstance(rstd, fx.Node):
         return None, None
-    scale = _strip_views(rstd)
-    if not _is_mean_of(root, mean) or scale is None or op_name(scale) != "aten.rsqrt":
+    if not _is_mean_of(root, mean) or op_name(behind_views(rstd)) != "aten.rsqrt":
         return None, None
     return mean.name, rstd.name
 
@@ -65,8 +64,8 @@ def _normalization(x: fx.Node) -> tuple[str, str] | None:
 
 def _is_mean_of(x: fx.Node, mean: fx.Node) -> bool:
     """Whether the mean is that of a var_mean of x, or of x in another type: autocast takes statistics in float32."""
-    source = _strip_views(mean)
-    made = argument(source, 0) if source is not None and op_name(source) == "getitem" else None
+    source = behind_views(mean)
+    made = argument(source, 0) if op_name(source) == "getitem" else None
     if not isinstance(made, fx.Node) or op_name(made) != "aten.var_mean":
         return False
     of = argument(made, 0)
@@ -81,9 +80,3 @@ def _over_the_batch(x: fx.Node, mean: object) -> bool:
     sizes = [1] * (value.dim() - small.dim()) + list(small.shape)
     kept = tuple(d for d, size in enumerate(sizes) if not isinstance(size, int) or size != 1)
     return 0 not in kept and kept == kept_dims(value.dim()) and numel(value) >= ENOUGH * numel(small)
-
-
-def _strip_views(node: fx.Node | None) -> fx.Node | None:
-    while node is not None and is_view(node) and op_name(node) != "getitem":
-        node = argument(node, 0)
-    return node

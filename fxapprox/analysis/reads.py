@@ -20,12 +20,11 @@ from fxapprox.analysis.norm_inputs import rows_of_products
 from fxapprox.analysis.weighted_means import weighted_means
 from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import EXPONENTIALS, LOGARITHMS, is_plain, op_name, rule_of, table_use
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import is_cheap, is_exponential, is_plain, kind_of, op_name, table_use, uses_of
 from fxapprox.ir.records import Reach, Use
 from fxapprox.ir.tensors import element_of, is_float
 
-SIGMOIDS = frozenset("aten.tanh aten.sigmoid aten.erf".split())
-PRODUCTS = frozenset("aten.mul prims.fma aten.addcmul".split())
 # how many times steeper than exp(-x), exp(-x * x / 2), or a sigmoid, a function may be for its operand to be coded
 STEEP, STEEP_SIGMOID = 2, 10
 
@@ -72,7 +71,7 @@ def _exponents(joint: Joint) -> set[fx.Node]:
     for user in reversed(joint.gm.graph.nodes):
         if user not in joint.backward or user.op != "call_function":
             continue
-        if op_name(user) in EXPONENTIALS or (user in found and op_name(user) not in LOGARITHMS):
+        if is_exponential(user) or (user in found and kind_of(user) is not Kind.LOGARITHM):
             found.update(part for part in user.all_input_nodes if part in joint.backward)
     return found
 
@@ -102,11 +101,11 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
         return Use.SENSITIVE
     if use == Use.DECISION:
         return use
-    name = op_name(node)
+    name, kind = op_name(node), kind_of(node)
     if (value := element_of(operand)) is not None and value.dtype.is_complex and use != Use.LINEAR:
-        return use if name in PRODUCTS else Use.SENSITIVE  # what is smooth on the real line has poles off it
+        return use if kind is Kind.PRODUCT else Use.SENSITIVE  # what is smooth on the real line has poles off it
     low, high = facts.bounds.get(operand, EVERYTHING)
-    if name in PRODUCTS:
+    if kind is Kind.PRODUCT:
         return Use.SMOOTH if _multiplies_activations(node, operand, facts) else Use.LINEAR
     if name == "aten.div" and position == 1:
         return Use.SMOOTH if low >= 1 or high <= -1 else Use.SENSITIVE
@@ -114,14 +113,14 @@ def _operand_use(node: fx.Node, position: int, operand: fx.Node, facts: Facts) -
         return Use.SMOOTH if low >= 1 else Use.SENSITIVE
     if name == "aten.log1p":
         return Use.SMOOTH if low >= 0 else Use.SENSITIVE
-    if name in ("aten.pow", "aten.square"):
+    if kind is Kind.POWER:
         power = 2 if name == "aten.square" else argument(node, "exponent")
         return Use.LINEAR if power == 1 else Use.SMOOTH if power in (2, 3) else Use.SENSITIVE
     if facts.ceilings.get(node, INF) <= BOUNDED:
         return Use.SENSITIVE if _is_steep(operand, facts) else Use.SMOOTH
     if name == "aten.exp":
         return _exp_use(node, operand, high, facts)
-    if name in SIGMOIDS and _is_steep(operand, facts):
+    if kind is Kind.SIGMOID and _is_steep(operand, facts):
         return Use.SENSITIVE
     return use
 
@@ -184,17 +183,17 @@ def steepness(node: fx.Node, facts: Facts, *, unknown: float) -> float:
         unknown: what a factor counts as that has no bounds, such as a parameter; of what is squared, as 1.
     """
     scale = most = 1.0
-    while node in facts.depends and node not in facts.free and (rule := rule_of(node)) is not None and rule.cheap:
+    while node in facts.depends and node not in facts.free and is_cheap(node):
         name, (large, others) = facts.ops[node], _factors(node, facts)
         if large is None:
             break
-        if name in ("aten.pow", "aten.square") or (name == "aten.mul" and not others):
+        if kind_of(node) is Kind.POWER or (name == "aten.mul" and not others):
             scale, unknown = math.sqrt(2 * scale), 1.0
         elif any(other in facts.statistics for other in others if isinstance(other, fx.Node)):
             break  # normalized: whatever it was multiplied by before, it is about as large as 1
         elif name in ("aten.mul", "aten.div"):
             scale *= math.prod(_size_of(other, facts, unknown, inverse=name == "aten.div") for other in others)
-        elif rule.uses[0] is Use.SENSITIVE:
+        elif uses_of(node)[0] is Use.SENSITIVE:
             break
         node, most = large, max(most, scale)
     return most

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import UnsupportedGraph
-from fxapprox.ir.operators import is_random, op_name, rule_of
+from fxapprox.ir.operators import is_cheap, is_random, op_name
 from fxapprox.ir.source import source_line
 from fxapprox.ir.tensors import nbytes, numel, tensor_of
 
@@ -69,9 +69,8 @@ def values_to_keep(needed: Collection[fx.Node], graph: fx.Graph, at_hand: Collec
         once = runs_once(node)
         random = [source for source in sources if source in price]
         if once or (random and all(source in price or source in fixed for source in sources)):
-            rule = rule_of(node)
-            cheap = not once and rule is not None and rule.cheap
-            whole, through = _bytes(node, at_hand), sum(price[s] for s in random) if cheap else math.inf
+            again = not once and is_cheap(node)
+            whole, through = _bytes(node, at_hand), sum(price[s] for s in random) if again else math.inf
             price[node] = min(whole, through)
             if whole <= through:
                 direct.add(node)

@@ -17,11 +17,10 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.decisions import rectified
 from fxapprox.analysis.facts import SMALL
 from fxapprox.ir.arguments import argument, operands
-from fxapprox.ir.operators import ATTENTION_FORWARD, is_view, op_name, table_use
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import is_view, kind_of, op_name, operator_of, table_use
 from fxapprox.ir.records import Activation, Clamp, Use
 from fxapprox.ir.tensors import numel, tensor_of
-
-COMPARISONS_WITH_ZERO = {"aten.gt": True, "aten.le": False}  # of z or of max(z, 0): what they are where z > 0
 
 
 @dataclass
@@ -104,16 +103,16 @@ def branches_of(
 
 def _sign(node: fx.Node, by_operand: Mapping[fx.Node, fx.Node]) -> tuple[fx.Node, bool] | None:
     """(rectifier, what the node is where its operand is positive), if it compares with zero what a rectifier reads."""
-    side = COMPARISONS_WITH_ZERO.get(op_name(node))
-    operand = argument(node, 0)
+    comparison, operand = operator_of(node).compares, argument(node, 0)
     if (
-        side is None
+        comparison is None
+        or comparison.ties_above  # z and max(z, 0) compare differently
         or argument(node, 1) != 0
         or not isinstance(operand, fx.Node)
         or original(operand) not in by_operand
     ):
         return None
-    return by_operand[original(operand)], side
+    return by_operand[original(operand)], comparison.above
 
 
 def _may_be_approximate(
@@ -124,7 +123,7 @@ def _may_be_approximate(
     if value is None:
         return True  # several results: those that may not be approximate are held one by one
     if op_name(node) == "getitem" and isinstance(maker, fx.Node) and not is_view(maker):
-        return op_name(maker) in ATTENTION_FORWARD and bool(argument(node, 1) == 0)
+        return kind_of(maker) is Kind.ATTENTION and bool(argument(node, 1) == 0)
     if not value.dtype.is_floating_point or activation.ceiling is not None:
         return False
     sizes = [numel(inner) for _, source in touched if (inner := tensor_of(source)) is not None]

@@ -17,7 +17,8 @@ from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import is_plain, is_pointwise, op_name
 from fxapprox.ir.tensors import symbolic_shape, tensor_of
 
-SCALED = frozenset("aten.mul aten.div aten.add aten.sub aten.neg prims.convert_element_type".split())
+SCALED = ("aten.mul", "aten.div", "aten.add", "aten.sub", "aten.neg", "prims.convert_element_type")
+BOUNDED_BELOW = ("aten.exp", "aten.expm1", "aten.exp2")  # cosh and sinh grow to both sides
 STEPS = 6  # of arithmetic with numbers, at most, between a condition's operand and an exponential's
 Region = tuple[fx.Node, Interval]  # where the elements of a value lie in an interval
 
@@ -29,7 +30,7 @@ def ceilings(joint: Joint) -> dict[fx.Node, float]:
     for node in reversed(joint.gm.graph.nodes):
         read = [_region_in(user, node, regions) for user in node.users]
         regions[node] = region = _joined(read)
-        if region is None or op_name(node) not in ("aten.exp", "aten.expm1", "aten.exp2"):
+        if region is None or op_name(node) not in BOUNDED_BELOW:
             continue
         _, high = _within(argument(node, 0), *region)
         if high < INF:

@@ -26,30 +26,26 @@ from fxapprox.analysis.norm_inputs import NORMED, rows_of_products
 from fxapprox.analysis.reads import Reads, is_softmax_output
 from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import CONTRACTIONS, EXPONENTIALS, REDUCTIONS, op_name, rule_of, table_use
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import (
+    is_cheap,
+    is_exponential,
+    is_reduction,
+    is_view,
+    kind_of,
+    op_name,
+    operator_of,
+    table_use,
+    uses_of,
+)
 from fxapprox.ir.records import Use
 
 HUGE = 1e4  # times larger than what stands beside it
 SPREAD = 8  # a divisor's largest over its smallest, up to which an error of one element is one of all
 FEW = 8  # elements: a sum over fewer may come near 0 by chance
-POWERS = frozenset({"aten.cumprod", "aten.prod"})
-GROWING = EXPONENTIALS | {"aten.pow", "aten.square"}
-# their derivative has no bound near 0 (or near the ends of the range), by the positions of such operands
-SINGULAR = {
-    "aten.div": (1,), "aten.atan2": (0, 1),
-    **dict.fromkeys(
-        "aten.reciprocal aten.rsqrt aten.sqrt aten.log aten.log2 aten.log10 aten.log1p aten.pow aten.acos aten.asin"
-        " aten.atanh aten.tan aten.lgamma aten.digamma".split(), (0,)
-    ),
-}  # fmt: skip
-# linear operators that sum elements, of which some results may have few: windows, prefixes, nodes of a graph
-RUNNING = frozenset(
-    "aten.avg_pool2d aten.avg_pool3d aten._adaptive_avg_pool2d aten._adaptive_avg_pool3d aten.avg_pool1d aten.cumsum"
-    " aten.index_add aten.scatter_add aten.scatter_reduce aten.index_put aten._unsafe_index_put aten.constant_pad_nd"
-    " aten.upsample_bilinear2d aten.tril aten.triu".split()
-)
-LINEAR_SUMS = CONTRACTIONS | RUNNING
-QUOTIENTS = {"aten.div": 1, "aten.reciprocal": 0, "aten.rsqrt": 0, "aten.pow": 0}  # where they have their divisor
+POWERS = ("aten.cumprod", "aten.prod")  # of scatters their argument says so
+GROWING = (Kind.EXPONENTIAL, Kind.POWER)
+LINEAR_SUMS = (Kind.CONTRACTION, Kind.RUNNING)
 
 EXPONENTIAL = "an exponential or a mask's filling makes its elements too different in size for one code"
 POWER = "it is a product of many elements: its own are too different in size for one code"
@@ -94,12 +90,11 @@ def _derivatives(joint: Joint, facts: Facts, reads: Reads) -> set[fx.Node]:
     used = {node for node in joint.outputs[0] if isinstance(node, fx.Node)}
     found: set[fx.Node] = set()
     for node in reversed(list(joint.forward_values)):
-        rule = rule_of(node)
         if node in used:
             used.update(node.all_input_nodes)
-        elif rule is None or not rule.cheap or rule.view or is_softmax_output(node, facts) or _is_centred(node, facts):
+        elif not is_cheap(node) or is_view(node) or is_softmax_output(node, facts) or _is_centred(node, facts):
             continue
-        elif facts.ops[node] in EXPONENTIALS or all(
+        elif is_exponential(node) or all(
             use < Use.SENSITIVE or part not in facts.floats for part, use in reads.get(node, ())
         ):
             found.add(node)
@@ -115,12 +110,11 @@ def _is_centred(node: fx.Node, facts: Facts) -> bool:
 
 
 def _is_exponential(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> bool:
-    rule = rule_of(node)
     low, high = facts.bounds[node]
-    if max(-low, high) < HUGE or rule is None or not (rule.cheap or facts.ops[node] in RUNNING):
+    if max(-low, high) < HUGE or not _spreads(node):
         return False
     name, parts = facts.ops[node], node.all_input_nodes
-    if name in EXPONENTIALS:
+    if is_exponential(node):
         return bool(facts.roots[node])  # those of parameters scale whole channels
     if name == "aten.where":
         if any(_is_huge(argument(node, side), facts) for side in ("self", "other")):
@@ -133,7 +127,7 @@ def _is_exponential(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> b
         return True  # a mask, times what it fills in
     elif name == "aten.div":
         parts = [part for part in (argument(node, "self"),) if isinstance(part, fx.Node)]
-    return rule.uses[0] in (Use.LINEAR, Use.DECISION) and any(found.get(part) == EXPONENTIAL for part in parts)
+    return uses_of(node)[0] in (Use.LINEAR, Use.DECISION) and any(found.get(part) == EXPONENTIAL for part in parts)
 
 
 def _is_huge(value: object, facts: Facts) -> bool:
@@ -146,9 +140,13 @@ def _is_power(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> bool:
     """Whether the node multiplies many elements, or is a linear function of such products."""
     if facts.ops[node] in POWERS or argument(node, "reduce") in ("prod", "multiply"):
         return bool(facts.roots[node])
-    rule = rule_of(node)
-    linear = rule is not None and (rule.cheap or facts.ops[node] in RUNNING) and rule.uses[-1] is Use.LINEAR
+    linear = _spreads(node) and uses_of(node)[-1] is Use.LINEAR
     return linear and any(found.get(part) == POWER for part in node.all_input_nodes)
+
+
+def _spreads(node: fx.Node) -> bool:
+    """Whether elements are made of few elements, so that they differ as those do."""
+    return is_cheap(node) or kind_of(node) is Kind.RUNNING
 
 
 # --- what is read relatively -----------------------------------------------------------------------
@@ -156,7 +154,7 @@ def _is_power(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> bool:
 
 def _is_singular(user: fx.Node, position: int) -> bool:
     """Whether the operator's derivative has no bound where this operand is small."""
-    if position not in SINGULAR.get(op_name(user), ()):
+    if position not in operator_of(user).singular:
         return False
     if op_name(user) != "aten.pow":
         return argument(user, "rounding_mode") is None
@@ -199,13 +197,12 @@ def _multiplies(node: fx.Node, facts: Facts) -> bool:
 
 def _passes_on(node: fx.Node, facts: Facts) -> bool:
     """Whether each element of the result is made of few elements."""
-    rule = rule_of(node)
-    return (rule is not None and rule.cheap) or _sums_few(node, facts)
+    return is_cheap(node) or _sums_few(node, facts)
 
 
 def _sums_few(node: fx.Node, facts: Facts) -> bool:
     source = argument(node, 0)
-    if facts.ops[node] not in REDUCTIONS or not isinstance(source, fx.Node) or source not in facts.sizes:
+    if not is_reduction(node) or not isinstance(source, fx.Node) or source not in facts.sizes:
         return False
     results = [node] if node in facts.sizes else [part for part in node.users if part in facts.sizes]
     return bool(results) and facts.sizes[source] < FEW * facts.sizes[results[0]]
@@ -216,12 +213,12 @@ def _has_grown(node: fx.Node, facts: Facts, relative: set[fx.Node], found: dict[
     name, low, high = facts.ops[node], *facts.bounds[node]
     if node in facts.statistics or not (facts.roots[node] or _sums_few(node, facts)):
         return False
-    power = name in ("aten.reciprocal", "aten.rsqrt", "aten.pow", "aten.square") or _squares(node)
+    power = name in ("aten.reciprocal", "aten.rsqrt") or kind_of(node) is Kind.POWER or _squares(node)
     if power and found.get(node.all_input_nodes[0]) == RELATIVE:
         return True  # of a quotient by what has grown, a code's error would meet the growth
     if node not in relative:
         return False
-    if name in GROWING or _multiplies(node, facts):
+    if kind_of(node) in GROWING or _multiplies(node, facts):
         return max(-low, high) > SPREAD
     linear = table_use(node, 0) is Use.LINEAR and _passes_on(node, facts)
     return linear and any(found.get(part) == RELATIVE for part in node.all_input_nodes)
@@ -236,26 +233,25 @@ def _squares(node: fx.Node) -> bool:
 
 def _is_quotient(node: fx.Node, facts: Facts, sums: set[fx.Node], found: dict[fx.Node, str]) -> bool:
     """Whether the node divides by what may come near 0, or is a linear function of such a quotient."""
-    name, rule = facts.ops[node], rule_of(node)
-    if rule is None or not rule.cheap or node in sums:
+    if not is_cheap(node) or node in sums:
         return False
-    position = QUOTIENTS.get(name)
+    name, position = facts.ops[node], operator_of(node).divisor
     if position is not None and isinstance(divisor := argument(node, position), fx.Node):
         small = divisor not in sums and _is_singular(node, position) and _may_vanish(divisor, node, facts)
         if small and (name != "aten.pow" or _is_negative(argument(node, "exponent"))):
             return True
-    return rule.uses[-1] is Use.LINEAR and any(found.get(part) == QUOTIENT for part in node.all_input_nodes)
+    return uses_of(node)[-1] is Use.LINEAR and any(found.get(part) == QUOTIENT for part in node.all_input_nodes)
 
 
 def _sums_of_many(joint: Joint, facts: Facts) -> set[fx.Node]:
     """Reductions of many elements, and what is computed from such alone: never near 0 by chance."""
     found: set[fx.Node] = set()
     for node in joint.forward_values:
-        rule, moving = rule_of(node), [part for part in node.all_input_nodes if part in facts.depends]
-        if facts.ops[node] in REDUCTIONS:
+        moving = [part for part in node.all_input_nodes if part in facts.depends]
+        if is_reduction(node):
             several = not _sums_few(node, facts)
         else:
-            several = rule is not None and rule.cheap and bool(moving) and all(part in found for part in moving)
+            several = is_cheap(node) and bool(moving) and all(part in found for part in moving)
         if several:
             found.add(node)
     return found
@@ -267,15 +263,15 @@ def _is_negative(power: object) -> bool:
 
 def _is_multiple(node: fx.Node, facts: Facts, found: dict[fx.Node, str]) -> bool:
     """Whether the node is another form of a value that quotients are made of: with another sign, scale or shape."""
-    rule, moving = rule_of(node), [part for part in node.all_input_nodes if part in facts.depends]
-    linear = rule is not None and rule.cheap and rule.uses[0] is Use.LINEAR and node not in facts.free
+    moving = [part for part in node.all_input_nodes if part in facts.depends]
+    linear = is_cheap(node) and uses_of(node)[0] is Use.LINEAR and node not in facts.free
     return linear and len(moving) == 1 and len(node.all_input_nodes) == 1 and found.get(moving[0]) == NEAR_ZERO
 
 
 def _made_into_quotients(joint: Joint, facts: Facts, sums: set[fx.Node]) -> set[fx.Node]:
     """Every value on the way from those that are not cheap to compute to a divisor that may come near 0."""
     stack = [
-        operand for user in joint.gm.graph.nodes if user.op == "call_function" and op_name(user) in SINGULAR
+        operand for user in joint.gm.graph.nodes if user.op == "call_function" and operator_of(user).singular
         for position, operand in operands(user) if _is_singular(user, position) and _may_vanish(operand, user, facts)
     ]  # fmt: skip
     divisors, found = set(stack) - sums, set[fx.Node]()
@@ -284,7 +280,7 @@ def _made_into_quotients(joint: Joint, facts: Facts, sums: set[fx.Node]) -> set[
             numerator = argument(node, 0)
             factors = numerator.all_input_nodes if facts.ops.get(numerator) == "aten.mul" else [numerator]
             # a weighted sum, or a multiple of it, over the sum of its weights: both are small together
-            found.update(factor for factor in factors if facts.ops.get(factor) in LINEAR_SUMS)
+            found.update(factor for factor in factors if factor in facts.ops and kind_of(factor) in LINEAR_SUMS)
     while stack:
         node = stack.pop()
         if node in found or node in sums or node in facts.free or node not in facts.depends:
@@ -292,7 +288,7 @@ def _made_into_quotients(joint: Joint, facts: Facts, sums: set[fx.Node]) -> set[
         found.add(node)
         if _passes_on(node, facts):
             stack += (part for part in node.all_input_nodes if part in facts.ops)
-        elif facts.ops[node] in LINEAR_SUMS and _adds_up(node, facts):
+        elif kind_of(node) in LINEAR_SUMS and _adds_up(node, facts):
             # of what is never negative the sum is small where all of it is
             stack += (part for part in node.all_input_nodes if _is_positive(part, facts))
     return found & facts.floats

@@ -14,12 +14,12 @@ from torch import fx
 from fxapprox.analysis.facts import Facts
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import CONTRACTIONS, REDUCTIONS, is_view, op_name, rule_of
+from fxapprox.ir.operator_table import Kind
+from fxapprox.ir.operators import behind_views, is_cheap, is_contraction, is_reduction, is_view, kind_of, op_name
 
-COPIES = frozenset("aten.clone aten.expand prims.convert_element_type aten._to_copy".split())
-SUMS = REDUCTIONS | frozenset(
-    "aten.cumsum aten.index_add aten.scatter_add aten.index_put aten._unsafe_index_put aten.avg_pool2d".split()
-)
+RUNNING_SUMS = (  # those of the kind that means are taken with: padding and the like leave elements as they are
+    "aten.cumsum", "aten.index_add", "aten.scatter_add", "aten.index_put", "aten._unsafe_index_put", "aten.avg_pool2d",
+)  # fmt: skip
 
 
 def weighted_means(joint: Joint, facts: Facts) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -63,29 +63,25 @@ def _factors(node: fx.Node, facts: Facts, until: Collection[fx.Node] = ()) -> tu
     """(the factors of the product of activations that the node is another form of, whether it is a sum of products)."""
     summed = False
     while node in facts.depends and node not in facts.free and node not in until:
-        rule, name = rule_of(node), facts.ops[node]
         moving = [part for part in node.all_input_nodes if part in facts.depends and part in facts.floats]
-        if (name in CONTRACTIONS or name == "aten.mul") and len(moving) == 2:
+        if (is_contraction(node) or facts.ops[node] == "aten.mul") and len(moving) == 2:
             if any(part in facts.free or part in facts.fixed for part in moving):
                 break
-            return {_original(part) for part in moving}, summed or name in CONTRACTIONS
-        if len(moving) != 1 or not (name in SUMS or (rule is not None and rule.cheap)):
+            return {behind_views(part, through=_is_copy) for part in moving}, summed or is_contraction(node)
+        if len(moving) != 1 or not (_sums(node) or is_cheap(node)):
             break
-        node, summed = moving[0], summed or name in SUMS
+        node, summed = moving[0], summed or _sums(node)
     return set(), False
 
 
 def _is_of_activations(facts: Facts, node: fx.Node) -> bool:
     """Whether the node is a sum, cheap, or a product without parameters."""
-    rule, name = rule_of(node), facts.ops[node]
-    return facts.is_product_of_activations(node) or name in SUMS or (rule is not None and rule.cheap)
+    return facts.is_product_of_activations(node) or _sums(node) or is_cheap(node)
 
 
-def _original(node: fx.Node) -> fx.Node:
-    while _is_copy(node):
-        node = node.all_input_nodes[0]
-    return node
+def _sums(node: fx.Node) -> bool:
+    return is_reduction(node) or op_name(node) in RUNNING_SUMS
 
 
 def _is_copy(node: fx.Node) -> bool:
-    return (is_view(node) and op_name(node) != "getitem") or op_name(node) in COPIES
+    return (is_view(node) and op_name(node) != "getitem") or kind_of(node) in (Kind.COPY, Kind.CAST)

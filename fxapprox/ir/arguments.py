@@ -38,6 +38,11 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
     return tuple(argument(node, at) for at in range(max(len(names), len(node.args))))
 
 
+def place_of(node: fx.Node, name: str) -> int | None:
+    """The place that the schema has an argument in; None if there is none of this name, or no schema."""
+    return _schema(node.target)[0].get(name)
+
+
 def operands(node: fx.Node) -> Iterator[tuple[int, fx.Node]]:
     """(place in the schema, operand) of every operand; those in a list share the list's place."""
     places, _, _ = _schema(node.target)

@@ -19,33 +19,19 @@ import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.analysis.layouts import CONVOLUTION, PARTS, is_channels_last, is_image
+from fxapprox.analysis.layouts import CONVOLUTION, is_channels_last, is_image
 from fxapprox.ir.arguments import argument
-from fxapprox.ir.operators import is_view, op_name, rule_of
+from fxapprox.ir.operator_table import Kernel, Kind
+from fxapprox.ir.operators import is_cheap, is_pointwise, is_view, kind_of, op_name, operator_of, table_use
+from fxapprox.ir.records import Use
 from fxapprox.ir.tensors import nbytes_expression, numel, tensor_of
 from fxapprox.memory.kernels import Operation, Value
 from fxapprox.memory.workspace import CONVOLUTION_BACKWARD, on_cpu, workspace
 from fxapprox.sizes import Size
 
 UNROLLED = 8  # a reduction over fewer elements is pointwise
-HEAVY = frozenset(f"aten.{name}" for name in "exp log log10 log1p log2 sigmoid tanh".split())
-REDUCTIONS = frozenset(
-    "aten.sum aten.mean aten.var_mean aten.var aten.std aten.amax aten.amin aten.prod aten.any aten.all aten.max"
-    " aten.min aten.argmax aten.argmin aten.cumsum aten.logsumexp prims.prepare_softmax_online".split()
-)
-POINTWISE = frozenset(
-    "aten.avg_pool2d aten.avg_pool2d_backward aten._adaptive_avg_pool2d aten.upsample_nearest2d"
-    " aten.upsample_nearest2d_backward aten.upsample_bilinear2d prims._low_memory_max_pool_with_offsets"
-    " aten.max_pool2d_with_indices_backward prims.inductor_random prims.inductor_lookup_seed aten.slice_backward"
-    " fxapprox.random_of_seed fxapprox.randint_of_seed prims.inductor_randint"
-    " aten.select_backward aten.select_scatter aten.slice_scatter aten.triu aten.tril".split()
-)
-SCATTERS = frozenset("aten.index_put aten._unsafe_index_put".split())  # loops that write where an index says
-GATHERS = frozenset("aten._unsafe_index aten.index".split())  # their results have the layout that their sizes say
-SHAPE_ALONE = frozenset(  # of the second operand
-    "aten.avg_pool2d_backward aten._adaptive_avg_pool2d_backward aten.max_pool2d_with_indices_backward".split()
-)
-RESHAPES = frozenset("aten.view aten.reshape aten._unsafe_view aten.unsqueeze".split())
+GATHERS = ("aten._unsafe_index", "aten.index")  # their results have the layout that their sizes say
+IN_ORDER = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unsqueeze")  # the order that their sizes say, too
 
 
 class Realizer:
@@ -89,7 +75,7 @@ class Realizer:
             for value in _flat(operands):  # an operator with effects alone
                 self._realize(value)
             return None
-        kind = "external" if self._eager else _kind(node, name)
+        kind = "external" if self._eager else _kind(node)
         results = node.meta["val"]
         if node.target is adapter.IN_ORDER and _flat(operands):
             return self._in_order(node, results, _flat(operands)[0])
@@ -147,8 +133,8 @@ class Realizer:
             return source
         operand = argument(node, 0)
         part = self._parts.get(operand) if isinstance(operand, fx.Node) else None  # type: ignore[arg-type]
-        self._parts[node] = node if name in PARTS else part
-        if name in RESHAPES:
+        self._parts[node] = node if kind_of(node) is Kind.PART else part
+        if name in IN_ORDER:
             self._reshaped.add(source)
             if source in self._loops:
                 source.channels_last = False
@@ -158,7 +144,7 @@ class Realizer:
 
     def _pointwise(self, node: fx.Node, name: str, result: torch.Tensor) -> Value:
         made = _in_memory(node.name, result)
-        times = _unrolled(node, name)
+        times = _unrolled(node)
         made.reads = frozenset(
             (v, (part, i) if times > 1 else part) for v, part in self._loads(node) for i in range(times)
         )
@@ -169,7 +155,7 @@ class Realizer:
         made.ops = frozenset(own).union(*(v.ops for v in inlined))
         last = [v.channels_last for v in _flat(values)]
         made.channels_last = all(last) if name == "aten.cat" else any(last) and name not in GATHERS
-        made.heavy = name in HEAVY or any(v.heavy for v in inlined)
+        made.heavy = operator_of(node).heavy or any(v.heavy for v in inlined)
         return made
 
     def _in_order(self, node: fx.Node, result: torch.Tensor, source: Value) -> Value:
@@ -191,7 +177,7 @@ class Realizer:
     def _loads(self, node: fx.Node) -> frozenset[tuple[Value, Any]]:
         """What has to be read from memory to compute a node's operands."""
         found: set[tuple[Value, Any]] = set()
-        unread = [argument(node, 1)] if op_name(node) in SHAPE_ALONE else ()
+        unread = [argument(node, 1)] if table_use(node, 1) is Use.SHAPE else ()
         for source in node.all_input_nodes:
             if source in unread:
                 continue
@@ -214,11 +200,7 @@ class Realizer:
             any(user.op == "output" for user in users)
             or (len(users) > 1 and (value.heavy or large or len(value.reads) > limits.reads))
             or (nontrivial and (large or len(value.reads) > limits.all_reads))
-            or (
-                nontrivial
-                and len(users) > 1
-                and any(_kind(u, op_name(u)) == "external" for u in users if not is_view(u))
-            )
+            or (nontrivial and len(users) > 1 and any(_kind(u) == "external" for u in users if not is_view(u)))
         ):
             self._realize(value)
 
@@ -233,21 +215,15 @@ class Realizer:
         value.reads, value.ops, value.heavy = None, frozenset(), False
 
 
-def _kind(node: fx.Node, name: str) -> str:
+def _kind(node: fx.Node) -> str:
     if node.op == "output":
         return "output"
-    if name in REDUCTIONS:
-        return "pointwise" if _unrolled(node, name) > 1 else "reduction"
-    if name in SCATTERS:  # it ends before it is read, as a reduction does
+    kernel = operator_of(node).kernel
+    if kernel is Kernel.REDUCTION:
+        return "pointwise" if _unrolled(node) > 1 else "reduction"
+    if kernel is Kernel.SCATTER:  # it ends before it is read, as a reduction does
         return "external" if any(_selects(n) for n in node.all_input_nodes) else "reduction"
-    rule = rule_of(node)
-    if (
-        name in POINTWISE
-        or (rule is not None and rule.cheap)
-        or torch.Tag.pointwise in getattr(node.target, "tags", ())
-    ):
-        return "pointwise"
-    return "external"
+    return "pointwise" if kernel is Kernel.POINTWISE or is_cheap(node) or is_pointwise(node) else "external"
 
 
 def _selects(node: fx.Node) -> bool:
@@ -256,9 +232,9 @@ def _selects(node: fx.Node) -> bool:
     return value is not None and value.dtype in (torch.bool, torch.uint8)
 
 
-def _unrolled(node: fx.Node, name: str) -> int:
+def _unrolled(node: fx.Node) -> int:
     """How many elements a short reduction adds up; 1 for everything else."""
-    source = argument(node, 0) if name in REDUCTIONS else None
+    source = argument(node, 0) if operator_of(node).kernel is Kernel.REDUCTION else None
     if not isinstance(source, fx.Node):
         return 1
     value, result = tensor_of(source), tensor_of(node)

@@ -17,10 +17,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fxapprox
 from fxapprox.analysis.intervals import interval, span_of
 from fxapprox.ir.arguments import argument, arguments, operands
-from fxapprox.ir.operators import ATTENTION_OPERANDS, INDICES, RULES, op_name, table_use
+from fxapprox.ir.operator_table import TABLE
+from fxapprox.ir.operators import operator_of, table_use
 from tests.training import gradients, relative
 
-KNOWN = sorted({*RULES, *INDICES, *ATTENTION_OPERANDS})
 # what an argument of a type is given as
 GIVEN: dict[str, Any] = {
     "int": 1, "SymInt": 1, "float": 0.5, "bool": True, "number": 2, "str": "none", "ScalarType": torch.float32,
@@ -68,12 +68,12 @@ def calls(target: Any) -> list[fx.Node]:
     ]
     made = [graph.call_function(target, tuple(args), kwargs) for args, kwargs in ways]
     for node in made:
-        node.meta["val"] = torch.empty(3, 5, device="meta", dtype=torch.int64 if op_name(node) in INDICES else None)
+        node.meta["val"] = torch.empty(3, 5, device="meta", dtype=torch.int64 if operator_of(node).indices else None)
     return made
 
 
 def test_an_operator_means_the_same_however_its_arguments_are_given() -> None:
-    targets = [target for name in KNOWN for target in overloads(name)]
+    targets = [target for name in sorted(TABLE) for target in overloads(name)]
     assert len(targets) > 200
     for target in targets:
         found = []

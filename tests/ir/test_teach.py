@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxapprox
 from fxapprox.frontend.cache_key import cache_key
-from fxapprox.ir.operators import RULES, TAUGHT
+from fxapprox.ir.operators import TAUGHT
 from fxapprox.options import Options
 from fxapprox.show.table import report_text
 from tests.training import gradients, relative
@@ -44,8 +44,7 @@ swirl.register_autograd(
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     yield
-    for name in list(TAUGHT):
-        del RULES[name], TAUGHT[name]
+    TAUGHT.clear()
 
 
 class Net(nn.Module):
