@@ -16,10 +16,11 @@ import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fxapprox.bits import OFFERED, PROVISIONAL
 from fxapprox.codecs import Carrier, Codec, Copy, Integer, Mask, Standard
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Class, Plan, Stored, Use
-from fxapprox.options import BITS, PROVISIONAL_BITS, Options
+from fxapprox.options import Options
 from fxapprox.planning.cut import Network, Place, cut, kind_of, level_of, network, parts_of
 from fxapprox.planning.problem import APPROXIMATE, EXACT, Level, Problem, lossless, stored_bytes
 from fxapprox.sizes import evaluate
@@ -63,7 +64,7 @@ def plan_storing(
     """
     exact = frozenset(name for name, codec in codecs.items() if codec.lossless)
     chosen = {name: codec for name, codec in codecs.items() if not isinstance(codec, (Mask, Integer))}
-    given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: chosen.get(value.name))
+    given = replace(options, bits=PROVISIONAL, policy=lambda value: chosen.get(value.name))
     problem, approximate = Problem.of(activations, given, hints), frozenset(codecs) - exact
     return _plan_of(problem.without_carriers(problem.carriers.keys() - approximate), (exact, approximate))
 
@@ -112,7 +113,7 @@ def _alternatives(
     asked = Problem.of(activations, options, hints)
     found = _cuts_of(asked, asked)
     if isinstance(options.bits, int):
-        for bits in (more for more in BITS if more > options.bits):
+        for bits in (more for more in OFFERED if more > options.bits):
             found += _cuts_of(Problem.of(activations, replace(options, bits=bits), hints), asked)
     if any(value.approximable for value in asked.values.values()):
         exact = asked.with_exact(asked.values.keys() - asked.fixed.keys(), "fewer bytes exactly than in codes")

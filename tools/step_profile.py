@@ -40,9 +40,9 @@ from torch.profiler import ProfilerActivity, profile
 from fxapprox import torch_adapter as adapter
 from fxapprox.bench.systems import BASELINE, SYSTEMS
 from fxapprox.bench.worker import Trial
-from fxapprox.cli.parse import parse_systems
 from fxapprox.codecs import group, packing
 from fxapprox.codecs.packing import split_dim
+from fxapprox.options.parse import parse_systems
 from fxapprox.passes import outline, pipeline
 from fxapprox.torch_adapter import inductor
 from fxapprox.torch_adapter.speedups import code_generation

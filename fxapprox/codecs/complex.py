@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxapprox.bits import CODES
 from fxapprox.codecs.base import Codec, Like
 from fxapprox.codecs.group import Group
 from fxapprox.sizes import Size
@@ -31,7 +32,7 @@ class Complex(Codec):
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        self.require("bits", 8, 4, 3, 2)
+        self.require("bits", *CODES)
         self.require("rounding", "nearest", "stochastic")
 
     @property
