@@ -12,12 +12,12 @@ from typing import Any
 
 from fxapprox.bits import CODES
 from fxapprox.codecs import Codec
+from fxapprox.codecs.choose import CODED
 from fxapprox.errors import OptionError, shown
-from fxapprox.ir.records import Activation, Class
+from fxapprox.ir.records import Activation
 from fxapprox.options import covers
 
 Policy = Callable[[Activation], Codec | None]
-CODED = (Class.LINEAR, Class.SMOOTH, Class.ATTENTION, Class.SOFTMAX)  # the others are exact whatever a policy says
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fxapprox.bits import OFFERED, PROVISIONAL
-from fxapprox.codecs import Carrier, Codec, Copy, Integer, Mask, Standard
+from fxapprox.codecs import Carrier, Codec, Copy, Integer, Mask, Need
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Class, Plan, Stored, Use
 from fxapprox.options import Options
 from fxapprox.planning.cut import Network, Place, cut, kind_of, level_of, network, parts_of
-from fxapprox.planning.problem import APPROXIMATE, EXACT, Level, Problem, lossless, stored_bytes
+from fxapprox.planning.problem import APPROXIMATE, EXACT, Level, Problem, lossless_codec, stored_bytes
 from fxapprox.sizes import evaluate
 
 Sets = tuple[frozenset[str], frozenset[str]]  # values to store exactly, and approximately
@@ -297,7 +297,7 @@ def _kinds(problem: Problem, need: _Need) -> dict[str, Class]:
 def _store(name: str, problem: Problem, need: _Need, kinds: Mapping[str, Class]) -> Stored:
     value, kind = problem.values[name], kinds[name]
     if need.level[name] == EXACT or not value.approximable:
-        codec = lossless(value)
+        codec = lossless_codec(value)
         reason = value.reason if not value.approximable else "backward needs it exactly as well"
         return Stored(name, codec, kind, codec.nbytes(value.sizes, value.dtype), reason)
     codec = problem.codec(value, kind)
@@ -308,7 +308,7 @@ def _store(name: str, problem: Problem, need: _Need, kinds: Mapping[str, Class])
     return Stored(
         name, codec, kind, stored_bytes(codec, value, affine), value.kept or value.reason,
         affine=affine,
-        moments=value.moments if isinstance(codec, Standard) else None,
+        moments=value.moments if Need.STATISTICS in codec.needs else None,
         carried=carried,
         predicates=tuple(p for p in carried if not problem.values[p].is_float),
     )  # fmt: skip

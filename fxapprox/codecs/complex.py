@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxapprox.bits import CODES
-from fxapprox.codecs.base import Codec, Like
+from fxapprox.codecs.base import DISTORTION, Codec, Like, Need
 from fxapprox.codecs.group import Group
 from fxapprox.sizes import Size
 
@@ -28,6 +28,8 @@ class Complex(Codec):
     """
 
     label: ClassVar[str] = "complex group"
+    needs: ClassVar[tuple[Need, ...]] = (Need.COMPLEX,)
+    distortion: ClassVar[Mapping[int, float]] = DISTORTION
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     rounding: str = "nearest"
 
