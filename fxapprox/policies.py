@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fxapprox.bits import CODES
 from fxapprox.codecs import Codec
+from fxapprox.codecs.choose import CODED
 from fxapprox.errors import OptionError, shown
-from fxapprox.ir.records import Activation, Class
+from fxapprox.ir.records import Activation
 from fxapprox.options import covers
 
 Policy = Callable[[Activation], Codec | None]
-CODED = (Class.LINEAR, Class.SMOOTH, Class.ATTENTION, Class.SOFTMAX)  # the others are exact whatever a policy says
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def at_least(bits: int, policy: Policy) -> Policy:
     Raises:
         OptionError: the bits are none of 8, 4, 3 and 2, or the policy cannot be called.
     """
-    if type(bits) is not int or bits not in (8, 4, 3, 2):
+    if type(bits) is not int or bits not in CODES:
         raise OptionError(f"at_least({shown(bits)}, ...): expected 8, 4, 3 or 2 bits")
     _require_policy("at_least", policy)
     return _AtLeast(bits, policy)

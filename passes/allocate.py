@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fxapprox.codecs import Codec, Exact, Mask
+from fxapprox.codecs.base import DISTORTION
+from fxapprox.codecs.choose import FEWEST
 from fxapprox.codecs.threshold import kept_dims
 from fxapprox.files.sensitivity import Errors
 from fxapprox.ir.records import Activation, Class, Plan, Reach, Stored
@@ -22,10 +24,6 @@ from fxapprox.options import Options
 from fxapprox.passes.plan import plan_storing
 from fxapprox.sizes import evaluate
 
-# What measuring may go down to: attention's eight bits are caution, softmax's are not (its error is exponential).
-FEWEST = {Class.LINEAR: 2, Class.SMOOTH: 4, Class.ATTENTION: 4, Class.SOFTMAX: 8}
-# Squared relative error of a Gaussian value's code, by its bits (tools/codec_error.py).
-DISTORTION = {8: 0.006**2, 4: 0.1**2, 3: 0.19**2, 2: 0.36**2}
 WEIGHT = {Class.SMOOTH: 4.0, Class.LINEAR: 1.0, Class.ATTENTION: 0.25}
 
 
@@ -60,7 +58,8 @@ def allocate(plan: Plan, activations: Sequence[Activation], options: Options, hi
     choices = []
     for entry in entries:
         name = entry.name
-        errors = measured[name] if measured is not None else estimate(values[name], elements[name])
+        known = entry.codec.distortion
+        errors = measured[name] if measured is not None else estimate(values[name], elements[name], known)
         at = {bits: errors[bits] for bits in levels(entry)}
         width = values[name].dtype.itemsize * 8  # type: ignore[union-attr]
         choices.append(Choice(name, elements[name], {**at, width: 0.0} if options.average_bits > 8 else at))
@@ -83,12 +82,12 @@ def adjustable(entry: Stored, value: Activation, options: Options) -> bool:
     codec = entry.codec
     fixed = options.policy is not None and options.policy(value) is not None
     fixed = fixed or (value.entering and options.checkpoint_bits is not None)
-    return value.approximable and not fixed and not isinstance(codec, (Exact, Mask)) and codec.bits in DISTORTION
+    return value.approximable and not fixed and codec.bits in codec.distortion
 
 
 def levels(entry: Stored) -> tuple[int, ...]:
     """The numbers of bits that the entry's class allows, fewest first."""
-    return tuple(bits for bits in sorted(DISTORTION) if bits >= FEWEST.get(entry.kind, 8))
+    return tuple(bits for bits in sorted(entry.codec.distortion) if bits >= FEWEST.get(entry.kind, 8))
 
 
 def choose(choices: Sequence[Choice], average_bits: float) -> dict[str, int]:
@@ -148,7 +147,7 @@ def _measured(entries: Sequence[Stored], options: Options) -> Errors | None:
     return measured
 
 
-def estimate(value: Activation, elements: int) -> dict[int, float]:
+def estimate(value: Activation, elements: int, distortion: Mapping[int, float] = DISTORTION) -> dict[int, float]:
     """{bits: squared error}, as far as the graph alone tells.
 
     The weights are round numbers from what calibrate found in ResNets and transformers.
@@ -158,7 +157,7 @@ def estimate(value: Activation, elements: int) -> dict[int, float]:
     """
     channels = math.prod(value.shape[d] for d in kept_dims(len(value.shape)))
     weight = WEIGHT.get(value.kind, 1.0) * (1.0 if value.reach is Reach.CHAIN else 0.25)
-    return {bits: weight * distortion * channels / max(elements, 1) for bits, distortion in DISTORTION.items()}
+    return {bits: weight * error * channels / max(elements, 1) for bits, error in distortion.items()}
 
 
 def _with_exact(

@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fxapprox.amounts import parse_bytes, size_text
+from fxapprox.codecs.base import DISTORTION
 from fxapprox.errors import OptionError
 from fxapprox.ir.records import Activation, Plan, Segment
 from fxapprox.memory.settings import Point, is_lower
 from fxapprox.options import Count, Options
-from fxapprox.passes.allocate import DISTORTION, estimate
+from fxapprox.passes.allocate import estimate
 from fxapprox.sizes import evaluate
 
 BACKWARD = 2.0  # how many times longer than forward backward takes

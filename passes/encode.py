@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.codecs import Carrier, Codec, Exact, Identity, Like, Predicate, Probe, Standard
+from fxapprox.codecs import ALONE, Carrier, Codec, Context, Exact, Identity, Like, Predicate, encoded
 from fxapprox.errors import FxApproxError, InvalidPlan, UnsupportedGraph
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.inline import Inliner
@@ -160,7 +160,7 @@ def _encode_one(
     if like is None:
         raise InvalidPlan(f"{entry.name!r} cannot be encoded: it is not a tensor")
     predicates = [produced[name] for name in entry.predicates]
-    context = _context(entry, produced)
+    context = _read_by(entry, produced)
     args = [value, *context.nodes]
     key = (entry.codec, like.key, len(context.nodes), context.signature)
     written = writers[0].inline(_encoder(entry, context), args, before=after(args), key=("encode", key))
@@ -219,9 +219,9 @@ class _Alone:
     nodes: tuple[fx.Node, ...] = ()
     signature: Hashable = None  # what the trace depends on besides the codec and shapes
 
-    def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The parts of x; ``values`` are those of ``nodes``. Runs under the trace, as does decode."""
-        return codec.encode(x)
+    def context(self, x: Tensor, values: Sequence[Tensor]) -> Context:
+        """What the codec is given; ``values`` are those of ``nodes``. Runs under the trace, as does decode."""
+        return ALONE
 
     def decode(self, codec: Codec, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, ...]:
         """The value, then the entry's predicates."""
@@ -234,12 +234,12 @@ class _Standardized(_Alone):
     def __init__(self, moments: Moments, produced: dict[str, fx.Node]) -> None:
         self.nodes = tuple(produced[name] for name in (moments.rstd, moments.mean) if name)
 
-    def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        assert isinstance(codec, (Standard, Probe))
-        return codec.encode_with(x, *values)
+    def context(self, x: Tensor, values: Sequence[Tensor]) -> Context:
+        rstd, *mean = values
+        return Context(mean=mean[0] if mean else None, rstd=rstd)
 
 
-def _context(entry: Stored, produced: dict[str, fx.Node]) -> _Alone:
+def _read_by(entry: Stored, produced: dict[str, fx.Node]) -> _Alone:
     if entry.affine is not None:
         return _Decision.of(entry, entry.affine, produced)
     if entry.moments is not None:
@@ -282,10 +282,6 @@ class _Decision(_Alone):
         masks = tuple(mask.key for mask in self.masks)
         return steps, self.affine.threshold, self.affine.mean is None, self.upper_is_true, masks
 
-    def encode(self, codec: Codec, x: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        assert isinstance(codec, Carrier)
-        return codec.encode_with(x, self.read(x, values))
-
     def decode(self, codec: Codec, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, ...]:
         assert isinstance(codec, Carrier)
         value, upper = codec.decode_with(parts, like)
@@ -294,8 +290,7 @@ class _Decision(_Alone):
             mask.restride(_reshaped(side, mask.shape)) for side, mask in zip(taken, self.masks, strict=True)
         )
 
-    def read(self, x: Tensor, values: Sequence[Tensor]) -> Predicate:
-        """The predicate as the codec wants it."""
+    def context(self, x: Tensor, values: Sequence[Tensor]) -> Context:
         taken = _reshaped(values[0], x.shape)
         named = dict(zip(self.coefficients, values[1:], strict=True))
         if taken.dtype.is_floating_point:  # a rectifier whose mask backward does not read
@@ -303,12 +298,10 @@ class _Decision(_Alone):
         else:
             upper = taken if self.upper_is_true[0] else ~taken
         if not self.affine.steps and self.affine.threshold == 0:
-            return Predicate(upper)
+            return Context(Predicate(upper))
         scale, shift = compose(_own_steps(self.affine), named, x)
-        return Predicate(
-            upper, scale, shift - self.affine.threshold if self.affine.threshold else shift,
-            named.get(self.affine.mean or ""), named.get(self.affine.rstd or ""),
-        )  # fmt: skip
+        decision = Predicate(upper, scale, shift - self.affine.threshold if self.affine.threshold else shift)
+        return Context(decision, named.get(self.affine.mean or ""), named.get(self.affine.rstd or ""))
 
 
 def _reshaped(decision: Tensor, shape: Sequence[Any]) -> Tensor:
@@ -362,7 +355,7 @@ def _upper_is_true(predicate: fx.Node) -> bool:
 
 
 def _encoder(entry: Stored, context: _Alone) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda x, *values: context.encode(entry.codec, x, values)
+    return lambda x, *values: encoded(entry.codec, x, context.context(x, values))
 
 
 def _decoder(

@@ -16,12 +16,13 @@ import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fxapprox.codecs import Carrier, Codec, Copy, Integer, Mask, Standard
+from fxapprox.bits import OFFERED, PROVISIONAL
+from fxapprox.codecs import Carrier, Codec, Copy, Integer, Mask, Need
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.records import CLASS_OF_USE, Activation, Class, Plan, Stored, Use
-from fxapprox.options import BITS, PROVISIONAL_BITS, Options
+from fxapprox.options import Options
 from fxapprox.planning.cut import Network, Place, cut, kind_of, level_of, network, parts_of
-from fxapprox.planning.problem import APPROXIMATE, EXACT, Level, Problem, lossless, stored_bytes
+from fxapprox.planning.problem import APPROXIMATE, EXACT, Level, Problem, lossless_codec, stored_bytes
 from fxapprox.sizes import evaluate
 
 Sets = tuple[frozenset[str], frozenset[str]]  # values to store exactly, and approximately
@@ -63,7 +64,7 @@ def plan_storing(
     """
     exact = frozenset(name for name, codec in codecs.items() if codec.lossless)
     chosen = {name: codec for name, codec in codecs.items() if not isinstance(codec, (Mask, Integer))}
-    given = replace(options, bits=PROVISIONAL_BITS, policy=lambda value: chosen.get(value.name))
+    given = replace(options, bits=PROVISIONAL, policy=lambda value: chosen.get(value.name))
     problem, approximate = Problem.of(activations, given, hints), frozenset(codecs) - exact
     return _plan_of(problem.without_carriers(problem.carriers.keys() - approximate), (exact, approximate))
 
@@ -112,7 +113,7 @@ def _alternatives(
     asked = Problem.of(activations, options, hints)
     found = _cuts_of(asked, asked)
     if isinstance(options.bits, int):
-        for bits in (more for more in BITS if more > options.bits):
+        for bits in (more for more in OFFERED if more > options.bits):
             found += _cuts_of(Problem.of(activations, replace(options, bits=bits), hints), asked)
     if any(value.approximable for value in asked.values.values()):
         exact = asked.with_exact(asked.values.keys() - asked.fixed.keys(), "fewer bytes exactly than in codes")
@@ -296,7 +297,7 @@ def _kinds(problem: Problem, need: _Need) -> dict[str, Class]:
 def _store(name: str, problem: Problem, need: _Need, kinds: Mapping[str, Class]) -> Stored:
     value, kind = problem.values[name], kinds[name]
     if need.level[name] == EXACT or not value.approximable:
-        codec = lossless(value)
+        codec = lossless_codec(value)
         reason = value.reason if not value.approximable else "backward needs it exactly as well"
         return Stored(name, codec, kind, codec.nbytes(value.sizes, value.dtype), reason)
     codec = problem.codec(value, kind)
@@ -307,7 +308,7 @@ def _store(name: str, problem: Problem, need: _Need, kinds: Mapping[str, Class])
     return Stored(
         name, codec, kind, stored_bytes(codec, value, affine), value.kept or value.reason,
         affine=affine,
-        moments=value.moments if isinstance(codec, Standard) else None,
+        moments=value.moments if Need.STATISTICS in codec.needs else None,
         carried=carried,
         predicates=tuple(p for p in carried if not problem.values[p].is_float),
     )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fxapprox.codecs.choose import FEWEST
 from fxapprox.errors import InvalidPlan, UnsupportedGraph
 from fxapprox.files.plan_file import SavedEntry, SavedPlan, matches
 from fxapprox.ir.records import Activation, Plan
 from fxapprox.options import Options
-from fxapprox.passes.allocate import FEWEST
 from fxapprox.passes.plan import plan_storing
 
 

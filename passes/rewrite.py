@@ -137,7 +137,7 @@ def rewrite(
         forward, backward = adapter.exact_partition(
             gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=list(static)
         )
-        return replace(untouched, forward=forward, backward=backward, fallback=found)
+        return replace(untouched, forward=forward, backward=backward, recopied=untouched.copied, fallback=found)
 
 
 def _least(

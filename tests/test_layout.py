@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LINK = ROOT / "fxapprox" / "passes"  # the same files as passes/, which is listed for itself
 # From below: what stands in one line may be imported by those behind it, and by itself. docs/design.md draws them.
 LAYERS = (
-    ("errors",), ("amounts", "sizes", "collector"), ("torch_adapter",), ("codecs",), ("ir",), ("files",), ("options",),
-    ("policies",),
+    ("errors",), ("amounts", "bits", "sizes", "collector"), ("torch_adapter",), ("codecs",), ("ir",), ("files",),
+    ("options",), ("policies",),
     ("analysis",), ("memory",), ("planning",), ("passes",), ("report.data",), ("show",), ("report",), ("frontend",),
     ("measure",), ("", "huggingface"), ("bench",), ("demo",), ("cli",),
 )  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from dataclasses import fields, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ from fxapprox import Activation, OptionError, Options, SavedPlan, Sensitivities
 from fxapprox.codecs import Codec, Group
 from fxapprox.files.plan_file import SavedEntry
 from fxapprox.frontend.cache_key import cache_key
-from fxapprox.options import from_environment
+from fxapprox.options import NAMES, OPTIONS, OptionKeywords, from_environment, table
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +220,36 @@ def test_a_pattern_that_begins_too_deep_is_completed() -> None:
     model = nn.Sequential(OrderedDict(encoder=nn.Sequential(OrderedDict(layer=inner))))
     with pytest.raises(OptionError, match=r"matches 'layer\.\*'; close ones are 'encoder\.layer\.\*'$"):
         Options.parse({"bits": {"layer.*": 4}}).check_patterns(model)
+
+
+def test_the_readme_shows_what_the_fields_say() -> None:
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8"), f"README's table of options is to be\n{table()}"
+
+
+@pytest.mark.parametrize("documented", [Options, fxapprox.compile])
+def test_docstrings_name_every_option(documented: Any) -> None:
+    text = " ".join((inspect.getdoc(documented) or "").split())
+    for name, option in OPTIONS.items():
+        assert f" {name}: {option.help[:12]}".replace("`", "``") in text
+
+
+def test_type_checkers_know_the_options() -> None:
+    """A keyword has the type of its field, or a wider one: paths, and texts that only running the code tells."""
+    keywords = OptionKeywords.__annotations__
+    assert tuple(keywords) == NAMES
+    for each in fields(Options):
+        wide = set(keywords[each.name].__forward_arg__.split(" | "))
+        assert wide >= set(str(each.type).split(" | "))
+        assert wide <= {*str(each.type).split(" | "), "str", "os.PathLike[str]"}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [({}, "bits=8"), ({"bits": None, "min_bytes": 0}, "bits=None"), ({"memory_budget": 0.5}, "memory_budget=0.5"),
+     ({"bits": 4, "checkpoint": "sqrt", "lowering": "eager"}, "bits=4, checkpoint='sqrt', lowering='eager'")],
+)  # fmt: skip
+def test_the_text_says_what_was_asked_for(given: dict[str, Any], text: str) -> None:
+    assert Options.parse(given).text == text
 
 
 def test_the_environment_gives_options_where_the_call_gives_none() -> None:

@@ -23,8 +23,8 @@ from rich.console import Console
 from fxapprox.bench import records, run, show
 from fxapprox.bench.records import Bench, Record, middle
 from fxapprox.bench.systems import SYSTEMS
-from fxapprox.cli.parse import parse_systems
 from fxapprox.errors import FxApproxError
+from fxapprox.options.parse import parse_systems
 from tools.bench_models import MODELS
 from tools.runs import write_text
 from tools.selection import select

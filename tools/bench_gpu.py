@@ -28,8 +28,8 @@ from fxapprox.amounts import parse_bytes
 from fxapprox.bench import records, run, show
 from fxapprox.bench.run import Worker, WorkerFailed
 from fxapprox.bench.systems import SYSTEMS
-from fxapprox.cli.parse import parse_systems
 from fxapprox.errors import FxApproxError
+from fxapprox.options.parse import parse_systems
 from tools.bench_gpu_models import MODELS, PRECISIONS
 from tools.runs import write_text
 from tools.selection import select

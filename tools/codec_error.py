@@ -29,7 +29,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxapprox.codecs import Group, Like, Predicate, Standard, Threshold, Zero
+from fxapprox.codecs import Context, Group, Like, Predicate, Standard, Threshold, Zero
 from fxapprox.codecs import group as group_codec
 from fxapprox.codecs import threshold as threshold_codec
 
@@ -120,19 +120,19 @@ def threshold(x: Tensor, bits: int) -> Tensor:
     scale, shift = torch.rand(1, x.shape[1], 1, 1) + 0.5, 0.3 * torch.randn(1, x.shape[1], 1, 1)
     upper = (x - mean) * rstd * scale + shift > 0
     codec = Threshold(bits)
-    return codec.decode_with(codec.encode_with(x, Predicate(upper, scale, shift, mean, rstd)), Like.of(x))[0]
+    return codec.decode_with(codec.encode(x, Context(Predicate(upper, scale, shift), mean, rstd)), Like.of(x))[0]
 
 
 def standard(x: Tensor, bits: int) -> Tensor:
     """Through the standard codec."""
     mean, rstd = statistics(x)
-    return Standard(bits).decode(Standard(bits).encode_with(x, rstd, mean), Like.of(x))
+    return Standard(bits).decode(Standard(bits).encode(x, Context(mean=mean, rstd=rstd)), Like.of(x))
 
 
 def zero(x: Tensor, bits: int) -> Tensor:
     """Through the zero codec: for values that are never negative."""
     codec = Zero(bits)
-    return codec.decode_with(codec.encode_with(x, Predicate(x > 0)), Like.of(x))[0]
+    return codec.decode_with(codec.encode(x, Context(Predicate(x > 0))), Like.of(x))[0]
 
 
 CODECS: dict[str, Callable[[Tensor, int], Tensor]] = {

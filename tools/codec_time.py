@@ -26,7 +26,7 @@ from rich.progress import track
 from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.codecs import Group, Like, Mask, Predicate, Standard, Threshold, Zero
+from fxapprox.codecs import Context, Group, Like, Mask, Predicate, Standard, Threshold, Zero
 from tools.selection import select
 
 ROWS = (8192, 256)  # of a transformer: 8 MiB
@@ -70,7 +70,7 @@ def zero(bits: int) -> Case:
     x, codec = torch.randn(ROWS).relu(), Zero(bits)
     return Case(
         x,
-        lambda x: codec.encode_with(x, Predicate(x > 0)),
+        lambda x: codec.encode(x, Context(Predicate(x > 0))),
         lambda parts: codec.decode_with(parts, Like.of(x)),
     )
 
@@ -83,7 +83,7 @@ def threshold(bits: int) -> Case:
     rectified = ((x - mean) * rstd * scale + shift).relu()
 
     def encode(x: Tensor, rectified: Tensor) -> tuple[Tensor, ...]:
-        return codec.encode_with(x, Predicate(rectified > 0, scale, shift, mean, rstd))
+        return codec.encode(x, Context(Predicate(rectified > 0, scale, shift), mean, rstd))
 
     return Case(x, encode, lambda parts: codec.decode_with(parts, Like.of(x)), others=(rectified,))
 
@@ -92,7 +92,9 @@ def standard(bits: int) -> Case:
     """Images before a BatchNorm alone."""
     x, codec = torch.randn(IMAGES), Standard(bits)
     mean, rstd = _statistics(x)
-    return Case(x, lambda x: codec.encode_with(x, rstd, mean), lambda parts: codec.decode(parts, Like.of(x)))
+    return Case(
+        x, lambda x: codec.encode(x, Context(mean=mean, rstd=rstd)), lambda parts: codec.decode(parts, Like.of(x))
+    )
 
 
 def mask(bits: int) -> Case:

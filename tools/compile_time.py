@@ -23,7 +23,7 @@ from rich.progress import track
 
 from fxapprox.bench.run import Worker
 from fxapprox.bench.systems import BASELINE, SYSTEMS
-from fxapprox.cli.parse import parse_systems
+from fxapprox.options.parse import parse_systems
 from tools.bench_models import MODELS
 from tools.selection import select
 

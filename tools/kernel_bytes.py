@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from fxapprox.cli.parse import parse_bits
+from fxapprox.options.parse import parse_bits
 from tests import absent_gpu
 from tests.absent_gpu import Code
 from tools.runs import write_text

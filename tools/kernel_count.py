@@ -19,8 +19,8 @@ import typer
 from rich.progress import track
 from torch import Tensor, nn
 
-from fxapprox.cli.parse import parse_bits
 from fxapprox.demo.model import preact_resnet
+from fxapprox.options.parse import parse_bits
 from tests import absent_gpu
 from tools.kernel_bytes import SYSTEMS, Attention, Residual
 from tools.selection import select

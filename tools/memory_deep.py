@@ -26,9 +26,9 @@ import typer
 from rich.console import Console
 
 import fxapprox
-from fxapprox.cli.parse import parse_bits
 from fxapprox.demo.model import preact_resnet
 from fxapprox.options import Options
+from fxapprox.options.parse import parse_bits
 from tools.budget import failure
 from tools.budget_models import Step
 from tools.budget_records import Record, path_of, save, saved

@@ -37,8 +37,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox import FxApproxError, Options, SavedPlan, Sensitivities
 from fxapprox.amounts import UNITS
-from fxapprox.cli import parse
-from fxapprox.options import ENVIRONMENT, from_environment
+from fxapprox.options import ENVIRONMENT, from_environment, parse
 from tools.mutate import mutated_document, mutated_text, mutated_value
 
 KINDS = ("plan", "sensitivities", "options", "environment", "command line")
@@ -253,7 +252,8 @@ def step(**options: Any) -> tuple[Tensor, Tensor]:
     """(loss, all gradients) of one step."""
     model, batch = net()
     torch.compiler.reset()
-    loss = fxapprox.compile(model, **{**options, "lowering": "eager"})(*batch)
+    given: dict[str, Any] = {**options, "lowering": "eager"}
+    loss = fxapprox.compile(model, **given)(*batch)
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 

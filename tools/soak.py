@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
-from fxapprox.cli.parse import parse_bits
+from fxapprox.options.parse import parse_bits
 from tools.budget import failure
 from tools.plain import plain
 from tools.runs import write_atomically, write_text

@@ -40,12 +40,12 @@ from torch.profiler import ProfilerActivity, profile
 from fxapprox import torch_adapter as adapter
 from fxapprox.bench.systems import BASELINE, SYSTEMS
 from fxapprox.bench.worker import Trial
-from fxapprox.cli.parse import parse_systems
 from fxapprox.codecs import group, packing
 from fxapprox.codecs.packing import split_dim
+from fxapprox.options.parse import parse_systems
 from fxapprox.passes import outline, pipeline
 from fxapprox.torch_adapter import inductor
-from fxapprox.torch_adapter.speedups import code_generation
+from fxapprox.torch_adapter.speedups import byte_loads, float_loops
 from tools.bench_models import MODELS
 from tools.selection import select
 
@@ -68,8 +68,8 @@ def _within_rows(shape: Sequence[int], rows: int, *, within: bool = False) -> in
 
 Change = tuple[ModuleType, str, Any]  # a module, a name in it, and what takes its place
 KEPT: dict[str, Change] = {
-    "loads": (code_generation, "_codes_at_once", _as_it_is),
-    "width": (code_generation, "_not_for_radii", _as_it_is),
+    "loads": (byte_loads, "_codes_at_once", _as_it_is),
+    "width": (float_loops, "_not_for_radii", _as_it_is),
     "functions": (outline, "call_arithmetic", _as_it_is),
     "bytes": (packing, "code_in_memory", _as_it_is),
     "layout": (pipeline, "channels_last_images", _no_images),

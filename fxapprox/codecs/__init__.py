@@ -5,7 +5,7 @@ the parts back. Both are traced into the graphs, so a codec needs no kernel of i
 neighbours.
 """
 
-from fxapprox.codecs.base import Carrier, Codec, Copy, Exact, Identity, Like, Predicate
+from fxapprox.codecs.base import ALONE, Carrier, Codec, Context, Copy, Exact, Identity, Like, Need, Predicate, encoded
 from fxapprox.codecs.cast import Cast
 from fxapprox.codecs.complex import Complex
 from fxapprox.codecs.group import Group
@@ -16,10 +16,12 @@ from fxapprox.codecs.threshold import Threshold
 from fxapprox.codecs.zero import Zero
 
 __all__ = [
+    "ALONE",
     "Carrier",
     "Cast",
     "Codec",
     "Complex",
+    "Context",
     "Copy",
     "Exact",
     "Group",
@@ -27,9 +29,11 @@ __all__ = [
     "Integer",
     "Like",
     "Mask",
+    "Need",
     "Predicate",
     "Probe",
     "Standard",
     "Threshold",
     "Zero",
+    "encoded",
 ]

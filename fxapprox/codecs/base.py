@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,22 +55,49 @@ class Like:
         return dense.permute([self.order.index(d) for d in range(len(self.order))])
 
 
+class Need(enum.Enum):
+    """What a codec asks of a value; the text says what a value lacks that has it not."""
+
+    REAL = "real numbers"
+    COMPLEX = "imaginary parts"
+    STATISTICS = "statistics that are stored anyway"
+    DECISION = "a decision that its code could carry"
+    RECTIFIER = "a rectifier that makes it"
+
+
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """What a carrier is told of the decision it carries along with a value x.
+    """A decision that is carried along with a value x.
 
     Attributes:
         upper: bool, shape of x: where z lies above its threshold. Computed by forward, never by us.
         scale, shift: z - threshold = scale * w + shift, with w the standardized x; broadcastable to x's shape.
             None where z is x itself.
-        mean, rstd: w = (x - mean) * rstd, from the statistics of x's own normalization; None: measure them.
     """
 
     upper: Tensor
     scale: Tensor | None = None
     shift: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a codec is given in forward besides a value x.
+
+    Attributes:
+        decision: what its code is to carry.
+        mean, rstd: the statistics of x's own normalization, w = (x - mean) * rstd, broadcastable to x's shape. No mean
+            where x is centred; neither where it has no such normalization.
+    """
+
+    decision: Predicate | None = None
     mean: Tensor | None = None
     rstd: Tensor | None = None
+
+
+ALONE = Context()
+# The squared relative error of Gaussian values in our codes, by their bits (tools/codec_error.py).
+DISTORTION: Mapping[int, float] = {8: 0.006**2, 4: 0.1**2, 3: 0.19**2, 2: 0.36**2}
 
 
 class Codec:
@@ -78,11 +106,17 @@ class Codec:
     Attributes:
         label: how a report names it.
         lossless: whether ``decode`` gives back every bit.
+        needs: what it asks of a value. One that needs more than numbers of some kind takes a second argument to
+            ``encode``: a ``Context``, with what it needs.
+        distortion: {bits: squared relative error of a Gaussian value}, for all numbers of bits that its parameter
+            ``bits`` takes; empty: the number is not ours to choose.
         bits: bits per element, without scales; None where that depends on the value.
     """
 
     label: ClassVar[str] = "codec"
     lossless: ClassVar[bool] = False
+    needs: ClassVar[tuple[Need, ...]] = (Need.REAL,)
+    distortion: ClassVar[Mapping[int, float]] = {}
     bits: int | None
 
     @property
@@ -131,13 +165,30 @@ class Codec:
 class Carrier(Codec):
     """A codec whose code holds a value and one decision about it; the decision comes back bit by bit as it was."""
 
-    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
-        """The parts for ``x`` and ``predicate.upper``."""
+    def encode(self, x: Tensor, context: Context = ALONE) -> tuple[Tensor, ...]:
+        """The parts for ``x``, and for ``context.decision`` where there is one."""
         raise NotImplementedError
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
-        """(value, upper)."""
+        """(value, upper), of parts that carry a decision."""
         raise NotImplementedError
+
+    def nbytes_with(
+        self, shape: Sequence[Size], dtype: torch.dtype | None, channels: Size | None, *, own_statistics: bool
+    ) -> Size:
+        """Bytes of the parts that carry a decision.
+
+        Args:
+            channels: how many there are with a threshold of their own; None: as many as the shape says.
+            own_statistics: whether mean and rstd are kept as well; those of a normalization are stored anyway.
+        """
+        return self.nbytes(shape, dtype)
+
+
+def encoded(codec: Codec, x: Tensor, context: Context) -> tuple[Tensor, ...]:
+    """The parts for ``x``; a codec that is to be told nothing need not have a parameter for it."""
+    encode: Any = codec.encode
+    return encode(x) if context is ALONE else encode(x, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +197,7 @@ class Exact(Codec):
 
     label: ClassVar[str] = "exact"
     lossless: ClassVar[bool] = True
+    needs: ClassVar[tuple[Need, ...]] = ()
     bits: int | None = None
 
     def __post_init__(self) -> None:
@@ -180,19 +232,17 @@ class Identity(Carrier):
 
     label: ClassVar[str] = "identity"
     lossless: ClassVar[bool] = True
+    needs: ClassVar[tuple[Need, ...]] = ()
     bits: int | None = None
 
     def __post_init__(self) -> None:
         self.require("bits", None)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x.clone(),)
+    def encode(self, x: Tensor, context: Context = ALONE) -> tuple[Tensor, ...]:
+        return x.clone(), *(() if context.decision is None else (pack(context.decision.upper, 1),))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(parts[0])
-
-    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
-        return x.clone(), pack(predicate.upper, 1)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.base import Codec, Like
+from fxapprox.bits import CODES
+from fxapprox.codecs.base import DISTORTION, Codec, Like, Need
 from fxapprox.codecs.group import Group
 from fxapprox.sizes import Size
 
@@ -27,11 +28,13 @@ class Complex(Codec):
     """
 
     label: ClassVar[str] = "complex group"
+    needs: ClassVar[tuple[Need, ...]] = (Need.COMPLEX,)
+    distortion: ClassVar[Mapping[int, float]] = DISTORTION
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        self.require("bits", 8, 4, 3, 2)
+        self.require("bits", *CODES)
         self.require("rounding", "nearest", "stochastic")
 
     @property

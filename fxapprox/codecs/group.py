@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.base import Codec, Like
+from fxapprox.codecs.base import DISTORTION, Codec, Like
 from fxapprox.codecs.grid import (
     compress,
     expand,
@@ -65,6 +65,7 @@ class Group(Codec):
     """
 
     label: ClassVar[str] = "group"
+    distortion: ClassVar[Mapping[int, float]] = DISTORTION
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     rounding: str = "nearest"
     uniform: bool = False

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.base import Carrier, Codec, Like
+from fxapprox.codecs.base import ALONE, Carrier, Codec, Context, Like, encoded
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 
@@ -31,15 +31,12 @@ class Probe(Carrier):
     carries: bool
     bits: int | None = None
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.clone(), *(part for codec in self._codecs for part in codec.encode(x))
+    def encode(self, x: Tensor, context: Context = ALONE) -> tuple[Tensor, ...]:
+        mask = () if context.decision is None else (pack(context.decision.upper, 1),)
+        return x.clone(), *mask, *(part for codec in self._codecs for part in encoded(codec, x, context))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(parts[0])
-
-    def encode_with(self, x: Tensor, *context: Any) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        mask = (pack(context[0].upper, 1),) if self.carries else ()
-        return x.clone(), *mask, *(part for codec in self._codecs for part in codec.encode_with(x, *context))
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)

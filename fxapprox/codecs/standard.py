@@ -8,14 +8,14 @@ mean; where the plan stores that, it needs no mean either. The grid is the thres
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.base import Codec, Like
+from fxapprox.codecs.base import ALONE, DISTORTION, Codec, Context, Like, Need
 from fxapprox.codecs.grid import bend, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.codecs.threshold import GRID, cell_bound, ends, kept_dims, stretch_of
@@ -37,17 +37,17 @@ class Standard(Codec):
     """
 
     label: ClassVar[str] = "standard"
+    needs: ClassVar[tuple[Need, ...]] = (Need.REAL, Need.STATISTICS)
+    distortion: ClassVar[Mapping[int, float]] = DISTORTION
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         self.require("bits", *GRID)
 
-    def encode_with(self, x: Tensor, rstd: Tensor, mean: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The parts for ``x``: the codes, and the statistics given, of its channels and broadcastable to its shape.
-
-        Args:
-            mean: None where ``x`` is centred.
-        """
+    def encode(self, x: Tensor, context: Context = ALONE) -> tuple[Tensor, ...]:
+        """The parts for ``x``: the codes, and the statistics given, which are of its channels."""
+        rstd, mean = context.rstd, context.mean
+        assert rstd is not None
         x = x.to(work_dtype(x))
         half = 2 ** (self.bits - 1)
         high, low = ends(x, rstd, [1] * (x.dim() - rstd.dim()) + list(rstd.shape))

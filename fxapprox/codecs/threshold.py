@@ -16,14 +16,14 @@ What is different from the paper's fixed point code:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.base import Carrier, Like, Predicate
+from fxapprox.codecs.base import ALONE, DISTORTION, Carrier, Context, Like, Need
 from fxapprox.codecs.grid import bend, finite, round_to_bfloat16, roundings, unbend, work_dtype
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
@@ -53,22 +53,26 @@ class Threshold(Carrier):
     """
 
     label: ClassVar[str] = "threshold"
+    needs: ClassVar[tuple[Need, ...]] = (Need.REAL, Need.DECISION)
+    distortion: ClassVar[Mapping[int, float]] = DISTORTION
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         self.require("bits", *GRID)
 
-    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
+    def encode(self, x: Tensor, context: Context = ALONE) -> tuple[Tensor, ...]:
+        predicate = context.decision
+        assert predicate is not None
         x = x.to(work_dtype(x))
-        channel = _channel_shape(x, predicate)
-        mean, rstd, ok = _statistics(x, predicate, channel)
+        channel = _channel_shape(x, context)
+        mean, rstd, ok = _statistics(x, context, channel)
         wide_mean, wide_rstd = mean.to(work_dtype(mean)), rstd.to(work_dtype(rstd))
         clean = None if ok is None else _all(ok, channel)
         high, low = ends(x if ok is None else torch.where(ok, x, mean), rstd, channel)
         scale, shift = predicate.scale, predicate.shift
         if scale is None or shift is None:
             scale, shift = rstd.reciprocal(), mean  # z is x itself
-        elif predicate.mean is None:
+        elif context.mean is None:
             scale, shift = scale / rstd, scale * mean + shift
         rows, kept = threshold_encoder(wide_mean, wide_rstd, scale, shift, high, low, clean, self.bits)
         gain, above, below, start, bottom, split = rows
@@ -111,15 +115,11 @@ class Threshold(Carrier):
         return (clean == 0) & ((codes < width) | (codes >= 2**self.bits - width))
 
     def nbytes(self, shape: Sequence[Size], dtype: torch.dtype | None) -> Size:
-        return self.nbytes_of(shape)
+        return self.nbytes_with(shape, dtype, None, own_statistics=False)
 
-    def nbytes_of(self, shape: Sequence[Size], channels: Size | None = None, *, own_statistics: bool = False) -> Size:
-        """Bytes of the parts for a value of this shape.
-
-        Args:
-            channels: how many there are; None: as many as a value of this shape has that says nothing else.
-            own_statistics: whether mean and rstd are kept as well; those of a normalization are stored anyway.
-        """
+    def nbytes_with(
+        self, shape: Sequence[Size], dtype: torch.dtype | None, channels: Size | None, *, own_statistics: bool
+    ) -> Size:
         if channels is None:
             channels = math.prod(shape[d] for d in kept_dims(len(shape)))
         return packed_bytes(shape, self.bits) + channels * (16 if own_statistics else 7)
@@ -222,25 +222,26 @@ def kept_dims(dims: int) -> tuple[int, ...]:
     return (1,) if dims >= 4 else (dims - 1,) if dims else ()
 
 
-def _channel_shape(x: Tensor, predicate: Predicate) -> list[int]:
+def _channel_shape(x: Tensor, context: Context) -> list[int]:
     """Shape of everything kept per channel: that of scale and shift, or one entry for each channel."""
-    if predicate.scale is None or predicate.shift is None or predicate.scale.dim() == 0:
-        if predicate.mean is not None:
-            return [1] * (x.dim() - predicate.mean.dim()) + list(predicate.mean.shape)
+    predicate, mean = context.decision, context.mean
+    if predicate is None or predicate.scale is None or predicate.shift is None or predicate.scale.dim() == 0:
+        if mean is not None:
+            return [1] * (x.dim() - mean.dim()) + list(mean.shape)
         keep = kept_dims(x.dim())
         return [size if d in keep else 1 for d, size in enumerate(x.shape)]
     shape = list(torch.broadcast_shapes(predicate.scale.shape, predicate.shift.shape))
     return [1] * (x.dim() - len(shape)) + shape
 
 
-def _statistics(x: Tensor, predicate: Predicate, channel: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _statistics(x: Tensor, context: Context, channel: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
     """mean, rstd, and which elements are neither NaN nor infinite; None: mean and rstd are NaN where one is.
 
     Where not all are, mean and rstd are those of the channel with zeros in place of these.
     """
-    if predicate.mean is not None and predicate.rstd is not None:
+    if context.mean is not None and context.rstd is not None:
         # the normalization's own: one bad element has already made them bad
-        return predicate.mean, predicate.rstd, None
+        return context.mean, context.rstd, None
     dims = _within(channel)
     ok = finite(x)
     values = torch.where(ok, x, 0.0)

@@ -7,14 +7,14 @@ levels on both sides would waste half of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fxapprox.codecs.base import Carrier, Like, Predicate
+from fxapprox.codecs.base import ALONE, DISTORTION, Carrier, Context, Like, Need
 from fxapprox.codecs.grid import compress, expand, finite, roundings, work_dtype
 from fxapprox.codecs.group import round_up
 from fxapprox.codecs.groups import from_groups, group_shape, groups_shape, in_memory_order, into_groups, stored
@@ -41,6 +41,8 @@ class Zero(Carrier):
     """
 
     label: ClassVar[str] = "zero"
+    needs: ClassVar[tuple[Need, ...]] = (Need.REAL, Need.DECISION, Need.RECTIFIER)
+    distortion: ClassVar[Mapping[int, float]] = DISTORTION
     bits: int = 8  # pyright: ignore[reportIncompatibleVariableOverride]
     channels_last: bool = False
 
@@ -48,9 +50,10 @@ class Zero(Carrier):
         self.require("bits", *CURVE)
         self.require("channels_last", True, False)
 
-    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
+    def encode(self, x: Tensor, context: Context = ALONE) -> tuple[Tensor, ...]:
+        assert context.decision is not None
         groups = into_groups(x, channels_last=self.channels_last).to(work_dtype(x))
-        upper = into_groups(predicate.upper, channels_last=self.channels_last)
+        upper = into_groups(context.decision.upper, channels_last=self.channels_last)
         ok = finite(groups)
         radius = in_memory_order(round_up(torch.where(ok, groups, 0.0).amax(1, keepdim=True)))
         special = ~ok.all(1, keepdim=True)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from fxapprox.bits import CODES
 from fxapprox.errors import FxApproxError, shown
 from fxapprox.files import json_file, typed
 
 SCHEMA = 1
-LEVELS = (8, 4, 3, 2)  # numbers of bits that are tried
 
 Errors = Mapping[str, Mapping[int, float]]
 
@@ -46,7 +46,7 @@ class Sensitivities:
                 _require(isinstance(name, str) and bool(name), at, name, "the name of a value")
                 _require(isinstance(errors, Mapping) and bool(errors), at, errors, "an error for each number of bits")
                 for bits, error in errors.items():
-                    _require(type(bits) is int and bits in LEVELS, at, bits, "bits: 8, 4, 3 or 2")
+                    _require(type(bits) is int and bits in CODES, at, bits, "bits: 8, 4, 3 or 2")
                     ok = isinstance(error, Real) and not isinstance(error, bool) and 0 <= error < math.inf
                     _require(ok, f"{at}[{bits}]", error, "a squared error, 0 or more, and finite")
 
@@ -86,7 +86,7 @@ class Sensitivities:
 
 def _bits(name: str, value: str) -> int:
     """The number of bits that a name in a file is."""
-    _require(name in map(str, LEVELS), shown(value), name, "bits: 8, 4, 3 or 2")
+    _require(name in map(str, CODES), shown(value), name, "bits: 8, 4, 3 or 2")
     return int(name)
 
 

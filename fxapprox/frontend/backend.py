@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from typing_extensions import Unpack
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError, shown
@@ -17,7 +18,16 @@ from fxapprox.frontend.cache_key import cache_key
 from fxapprox.frontend.ledger import Entrance, Graph, current, ran
 from fxapprox.memory.between import Between, Link
 from fxapprox.memory.held import saved_by
-from fxapprox.options import ENVIRONMENT, NAMES, Options, from_environment, require_names, unknown_option
+from fxapprox.options import (
+    ENVIRONMENT,
+    NAMES,
+    OptionKeywords,
+    Options,
+    documented,
+    from_environment,
+    require_names,
+    unknown_option,
+)
 from fxapprox.passes.rewrite import Rewrite, for_inductor, rewrite
 from fxapprox.passes.runner import Clock
 from fxapprox.report.accounting import report_of
@@ -184,15 +194,26 @@ def compile(
     dynamic: bool | None = None,
     fullgraph: bool = False,
     options: Mapping[str, Any] | None = None,
-    **ours: Any,
+    **ours: Unpack[OptionKeywords],
 ) -> Any:
     """Compiles a model so that training it stores its activations in few bits; forward stays exact.
+
+    Example::
+
+        compiled = fxapprox.compile(model, bits=4)
+        loss_fn(compiled(images), labels).backward()
+        print(fxapprox.reports(compiled)[0])
+
+    Where Dynamo breaks a graph, each piece is rewritten by itself and has a report of its own; what one hands to the
+    next stays as it is. A graph that cannot be rewritten is stored exactly, with a warning that names the node (an
+    error with ``strict=True``); so is one of which torch's own partition stores less. ``fallback`` in its report says
+    why. ``fxapprox.explain`` takes the same options and shows beforehand what would be stored.
 
     Args:
         model: a module or a function, as for torch.compile.
         mode, dynamic, fullgraph: as for torch.compile.
         options: settings for Inductor.
-        **ours: see :class:`Options`: bits, rounding, min_bytes, policy, lowering, strict.
+        ours: see below, and :class:`Options`.
 
     Returns: what torch.compile returns.
 
@@ -206,6 +227,9 @@ def compile(
     parsed.warn_of_idle()
     parsed.check_patterns(model)
     return wrapped(model, Backend(parsed, patches), dynamic=dynamic, fullgraph=fullgraph)
+
+
+compile.__doc__ = f"{compile.__doc__}\n    Options:\n{documented()}\n    "
 
 
 def wrapped(model: Callable[..., Any], backend: Backend, **kwargs: Any) -> Any:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from dataclasses import fields
 from functools import cache
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.files.plan_file import SavedPlan
 from fxapprox.ir.operators import TAUGHT
 from fxapprox.options import Options
 from fxapprox.passes import runner
@@ -28,9 +26,5 @@ def source_hash() -> str:
 
 def cache_key(options: Options) -> str | None:
     """The key; None (no caching) where the user's code without ``uuid`` steers the rewrite."""
-    policy = "" if options.policy is None else getattr(options.policy, "uuid", None)
-    if policy is None or (isinstance(options.plan, SavedPlan) and not options.plan.is_ours):
-        return None
-    parts = {field.name: getattr(options, field.name) for field in fields(options)} | {"policy": policy}
-    steered = parts, sorted(TAUGHT.items()), sorted(runner.left_out())
-    return f"fxapprox-{source_hash()}-{steered!r}"
+    steered = options.key, sorted(TAUGHT.items()), sorted(runner.left_out())
+    return options.key and f"fxapprox-{source_hash()}-{steered!r}"

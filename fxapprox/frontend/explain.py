@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from typing_extensions import Unpack
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.collector import collector_paused
@@ -24,7 +25,7 @@ from fxapprox.frontend.meta_device import stand_ins
 from fxapprox.frontend.tracing import fresh, nothing_captured, untouched
 from fxapprox.ir.source import described, graph_breaks
 from fxapprox.memory.between import Between
-from fxapprox.options import Options
+from fxapprox.options import OptionKeywords, Options
 from fxapprox.report.merge import merge
 from fxapprox.report.result import Report
 
@@ -70,7 +71,9 @@ class _Planned(Exception):
     """Ends a compilation when its plan is made: nobody runs what would come out of it."""
 
 
-def explain(model: Callable[..., Any], *args: Any, dynamic: bool | None = False, **options: Any) -> Report:
+def explain(
+    model: Callable[..., Any], *args: Any, dynamic: bool | None = False, **options: Unpack[OptionKeywords]
+) -> Report:
     """What fxapprox would store for backward, without running a step.
 
     The model is traced on fake tensors: no kernel runs, and parameters, gradients, buffers and random numbers stay

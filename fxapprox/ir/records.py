@@ -16,6 +16,7 @@ import sympy
 import torch
 
 from fxapprox.codecs import Codec
+from fxapprox.codecs.choose import Class
 from fxapprox.ir.storage import Storage
 from fxapprox.sizes import Size, evaluate
 
@@ -30,19 +31,6 @@ class Use(enum.IntEnum):
     SOFTMAX = 4
     SENSITIVE = 5
     DECISION = 6
-
-
-class Class(enum.Enum):
-    """What a value needs when it is stored (the table in docs/design.md); the text is what reports print."""
-
-    FREE = "free"
-    DISCRETE = "discrete"
-    STATISTIC = "statistic"
-    LINEAR = "linear"
-    SMOOTH = "smooth"
-    ATTENTION = "attention"
-    SOFTMAX = "softmax"
-    SENSITIVE = "sensitive"
 
 
 class Reach(enum.Enum):
@@ -61,7 +49,6 @@ CLASS_OF_USE = {
     Use.SENSITIVE: Class.SENSITIVE,
     Use.DECISION: Class.SENSITIVE,
 }
-LEAST_BITS = {Class.LINEAR: 2, Class.SMOOTH: 4, Class.ATTENTION: 8, Class.SOFTMAX: 8}
 
 
 @dataclass(frozen=True, slots=True)

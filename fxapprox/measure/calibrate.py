@@ -15,8 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
+from typing_extensions import Unpack
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.bits import PROVISIONAL
 from fxapprox.codecs import Exact, Like, Mask, Probe
 from fxapprox.errors import FxApproxError
 from fxapprox.files.sensitivity import Sensitivities
@@ -25,7 +27,7 @@ from fxapprox.frontend.tracing import fresh, untouched
 from fxapprox.ir.records import Activation, Plan, Stored
 from fxapprox.ir.tensors import memory_order
 from fxapprox.memory.between import Between
-from fxapprox.options import PROVISIONAL_BITS, Options
+from fxapprox.options import OptionKeywords, Options
 from fxapprox.passes.allocate import adjustable, levels
 from fxapprox.passes.rewrite import Rewrite, rewrite
 
@@ -40,7 +42,7 @@ def calibrate(
     batch: Tensor | Sequence[Any],
     *,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[OptionKeywords],
 ) -> Sensitivities:
     """Measures the gradient error that each stored value causes in 8, 4, 3 and 2 bits.
 
@@ -60,7 +62,7 @@ def calibrate(
         OptionError: an option is unknown or its value invalid.
         FxApproxError: nothing was captured, or the loss is no scalar that needs a gradient.
     """
-    asked = Options.parse({**options, "bits": PROVISIONAL_BITS, "lowering": "eager", "sensitivities": None})
+    asked = Options.parse({**options, "bits": PROVISIONAL, "lowering": "eager", "sensitivities": None})
     args = (batch,) if isinstance(batch, Tensor) else tuple(batch)
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     gradients = [p.grad for p in parameters]

@@ -12,22 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from fxapprox.codecs import (
-    Carrier,
-    Codec,
-    Complex,
-    Copy,
-    Exact,
-    Group,
-    Identity,
-    Integer,
-    Mask,
-    Standard,
-    Threshold,
-    Zero,
-)
+from fxapprox.bits import DEFAULT
+from fxapprox.codecs import Carrier, Codec, Copy, Exact, Group, Integer, Mask, Need, Threshold
+from fxapprox.codecs.choose import LEAST_BITS, Class, Traits, choose, lossless
 from fxapprox.errors import OptionError
-from fxapprox.ir.records import LEAST_BITS, Activation, Affine, Class, Use
+from fxapprox.ir.records import Activation, Affine, Use
 from fxapprox.options import Options
 from fxapprox.sizes import Size, evaluate
 
@@ -145,7 +134,7 @@ class Problem:
         # a value in another shape is stored instead of it, but where only this one can carry a decision
         more = 1 if value.reshaped else 0
         if value.kind is Class.DISCRETE:
-            return max(self.bytes(lossless(value), value), 1) + more
+            return max(self.bytes(lossless_codec(value), value), 1) + more
         if level == APPROXIMATE and value.approximable and (value.name in self.carriers or not value.reshaped):
             codec = self.codec(value, value.kind)
             # counted as a plain one: of a saturating function the result is stored, not an operand of the same size
@@ -172,38 +161,31 @@ class Problem:
         else:
             bits = max(bits, LEAST_BITS.get(kind, 8))
         assert bits is not None
-        if value.name in self.carriers:
-            return Zero(bits) if self._rectified(value) else Threshold(bits)
-        return self._plain_codec(value, kind, bits)
+        codec = choose(self._traits(value, kind, bits))
+        if isinstance(codec, Group) and self.bytes(codec, value) >= value.nbytes:
+            return Exact()  # groups do not cross symbolic sizes
+        return codec
 
     def lacks(self, codec: Codec, value: Activation) -> str:
         """What a codec asks of a value that has it not, in words; "" if it fits."""
-        if is_complex(value) != isinstance(codec, Complex) and not isinstance(codec, (Exact, Identity)):
-            return "real numbers" if is_complex(value) else "imaginary parts"
-        if isinstance(codec, Standard):
-            return "" if value.moments is not None else "statistics that are stored anyway"
-        if isinstance(codec, (Threshold, Zero)) and value.name not in self.carriers:
-            return "a decision that its code could carry"
-        return "a rectifier that makes it" if isinstance(codec, Zero) and not self._rectified(value) else ""
+        need = self._traits(value, value.kind, DEFAULT).lacks(codec)
+        return "" if need is None else need.value
 
-    def _rectified(self, value: Activation) -> bool:
-        """Whether the value is a rectifier's output, and the decision is that it is not zero."""
-        affine = self.carriers[value.name]
-        return not affine.steps and affine.threshold == 0 and value.nonnegative
+    def _traits(self, value: Activation, kind: Class, bits: int) -> Traits:
+        return Traits(
+            kind, bits, self.options.rounding, self._offers(value),
+            nonnegative=value.nonnegative, weights=value.weights, saturates=value.saturates,
+        )  # fmt: skip
 
-    def _plain_codec(self, value: Activation, kind: Class, bits: int) -> Codec:
-        """The codec of a value that carries no decision."""
-        rounding, uniform = self.options.rounding, kind is Class.SOFTMAX or value.nonnegative
-        if value.moments and kind in (Class.LINEAR, Class.SMOOTH) and rounding == "nearest" and not uniform:
-            return Standard(bits)
-        if is_complex(value):
-            return Complex(bits, rounding)
-        skewed = value.weights and rounding == "nearest"
-        if value.saturates and kind is Class.SMOOTH and not skewed:
-            group = Group(bits, rounding, hollow=True)
-        else:
-            group = Group(bits, rounding, uniform=uniform and not skewed, skewed=skewed)
-        return group if self.bytes(group, value) < value.nbytes else Exact()  # groups do not cross symbolic sizes
+    def _offers(self, value: Activation) -> frozenset[Need]:
+        """What the value has that a codec may need; a rectifier's output: whose decision is that it is not zero."""
+        affine = self.carriers.get(value.name)
+        rectified = affine is not None and not affine.steps and affine.threshold == 0 and value.nonnegative
+        has = {
+            Need.COMPLEX if is_complex(value) else Need.REAL: True, Need.STATISTICS: value.moments is not None,
+            Need.DECISION: affine is not None, Need.RECTIFIER: rectified,
+        }  # fmt: skip
+        return frozenset(need for need, there in has.items() if there)
 
 
 def is_complex(value: Activation) -> bool:
@@ -224,25 +206,17 @@ def stored_bytes(codec: Codec, value: Activation, affine: Affine | None) -> Size
     """Bytes of a value's code; of one that carries a decision, what it keeps for each channel of the coefficients.
 
     Args:
-        affine: the decision that the codec carries; others than ``Threshold`` do not ask.
+        affine: the decision that its code carries.
     """
-    if not isinstance(codec, Threshold) or affine is None:
+    if not isinstance(codec, Carrier) or affine is None:
         return codec.nbytes(value.sizes, value.dtype)
     channels = None if affine.channel is None else math.prod(affine.channel)
-    return codec.nbytes_of(value.sizes, channels, own_statistics=affine.mean is None)
+    return codec.nbytes_with(value.sizes, value.dtype, channels, own_statistics=affine.mean is None)
 
 
-def lossless(value: Activation) -> Codec:
-    """The smallest storage that loses nothing."""
-    exact = Copy() if value.partial or value.reshaped else Exact()
-    if value.dtype is None or value.kept:
-        return exact
-    if str(value.dtype) == "torch.bool":
-        return Mask()
-    if value.span is not None:
-        narrow = Integer(*value.span)
-        return narrow if narrow.bits < value.dtype.itemsize * 8 else exact
-    return exact
+def lossless_codec(value: Activation) -> Codec:
+    """The smallest storage of a value that loses nothing."""
+    return lossless(None if value.kept else value.dtype, value.span, copied=value.partial or value.reshaped)
 
 
 def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:

@@ -22,7 +22,8 @@ from torch._inductor.virtualized import V
 from fxapprox.torch_adapter.complex_scatters import complex_scatters_apart
 from fxapprox.torch_adapter.custom_ops import lower_hints
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
-from fxapprox.torch_adapter.speedups import code_generation
+from fxapprox.torch_adapter.speedups import SWITCH, are_on
+from fxapprox.torch_adapter.speedups.switch import sped_up
 from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, name_part, trace
 
 
@@ -102,7 +103,8 @@ class JointPartitioner(CustomPartitionerFn):
     """
 
     def __init__(self, run: Partitioner | None, key: str | None) -> None:
-        self._run, self.key = run, key
+        off = key is not None and not are_on() and SWITCH not in key
+        self._run, self.key = run, f"{key}-{SWITCH}=0" if off else key
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Partition:
         kwargs.pop("compiler", None)
@@ -146,7 +148,7 @@ def compile_half(*args: Any, **kwargs: Any) -> Any:
         "realize_reads_threshold": limits.reads, "realize_acc_reads_threshold": limits.all_reads,
         "realize_opcount_threshold": limits.ops,
     }  # fmt: skip
-    with code_generation.quick_inductor(half), complex_scatters_apart(), inductor_config.patch(patches):
+    with sped_up(half), complex_scatters_apart(), inductor_config.patch(patches):
         return compile_fx_inner(*args, **kwargs)
 
 

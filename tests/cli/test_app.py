@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fxapprox import OptionError
-from fxapprox.cli import app, parse
+from fxapprox.cli import app
+from fxapprox.options import parse
 
 FACTORY = """
 import torch

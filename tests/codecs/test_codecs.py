@@ -15,6 +15,7 @@ from fxapprox.codecs import (
     Carrier,
     Cast,
     Codec,
+    Context,
     Group,
     Identity,
     Integer,
@@ -143,10 +144,12 @@ def test_a_quiet_channel_is_coded_in_its_own_range(bits: int, size: float) -> No
     x = torch.cat([size * 3e-3 * torch.randn(16, 1, 8, 8), torch.randn(16, 1, 8, 8)], 1) + 0.5
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
     rstd = torch.rsqrt(var + 1e-5)
-    predicate = Predicate((x - mean) * rstd > 0.01, torch.ones(2, 1, 1), torch.full((2, 1, 1), -0.01), mean, rstd)
-    carried, upper = Threshold(bits).decode_with(Threshold(bits).encode_with(x, predicate), Like.of(x))
-    plain = Standard(bits).decode(Standard(bits).encode_with(x, rstd, mean), Like.of(x))
-    assert torch.equal(upper, predicate.upper)
+    context = Context(
+        Predicate((x - mean) * rstd > 0.01, torch.ones(2, 1, 1), torch.full((2, 1, 1), -0.01)), mean, rstd
+    )
+    carried, upper = Threshold(bits).decode_with(Threshold(bits).encode(x, context), Like.of(x))
+    plain = Standard(bits).decode(Standard(bits).encode(x, Context(mean=mean, rstd=rstd)), Like.of(x))
+    assert torch.equal(upper, context.decision.upper)
     for found in (carried, plain):
         off = (found - x).square().mean((0, 2, 3)).sqrt()
         limit = {8: 0.02, 4: 0.2, 3: 0.35, 2: 0.6}[bits] * (x - mean).square().mean((0, 2, 3)).sqrt()
@@ -160,9 +163,9 @@ def test_heavy_tails_are_not_clipped(bits: int, limit: float) -> None:
     x[0, 0, 0, 0] = 600.0
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
     one, zero = torch.ones(2, 1, 1), torch.zeros(2, 1, 1)
-    predicate = Predicate(x > mean, one, zero, mean, torch.rsqrt(var))
-    carried, _ = Threshold(bits).decode_with(Threshold(bits).encode_with(x, predicate), Like.of(x))
-    plain = Standard(bits).decode(Standard(bits).encode_with(x, torch.rsqrt(var), mean), Like.of(x))
+    context = Context(Predicate(x > mean, one, zero), mean, torch.rsqrt(var))
+    carried, _ = Threshold(bits).decode_with(Threshold(bits).encode(x, context), Like.of(x))
+    plain = Standard(bits).decode(Standard(bits).encode(x, Context(mean=mean, rstd=torch.rsqrt(var))), Like.of(x))
     for found in (carried, plain):
         assert relative(found[:, 0] - mean[:, 0], x[:, 0] - mean[:, 0]) < limit
         assert relative(found[:, 1] - mean[:, 1], x[:, 1] - mean[:, 1]) < {8: 0.01, 4: 0.11}[bits]
@@ -199,12 +202,12 @@ def test_threshold_codec_never_flips_a_decision(bits: int, offset: float) -> Non
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
     rstd = torch.rsqrt(var + 1e-5)
     upper = (x - mean) * rstd * gamma + beta > 0
-    for predicate in (
-        Predicate(upper, gamma, beta, mean, rstd),
-        Predicate(upper, gamma * rstd, beta - mean * gamma * rstd),
+    for context in (
+        Context(Predicate(upper, gamma, beta), mean, rstd),
+        Context(Predicate(upper, gamma * rstd, beta - mean * gamma * rstd)),
     ):
         codec = Threshold(bits)
-        found, decided = codec.decode_with(codec.encode_with(x, predicate), Like.of(x))
+        found, decided = codec.decode_with(codec.encode(x, context), Like.of(x))
         assert torch.equal(decided, upper)
         assert found.isfinite().all()
     if offset == 0:
@@ -217,7 +220,7 @@ def test_threshold_codec_never_hides_a_nan(bits: int) -> None:
     x[0, 1, 0, 0], x[0, 2, 0, 0] = math.nan, math.inf
     upper = ~(torch.relu(x) <= 0)
     codec = Threshold(bits)
-    parts = codec.encode_with(x, Predicate(upper, torch.ones(3, 1, 1), torch.zeros(3, 1, 1)))
+    parts = codec.encode(x, Context(Predicate(upper, torch.ones(3, 1, 1), torch.zeros(3, 1, 1))))
     found, decided = codec.decode_with(parts, Like.of(x))
     assert torch.equal(decided, upper)
     assert torch.equal(found.isfinite(), x.isfinite())
@@ -229,9 +232,9 @@ def test_threshold_codec_with_the_statistics_of_a_normalization_never_hides_a_na
     x[0, 1, 0, 0], x[0, 2, 0, 0] = math.nan, math.inf
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
     upper = ~(torch.relu(x) <= 0)
-    predicate = Predicate(upper, torch.ones(3, 1, 1), torch.zeros(3, 1, 1), mean, torch.rsqrt(var))
+    context = Context(Predicate(upper, torch.ones(3, 1, 1), torch.zeros(3, 1, 1)), mean, torch.rsqrt(var))
     codec = Threshold(bits)
-    found, decided = codec.decode_with(codec.encode_with(x, predicate), Like.of(x))
+    found, decided = codec.decode_with(codec.encode(x, context), Like.of(x))
     assert torch.equal(decided, upper)
     assert found[:, 0].isfinite().all()
     assert found[:, 1:].isnan().all()
@@ -244,7 +247,7 @@ def test_standard_codec_takes_any_shape(shape: list[int], bits: int, centred: bo
     dims = [d for d in range(len(shape)) if d not in kept_dims(len(shape))]
     mean = torch.zeros(()) if centred or not x.numel() else x.mean(dims, keepdim=True)
     rstd = torch.rsqrt((x - mean).square().mean(dims, keepdim=True) + 1e-5)
-    parts = Standard(bits).encode_with(x, rstd) if centred else Standard(bits).encode_with(x, rstd, mean)
+    parts = Standard(bits).encode(x, Context(mean=None if centred else mean, rstd=rstd))
     found = Standard(bits).decode(parts, Like.of(x))
     assert found.shape == x.shape
     assert parts[0].nbytes + parts[1].nbytes == Standard(bits).nbytes(x.shape, x.dtype)
@@ -256,7 +259,7 @@ def test_standard_codec_takes_any_shape(shape: list[int], bits: int, centred: bo
 @pytest.mark.parametrize(("bits", "optimum"), [(8, 0.0065), (4, 0.0975), (3, 0.186), (2, 0.343)])  # Max 1960
 def test_standard_codec_is_near_the_optimum_for_gaussians(bits: int, optimum: float) -> None:
     x, scale = torch.randn(32, 8, 16, 16), torch.tensor([1e-3, 1, 1, 1, 1, 1, 1, 1e3]).view(-1, 1, 1)
-    found = Standard(bits).decode(Standard(bits).encode_with(x * scale, 1 / scale), Like.of(x))
+    found = Standard(bits).decode(Standard(bits).encode(x * scale, Context(rstd=1 / scale)), Like.of(x))
     assert relative(found / scale, x) < optimum * (1.25 if bits == 8 else 1.12)
 
 
@@ -266,8 +269,8 @@ def test_standard_codec_never_hides_a_nan(bits: int) -> None:
     x[0, 1, 0, 0], x[0, 2, 0, 0] = math.nan, math.inf
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
     for parts in (
-        Standard(bits).encode_with(x, torch.rsqrt(var), mean),
-        Standard(bits).encode_with(x, torch.rsqrt(var)),
+        Standard(bits).encode(x, Context(mean=mean, rstd=torch.rsqrt(var))),
+        Standard(bits).encode(x, Context(rstd=torch.rsqrt(var))),
     ):
         found = Standard(bits).decode(parts, Like.of(x))
         assert found[:, 0].isfinite().all()
@@ -279,7 +282,7 @@ def test_standard_codec_gives_dtype_and_strides_back(dtype: torch.dtype) -> None
     x = torch.randn(2, 6, 5, 4).to(dtype)
     rstd = torch.ones(1, 6, 1, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     for y in (x, x.to(memory_format=torch.channels_last), x.transpose(0, 3)):
-        found = Standard(8).decode(Standard(8).encode_with(y, rstd), Like.of(y, memory_order(y)))
+        found = Standard(8).decode(Standard(8).encode(y, Context(rstd=rstd)), Like.of(y, memory_order(y)))
         assert (found.dtype, found.stride()) == (y.dtype, y.stride())
         assert relative(found.double(), y.double()) < 0.02
 
@@ -290,7 +293,7 @@ def test_zero_codec_keeps_zeros_and_only_zeros(bits: int) -> None:
     x[0, 0, 0, :3] = torch.tensor([1e-30, math.inf, math.nan])
     upper = ~(x <= 0)
     codec = Zero(bits)
-    found, decided = codec.decode_with(codec.encode_with(x, Predicate(upper)), Like.of(x))
+    found, decided = codec.decode_with(codec.encode(x, Context(Predicate(upper))), Like.of(x))
     assert torch.equal(decided, upper)
     assert torch.equal(found == 0, x == 0)
     assert torch.equal(found.isnan(), x.isnan())
@@ -311,12 +314,12 @@ def test_a_bfloat16_by_its_bits_is_the_nearest_or_the_next_one_up(number: float)
 def test_compiled_codes_are_those_of_the_stored_range(bits: int) -> None:
     """Inductor leaves a cast to bfloat16 and back out: codes would be of another radius than the one beside them."""
     x = torch.randn(512, 64)
-    predicate = Predicate(upper=x > 0)
+    context = Context(Predicate(upper=x > 0))
     for codec in (Group(bits), Group(bits, skewed=True), Group(bits, hollow=True)):
         for eager, compiled in zip(codec.encode(x), torch.compile(codec.encode)(x), strict=True):
             assert torch.equal(eager, compiled)
-    compiled_zero = torch.compile(lambda x, upper: Zero(bits).encode_with(x, Predicate(upper=upper)))
-    for eager, compiled in zip(Zero(bits).encode_with(x, predicate), compiled_zero(x, predicate.upper), strict=True):
+    compiled_zero = torch.compile(lambda x, upper: Zero(bits).encode(x, Context(Predicate(upper=upper))))
+    for eager, compiled in zip(Zero(bits).encode(x, context), compiled_zero(x, context.decision.upper), strict=True):
         assert torch.equal(eager, compiled)
 
 
@@ -351,7 +354,7 @@ class Coded(NamedTuple):
 
 def _code(codec: Codec, x: torch.Tensor, like: Like) -> Coded:
     if isinstance(codec, Carrier):
-        parts = codec.encode_with(x, Predicate(~(x <= 0)))
+        parts = codec.encode(x, Context(Predicate(~(x <= 0))))
         return Coded(parts, codec.decode_with(parts, like)[0], codec.bound(parts, like))
     parts = codec.encode(x)
     return Coded(parts, codec.decode(parts, like), codec.bound(parts, like))
@@ -374,7 +377,7 @@ def test_a_nan_is_not_taken_for_zero(bits: int) -> None:
     """No comparison is true of a NaN: a predicate such as z > 0 says no more than that it is not above."""
     x = torch.randn(4, 64).relu()
     x[1, 3] = math.nan
-    found, upper = Zero(bits).decode_with(Zero(bits).encode_with(x, Predicate(x > 0)), Like.of(x))
+    found, upper = Zero(bits).decode_with(Zero(bits).encode(x, Context(Predicate(x > 0))), Like.of(x))
     assert torch.equal(found.isnan(), x.isnan())
     assert torch.equal(upper, ~(x <= 0))
 
@@ -398,15 +401,15 @@ def test_what_comes_back_is_within_the_bound(kind: str, bits: int) -> None:
     for codec in (*(Group(bits, **kind) for kind in kinds), Group(bits, "stochastic"), Cast()):
         _require_within(codec.encode(x), codec, x, like)
     rectified = x.relu()
-    _require_within(Zero(bits).encode_with(rectified, Predicate(x > 0)), Zero(bits), rectified, like)
+    _require_within(Zero(bits).encode(rectified, Context(Predicate(x > 0))), Zero(bits), rectified, like)
     var, mean = torch.var_mean(x.to(torch.float64 if kind == "double" else torch.float32), (0, 2, 3), keepdim=True)
     rstd = torch.rsqrt(var + 1e-5)
-    _require_within(Standard(bits).encode_with(x, rstd, mean), Standard(bits), x, like)
+    _require_within(Standard(bits).encode(x, Context(mean=mean, rstd=rstd)), Standard(bits), x, like)
     for shift in (0.0, -0.7, 5.0, -9.0):
         upper = (x - mean) * rstd + shift > 0
-        predicate = Predicate(upper, torch.ones(4, 1, 1), torch.full((4, 1, 1), shift), mean, rstd)
-        _require_within(Threshold(bits).encode_with(x, predicate), Threshold(bits), x, like)
-    _require_within(Threshold(bits).encode_with(x, Predicate(x > 0)), Threshold(bits), x, like)
+        context = Context(Predicate(upper, torch.ones(4, 1, 1), torch.full((4, 1, 1), shift)), mean, rstd)
+        _require_within(Threshold(bits).encode(x, context), Threshold(bits), x, like)
+    _require_within(Threshold(bits).encode(x, Context(Predicate(x > 0))), Threshold(bits), x, like)
 
 
 def _require_within(parts: tuple[torch.Tensor, ...], codec: Codec, x: torch.Tensor, like: Like) -> None:
@@ -422,7 +425,7 @@ def test_statistics_in_bfloat16_give_the_types_that_tracing_sees() -> None:
     standard = Standard(8)
 
     def decoded(x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
-        return standard.decode(standard.encode_with(x, rstd, mean), Like.of(x))
+        return standard.decode(standard.encode(x, Context(mean=mean, rstd=rstd)), Like.of(x))
 
     x = torch.randn(2, 4, 3, 3)
     found = decoded(x, mean, rstd)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxapprox.codecs import Carrier, Like, Predicate
+from fxapprox.codecs import ALONE, Carrier, Context, Like
 from fxapprox.codecs.packing import pack, packed_bytes, unpack
 from fxapprox.sizes import Size
 
@@ -27,17 +27,15 @@ class Nudged(Carrier):
     step: float = 1e-10
     bits: int | None = None
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, x: Tensor, context: Context = ALONE) -> tuple[Tensor, ...]:
         flat = x.reshape(-1)
         signs = torch.arange(flat.shape[0], device=x.device) % 3 - 1
         most = torch.where(flat.abs() < math.inf, flat.abs(), 0.0).amax()
-        return ((flat + signs * (most * self.step + self.step)).reshape(x.shape).to(x.dtype),)
+        moved = (flat + signs * (most * self.step + self.step)).reshape(x.shape).to(x.dtype)
+        return moved, *(() if context.decision is None else (pack(context.decision.upper.to(torch.int32), 1),))
 
     def decode(self, parts: tuple[Tensor, ...], like: Like) -> Tensor:
         return like.restride(parts[0])
-
-    def encode_with(self, x: Tensor, predicate: Predicate) -> tuple[Tensor, ...]:
-        return *self.encode(x), pack(predicate.upper.to(torch.int32), 1)
 
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)

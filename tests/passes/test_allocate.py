@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fxapprox.codecs import Exact, Group
+from fxapprox.codecs.choose import FEWEST
 from fxapprox.files.sensitivity import Sensitivities
 from fxapprox.ir.records import Plan
 from fxapprox.options import Options
-from fxapprox.passes.allocate import FEWEST, Choice, allocate, choose
+from fxapprox.passes.allocate import Choice, allocate, choose
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
 from fxapprox.report.accounting import report_of

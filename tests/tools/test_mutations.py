@@ -41,6 +41,6 @@ def test_what_would_be_misread_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     assert _says("bits", "conv=8, *=exact", {"conv": 8, "*": None})
     assert not _says("bits", "conv=8,*=4", {"conv": 8, "*": None})
     assert not _says("memory_budget", "0.5", 0.25)
-    monkeypatch.setattr("fxapprox.cli.parse.parse_bits", lambda text: 8)
+    monkeypatch.setattr("fxapprox.options.parse.parse_bits", lambda text: 8)
     with pytest.raises(Misread, match="--bits"):
         _command_line({"bits": "4"})

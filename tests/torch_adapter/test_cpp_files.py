@@ -13,9 +13,9 @@ from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
 import fxapprox
-from fxapprox.torch_adapter.speedups import code_generation, cpp_files
+from fxapprox.torch_adapter.speedups import cpp_files
 from fxapprox.torch_adapter.speedups.cpp_files import FULL, CppKernels
-from tests.torch_adapter.test_code_generation import layers
+from tests.torch_adapter.test_speedups import layers
 
 
 def libraries() -> int:
@@ -129,7 +129,7 @@ def test_a_graph_asks_for_what_the_compiler_has_begun_with(monkeypatch: pytest.M
     """And for no other code, nor in another order; a later process finds the same files."""
     monkeypatch.setattr(cpp_files, "FULL", 4000)
     made: list[CppKernels] = []
-    monkeypatch.setattr(code_generation, "CppKernels", lambda submit: made.append(CppKernels(submit)) or made[-1])
+    monkeypatch.setattr(cpp_files, "CppKernels", lambda submit: made.append(CppKernels(submit)) or made[-1])
     seen = []
     with fresh_cache():
         for _ in range(2):

@@ -14,7 +14,8 @@ from torch._inductor.utils import fresh_cache
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.torch_adapter.speedups import code_generation, inlined
+from fxapprox.torch_adapter.speedups import inlined
+from fxapprox.torch_adapter.speedups.switch import sped_up
 
 
 def with_calls(function: Callable[..., tuple[Tensor, ...]], *examples: Tensor) -> Callable[..., Any]:
@@ -63,7 +64,7 @@ def test_a_call_of_what_a_call_gave(function: Callable[..., tuple[Tensor, ...]],
         return run(self, *args)
 
     lowering = mock.patch.object(inlined._Lowering, "run", counted)
-    with fresh_cache(), lowering, code_generation.quick_inductor("backward" if once else "forward"):
+    with fresh_cache(), lowering, sped_up("backward" if once else "forward"):
         found = with_calls(function, x, y)(x, y)
     for result, other in zip(found, expected, strict=True):
         torch.testing.assert_close(result, other, rtol=1e-6, atol=1e-6)

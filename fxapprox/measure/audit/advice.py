@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import inf
 
+from fxapprox.bits import DEFAULT
 from fxapprox.measure.audit.records import AuditData, BitsAudit
 from fxapprox.measure.gradient_error import GradientError
-from fxapprox.options import DEFAULT_BITS
 
 # A setting is recommended up to these. In docs/results 4 bits, with 6 to 12% of error, train as exact mode does, and
 # 2 bits, with 15% and more, fall behind, although nearly all of it is noise. A tenth more variance is what a batch
@@ -61,7 +61,7 @@ def worst_module(setting: BitsAudit) -> tuple[str, float]:
     """The module whose values in less than 8 bits cause most of the squared error, and its share; ("", 0) if none."""
     shares: dict[str, float] = {}
     for cause in setting.causes:
-        if cause.module and cause.bits < DEFAULT_BITS:
+        if cause.module and cause.bits < DEFAULT:
             shares[cause.module] = shares.get(cause.module, 0.0) + cause.share
     return max(shares.items(), key=lambda item: item[1], default=("", 0.0))
 
@@ -71,7 +71,7 @@ def _rule(audit: AuditData, setting: BitsAudit) -> str:
     module, share = worst_module(setting)
     if not WORTH_A_RULE <= share <= ALL_OF_IT or not setting.total.error:
         return ""
-    eights = [other.total.error for other in audit.settings if other.bits == DEFAULT_BITS]
+    eights = [other.total.error for other in audit.settings if other.bits == DEFAULT]
     floor = eights[0] if eights and eights[0] else 0.0  # what 8 bits leave, at most
     left = ((1 - share) * setting.total.error**2 + floor**2) ** 0.5
     return f", about {percent(left)} with module {module} kept at 8 bits"

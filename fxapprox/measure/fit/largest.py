@@ -14,12 +14,13 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.amounts import parse_bytes, size_text
 from fxapprox.errors import DoesNotFit, FxApproxError, ModelError, OptionError
 from fxapprox.frontend.explain import explain
-from fxapprox.options import Options
+from fxapprox.options import OptionKeywords, Options
 from fxapprox.report.result import Report
 
 FIRST = 16  # the batch that is traced first: CPU convolutions have one graph below 16, another from there on
@@ -84,7 +85,7 @@ def max_batch(
     memory: str | int,
     *,
     optimizer_bytes_per_parameter: int = 0,
-    **options: Any,
+    **options: Unpack[OptionKeywords],
 ) -> BatchFit:
     """The largest batch whose training step fits into an amount of memory; the model does not run.
 

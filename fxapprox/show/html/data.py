@@ -26,14 +26,7 @@ def report_data(report: ReportData) -> dict[str, Any]:
 
 def setting_text(report: ReportData) -> str:
     """What was asked for, as ``compile`` takes it."""
-    options = report.options
-    if options is None:
-        return report.setting
-    names = ("bits", "average_bits", "checkpoint", "checkpoint_bits", "memory_budget", "rounding", "lowering")
-    usual = type(options)()
-    asked = [n for n in names if n == "bits" or getattr(options, n) != getattr(usual, n)]
-    asked = [n for n in asked if n != "bits" or options.memory_budget is None]
-    return ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
+    return report.setting if report.options is None else report.options.text
 
 
 def _view(report: ReportData, name: str) -> dict[str, Any]:

@@ -1,19 +1,26 @@
 # pyright: reportPrivateImportUsage=false
-"""Inductor's questions about indices, answered without sympy's general means.
+"""Patches ``cpp.stride_at_vec_range`` and ``sizevars.join_dimensions``: answers without sympy's general means.
 
 Codes of images are read through views, so an index is a sum of many terms with ``FloorDiv`` and ``ModularIndexing``.
 Inductor lets sympy simplify such a sum, or match it against patterns, for tens of milliseconds each time; the answers
 hang on single terms.
+
+Saves: 24 of 59 s that a U-Net at 4 bits takes to compile (docs/performance.md). Torch: all that are known.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest.mock import patch
 
 import sympy
 from torch._inductor.utils import sympy_subs
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
+
+from fxapprox.torch_adapter.joint import Half
 
 try:
     from torch._inductor.sizevars import simplify_index_in_vec_range
@@ -21,6 +28,15 @@ except ImportError:  # before torch 2.13
     from torch._inductor.codegen.cpp import simplify_index_in_vec_range  # pyright: ignore[reportAttributeAccessIssue]
 
 REMEMBERED = 4096  # answers of each kind: more than a network asks for
+
+
+def patches(half: Half) -> Iterator[AbstractContextManager[object]]:
+    """Both questions."""
+    from torch._inductor import sizevars
+    from torch._inductor.codegen import cpp
+
+    yield patch.object(cpp, "stride_at_vec_range", stride_at_vec_range)
+    yield patch.object(sizevars, "join_dimensions", join_dimensions)
 
 
 def stride_at_vec_range(index: sympy.Expr, var: sympy.Symbol, vec_length: int | None = None) -> sympy.Expr:

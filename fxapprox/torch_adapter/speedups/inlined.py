@@ -3,6 +3,8 @@
 
 Inductor lowers every operator of every layer anew. The operators of a function become one value of its IR, whose
 operands are holes; a call is that value with the operands in their places.
+
+No patch, but turned off with them: each call is then lowered anew.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import torch
 from torch import fx
 from torch._inductor.virtualized import V, ops
 
+from fxapprox.torch_adapter.speedups import are_on
+
 Loader = Callable[[Sequence[Any]], Any]
 _bound: list[tuple[int, Sequence[Loader]]] = []  # the calls being written, each with its operands, the innermost last
 _numbers = itertools.count(1)  # of calls, never given twice: an address could be another call's later
@@ -26,6 +30,8 @@ def inlined(function: Any, *operands: Any) -> Any:
     """The results of a graph module; in Inductor those of a function in its IR, as values that can be fused."""
     if isinstance(function, fx.GraphModule):
         return function(*operands)
+    if not are_on():
+        return _Lowering(function.graph_module).run(*operands)
     known = vars(V.graph).setdefault("_fxapprox_inlined", {})
     if function.name not in known:
         try:

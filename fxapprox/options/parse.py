@@ -1,11 +1,15 @@
-"""What stands behind an option of the command line, as the value that Python takes."""
+"""What somebody types in a terminal, as the value that Python takes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from fxapprox.bits import BOUNDARIES, OFFERED
 from fxapprox.errors import OptionError, shown
+
+EXACT = "exact"  # typed for None
+AUTO = "auto"
 
 
 def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
@@ -14,13 +18,13 @@ def parse_bits(text: str) -> int | str | dict[str, int | None] | None:
     Raises:
         OptionError: a number is missing or unknown.
     """
-    numbers: dict[str, int | None] = {"8": 8, "4": 4, "2": 2, "exact": None}
-    if text == "auto" or text in numbers:
+    numbers = _numbers(OFFERED)
+    if text == AUTO or text in numbers:
         return numbers.get(text, text)
     pairs = [tuple(map(str.strip, pair.rpartition("="))) for pair in text.split(",")]
     if not all(pattern and number in numbers for pattern, _, number in pairs):
         raise OptionError(
-            f"--bits {_typed(text)}: expected 8, 4, 2, exact or auto, or numbers by module: layers.*.attn=8,*=4"
+            f"--bits {_typed(text)}: expected {', '.join(numbers)} or {AUTO}, or numbers by module: layers.*.attn=8,*=4"
         )
     found = {pattern: numbers[number] for pattern, _, number in pairs}
     if len(found) < len(pairs):
@@ -34,10 +38,11 @@ def parse_several_bits(text: str) -> tuple[int | str | None, ...]:
     Raises:
         OptionError: something is not a number of bits.
     """
-    numbers: dict[str, int | str | None] = {"8": 8, "4": 4, "2": 2, "exact": None, "auto": "auto"}
+    numbers: dict[str, int | str | None] = {**_numbers(OFFERED), AUTO: AUTO}
     given = [number.strip() for number in text.split(",")]
     if not all(number in numbers for number in given):
-        raise OptionError(f"--bits {_typed(text)}: expected some of 8, 4, 2, exact and auto, such as 8,4,2")
+        *others, last = numbers
+        raise OptionError(f"--bits {_typed(text)}: expected some of {', '.join(others)} and {last}, such as 8,4,2")
     return tuple(numbers[number] for number in given)
 
 
@@ -70,9 +75,11 @@ def parse_checkpoint_bits(text: str) -> int | None:
     Raises:
         OptionError: it is something else.
     """
-    if text not in ("8", "4", "exact"):
-        raise OptionError(f"--checkpoint-bits {_typed(text)}: expected 8, 4 or exact")
-    return None if text == "exact" else int(text)
+    numbers = _numbers(BOUNDARIES)
+    if text not in numbers:
+        *others, last = numbers
+        raise OptionError(f"--checkpoint-bits {_typed(text)}: expected {', '.join(others)} or {last}")
+    return numbers[text]
 
 
 def parse_budget(text: str) -> float | str | None:
@@ -95,6 +102,10 @@ def parse_size(text: str) -> int | dict[str, int]:
     if len(sizes) < len(pairs) or ("" in sizes) is not alone:
         raise OptionError(f"--size {_typed(text)}: expected a number, or numbers by name, each once: s77=64,s12=128")
     return sizes[""] if alone else sizes
+
+
+def _numbers(bits: Sequence[int]) -> dict[str, int | None]:
+    return {**{str(number): number for number in bits}, EXACT: None}
 
 
 def _typed(text: str) -> str:

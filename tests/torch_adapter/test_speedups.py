@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,9 @@ from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
 import fxapprox
-from fxapprox.torch_adapter.speedups import code_generation
+from fxapprox.torch_adapter import speedups
+from fxapprox.torch_adapter.inductor import JointPartitioner
+from fxapprox.torch_adapter.speedups.switch import PATCHES
 
 
 def layers() -> tuple[nn.Module, Tensor]:
@@ -36,9 +38,8 @@ def test_what_inductor_is_spared_leaves_no_trace(one_thread: None, monkeypatch: 
 
     monkeypatch.setattr(LoopBody, "__call__", counted)
     found = []
-    for spared in (True, False):
-        if not spared:
-            monkeypatch.setattr(code_generation, "quick_inductor", lambda half: contextlib.nullcontext())
+    for switch in ("1", "0"):
+        monkeypatch.setenv(speedups.SWITCH, switch)
         torch.compiler.reset()  # equal models and options share a graph
         model, x = layers()
         runs = 0
@@ -52,6 +53,26 @@ def test_what_inductor_is_spared_leaves_no_trace(one_thread: None, monkeypatch: 
     for gradient, other in zip(gradients, others, strict=True):
         assert torch.equal(gradient, other)
     assert all(few < many for few, many in zip(fewer, more, strict=True))
+
+
+def test_every_file_says_what_it_patches() -> None:
+    names = {module.name for module in pkgutil.iter_modules(speedups.__path__)}
+    assert {file.__name__.rpartition(".")[2] for file in PATCHES} == names - {"inlined", "switch"}
+    for file in PATCHES:
+        about = file.__doc__ or ""
+        assert about.startswith("Patches ")
+        assert "Saves: " in about
+        assert "Torch: " in about
+
+
+def test_what_is_compiled_without_is_kept_apart_in_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = JointPartitioner(None, "key").uuid()
+    monkeypatch.setenv(speedups.SWITCH, "0")
+    apart = JointPartitioner(None, "key")
+    assert apart.uuid() != kept
+    again, arguments = apart.__reduce__()
+    assert again(*arguments).uuid() == apart.uuid()
+    assert JointPartitioner(None, None).uuid() is None
 
 
 def libraries() -> int:
