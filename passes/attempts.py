@@ -154,7 +154,9 @@ def _retreats(options: Options) -> list[tuple[Options, str]]:
 
 
 def _exact_mode(options: Options) -> Options:
-    return Options(bits=None, min_bytes=options.min_bytes, lowering=options.lowering, strict=options.strict)
+    return Options(
+        bits=None, slices=options.slices, min_bytes=options.min_bytes, lowering=options.lowering, strict=options.strict
+    )
 
 
 def _made_exact(value: Activation, why: str) -> Activation:

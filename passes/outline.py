@@ -24,11 +24,11 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import channels_last_images
 from fxapprox.ir.inline import signature
 from fxapprox.ir.operators import is_view
-from fxapprox.ir.records import Spliced
+from fxapprox.ir.records import Slices, Spliced
 from fxapprox.ir.tensors import flops, has_fixed_sizes, is_fixed_on_cpu, storage_of, tensor_of
 from fxapprox.torch_adapter import Partition
 
-FEWEST, FEWEST_INLINED = 16, 6  # operators: less is not worth a call
+FEWEST, FEWEST_INLINED, FEWEST_SLICED = 16, 6, 2  # operators: less is not worth a call
 Call = Callable[[fx.Graph, str, Sequence[fx.Node], Sequence[fx.Node]], Sequence[fx.Node]]
 WHOLE = (torch.float32, torch.float64)  # a value of fewer bits is read unrounded by what Inductor fuses with it
 
@@ -51,6 +51,18 @@ def call_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequenc
         _outlined(forward, "encode", encoders, call, FEWEST, _may_read),
         _outlined(backward, "decode", decoders, call, FEWEST, _may_read, _read_by_products),
     )
+
+
+def call_slices(forward: fx.GraphModule, slices: Sequence[Slices]) -> fx.GraphModule:
+    """The forward graph with a call of one function for all slices of a part that are of one size.
+
+    Requires: the graph as it goes to Inductor.
+    Ensures: the graph given is untouched; inputs, outputs and all other operators are the same, in the same order.
+    Changes numerics: no.
+    """
+    for part in slices:
+        forward = _outlined(forward, "slice", part.names, adapter.call_function, FEWEST_SLICED)
+    return forward
 
 
 def inline_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequence[Spliced]) -> Partition:

@@ -26,12 +26,13 @@ from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import encode
 from fxapprox.passes.lay_out import lay_out
 from fxapprox.passes.materialize import materialize, settle_products
-from fxapprox.passes.outline import call_codes, inline_codes
+from fxapprox.passes.outline import call_codes, call_slices, inline_codes
 from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
 from fxapprox.passes.restore import restore
 from fxapprox.passes.runner import Pass, State
+from fxapprox.passes.slice import run_in_slices
 from fxapprox.passes.stand_in import stand_in
 from fxapprox.sizes import evaluate
 
@@ -128,9 +129,22 @@ def _checkpoint(state: State) -> State:
     return replace(state, segments=segments, spliced=state.spliced + added)
 
 
+def _slice(state: State) -> State:
+    count = state.options.slices
+    forward, slices = run_in_slices(
+        *state.halves, None if count == "auto" else count, num_fwd_outputs=state.joint.num_fwd_outputs,
+        lowering=state.options.lowering,
+    )  # fmt: skip
+    return replace(state, forward=forward, slices=slices)
+
+
 def _lay_out(state: State) -> State:
     lay_out(state.halves[1])
     return state
+
+
+def _call_slices(state: State) -> State:
+    return _with(state, call_slices(state.halves[0], state.slices), state.halves[1])
 
 
 def _call_codes(state: State) -> State:
@@ -169,10 +183,12 @@ SPLIT = (
     Pass("finish", _finish, required=True),
     Pass("settle products", _settle_products),
     Pass("checkpoint", _checkpoint, applies=lambda state: state.options.checkpoint is not None, numerics=True),
+    Pass("slice", _slice, applies=lambda state: state.options.slices is not None, numerics=True),
     Pass("lay out", _lay_out, applies=lambda state: bool(state.images)),
 )
 # What Inductor is spared. "call arithmetic" stands where decoders are not inlined yet: a function can hold no call.
 FOR_INDUCTOR = (
+    Pass("call slices", _call_slices, applies=lambda state: bool(state.slices)),
     Pass("call codes", _call_codes),
     Pass("call arithmetic", _call_arithmetic),
     Pass("inline codes", _inline_codes),

@@ -14,7 +14,7 @@ from fxapprox.analysis.rerun import runs_once
 from fxapprox.collector import collector_paused
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.records import Activation, Plan, Segment, Spliced
+from fxapprox.ir.records import Activation, Plan, Segment, Slices, Spliced
 from fxapprox.ir.tensors import flops
 from fxapprox.memory.between import NOTHING, Handed
 from fxapprox.memory.held import held_by, saved_by
@@ -51,6 +51,7 @@ class Rewrite:
         pareto: tries all settings that a budget chooses from.
         kept: {pass: the two graphs as it left them}, where ``pipeline.keeping`` asked for them.
         spliced: where codecs stand in the two graphs.
+        slices: the parts of forward that run slice by slice.
     """
 
     joint: Joint
@@ -72,16 +73,24 @@ class Rewrite:
     pareto: Callable[[], tuple[Point, ...]] = tuple
     kept: Mapping[str, Partition] = field(default_factory=dict)
     spliced: tuple[Spliced, ...] = ()
+    slices: tuple[Slices, ...] = ()
 
 
-def for_inductor(joint: Joint, halves: Partition, spliced: Sequence[Spliced], clock: Clock | None = None) -> Partition:
+def for_inductor(
+    joint: Joint,
+    halves: Partition,
+    spliced: Sequence[Spliced],
+    slices: Sequence[Slices] = (),
+    clock: Clock | None = None,
+) -> Partition:
     """The two halves of a joint graph with calls in place of what is alike; the graphs given are untouched.
 
     Args:
         spliced: where codecs stand in them.
+        slices: the parts of forward that run slice by slice.
         clock: gets the seconds of each pass.
     """
-    state = State(joint, Options(), forward=halves[0], backward=halves[1], spliced=tuple(spliced))
+    state = State(joint, Options(), forward=halves[0], backward=halves[1], spliced=tuple(spliced), slices=tuple(slices))
     return run(state, FOR_INDUCTOR, clock or Clock()).halves
 
 
@@ -172,7 +181,7 @@ def _least(
             return replace(
                 untouched, joint=split.joint, forward=forward, backward=backward, activations=split.activations,
                 plan=split.plan, parts=split.parts, segments=split.segments, recopied=split.recopied,
-                setting=setting, pareto=attempts.pareto, kept=split.kept, spliced=split.spliced,
+                setting=setting, pareto=attempts.pareto, kept=split.kept, spliced=split.spliced, slices=split.slices,
             )  # fmt: skip
         why = "torch's own partition stores less"
     return why

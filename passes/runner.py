@@ -16,7 +16,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import OptionError
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.records import Activation, Plan, Segment, Spliced
+from fxapprox.ir.records import Activation, Plan, Segment, Slices, Spliced
 from fxapprox.ir.verify import verify, verify_halves
 from fxapprox.options import Options
 from fxapprox.passes.encode import Parts
@@ -43,6 +43,7 @@ class State:
         recopied: names of the inputs of which Inductor stores a channels-last copy.
         segments: what backward computes again from checkpoints.
         spliced: where codecs stand in the two graphs.
+        slices: the parts of forward that run slice by slice.
         kept: {pass: copies of the two graphs as it left them}, for the passes named to ``keeping``.
     """
 
@@ -58,6 +59,7 @@ class State:
     recopied: tuple[str, ...] = ()
     segments: tuple[Segment, ...] = ()
     spliced: tuple[Spliced, ...] = ()
+    slices: tuple[Slices, ...] = ()
     kept: Mapping[str, Partition] = field(default_factory=dict)
 
     @property

@@ -41,7 +41,7 @@ class Stage(str, enum.Enum):
     backward = "backward"
 
 
-@takes("bits", "average_bits", "checkpoint", "checkpoint_bits", "memory_budget", "min_bytes")
+@takes("bits", "average_bits", "checkpoint", "checkpoint_bits", "memory_budget", "slices", "min_bytes")
 def dump(
     target: Target,
     *,

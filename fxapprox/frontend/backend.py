@@ -102,7 +102,7 @@ class Backend:
             note_saved(link, result, gm)
             halves = result.forward, result.backward
             if self.options.lowering == "inductor":
-                halves = for_inductor(result.joint, halves, result.spliced, Clock(result.seconds))
+                halves = for_inductor(result.joint, halves, result.spliced, result.slices, Clock(result.seconds))
             report = report_of(result, lowering=self.options.lowering, names=names)
             reports.append(replace(report, options=self.options))
             ledger = current()

@@ -156,6 +156,7 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("expand", shown(rows=Along.EXPANDED)),
     ("narrow", view(kind=Kind.PART, rows=Along.OTHERS)),
     ("detach fxapprox.in_memory fxapprox.fence", view(rows=Along.ELEMENTS)),
+    ("fxapprox.after", Operator((L, H), cheap=True, view=True, linear_in=(0,))),
     ("diagonal unfold", view()),
     # The result of as_strided depends on the memory layout, which only an exact copy is sure to keep.
     ("as_strided", Operator((E,), cheap=True, view=True, linear_in=(0,))),

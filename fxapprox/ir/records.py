@@ -232,6 +232,23 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Slices:
+    """A part of a graph that runs slice by slice.
+
+    Attributes:
+        names: of each slice's operators, without those that cut its operands or put its results together.
+        operators: of the graph that are run so, by name.
+        rows: of the widest value in a slice.
+        wide_bytes: of the values that are never whole, if they were.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    operators: tuple[str, ...]
+    rows: int
+    wide_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Which forward values are stored for backward, and how; everything else backward reads is recomputed.
 

@@ -75,6 +75,11 @@ class Realizer:
             for value in _flat(operands):  # an operator with effects alone
                 self._realize(value)
             return None
+        if (total := adapter.added_to(node)) is not None and not self._eager:
+            for value in _flat(operands):
+                self._realize(value)
+            self.operations.append(Operation(node.name, (), frozenset(_flat(operands))))
+            return None, self._env[total]
         kind = "external" if self._eager else _kind(node)
         results = node.meta["val"]
         if node.target is adapter.IN_ORDER and _flat(operands):

@@ -9,6 +9,7 @@ from fxapprox.bits import BOUNDARIES, OFFERED
 from fxapprox.errors import OptionError, shown
 
 EXACT = "exact"  # typed for None
+NONE = "none"  # typed for None
 AUTO = "auto"
 
 
@@ -67,6 +68,13 @@ def parse_checkpoint(text: str) -> float | str | None:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:
         return text or None
+
+
+def parse_slices(text: str) -> int | str | None:
+    """The value of --slices: "auto", "none", or a number; Options checks it."""
+    if text.isdecimal():
+        return int(text)
+    return None if text == NONE else text
 
 
 def parse_checkpoint_bits(text: str) -> int | None:

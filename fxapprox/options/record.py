@@ -25,6 +25,7 @@ from fxapprox.options.values import (
     is_count,
     is_one_of,
     is_saved_plan,
+    is_slices,
     key_of_plan,
     key_of_policy,
     load_bits,
@@ -170,6 +171,21 @@ class Options:
             check=is_budget,
             typed="Choose bits and checkpoints for this peak: 0.3 of torch.compile's, or 2GiB.",
             parse=parse.parse_budget,
+            told=True,
+        ),
+    )
+    slices: int | Literal["auto"] | None = field(
+        default="auto",
+        metadata=_about(
+            help='run what is around the widest products in so many slices of their rows; `"auto"`: where the predicted'
+            " peak falls by a tenth; `None`: never",
+            more="Logits, their softmax and their gradient are never whole then. Exact, but for the order in which sums"
+            " over rows are added up.",
+            expected='None, "auto", or a number of slices from 2 to 1024',
+            check=is_slices,
+            typed="Run wide parts slice by slice: auto (where the peak falls by a tenth), a number of slices, or none.",
+            parse=parse.parse_slices,
+            blank=parse.NONE,
             told=True,
         ),
     )
@@ -322,6 +338,7 @@ class OptionKeywords(TypedDict, total=False):
     checkpoint: Count | str | None
     checkpoint_bits: int | None
     memory_budget: float | str | None
+    slices: int | Literal["auto"] | str | None
     rounding: Rounding | str
     min_bytes: int
     policy: Callable[[Activation], Codec | None] | None

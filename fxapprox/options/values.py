@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fxapprox.files.plan_file import SavedPlan
 
 MOST_SEGMENTS = 10**6
+MOST_SLICES = 1024
 
 
 def require(ok: bool, name: str, value: object, expected: str) -> None:
@@ -61,6 +62,11 @@ def is_count(value: object) -> bool:
     if type(value) is float:
         return 0 < value < 1
     return is_one_of(value, None, "sqrt") or (type(value) is int and 1 <= value <= MOST_SEGMENTS)
+
+
+def is_slices(value: object) -> bool:
+    """Whether it says in how many slices wide parts of a graph run."""
+    return is_one_of(value, None, "auto") or (type(value) is int and 2 <= value <= MOST_SLICES)
 
 
 def is_budget(value: Any) -> bool:

@@ -26,7 +26,7 @@ from fxapprox.ir.tensors import nbytes, tensor_of
 from fxapprox.report.data import ReportData
 
 STAGES = ("joint", "plan", "forward", "backward")
-HINTS = (adapter.IN_MEMORY, adapter.IN_ORDER, adapter.FENCE)  # words to Inductor about the value that they return
+HINTS = (adapter.IN_MEMORY, adapter.IN_ORDER, adapter.FENCE, adapter.AFTER)  # words to Inductor about what they return
 
 Kind = Literal["input", "operator", "quantize", "dequantize", "boundary", "output"]
 Half = Literal["forward", "backward"]

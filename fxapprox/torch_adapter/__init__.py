@@ -15,14 +15,17 @@ from fxapprox.torch_adapter.calls import (
     make_at_lookup,
 )
 from fxapprox.torch_adapter.custom_ops import (
+    AFTER,
     FENCE,
     IN_MEMORY,
     IN_ORDER,
+    added_to,
     arithmetic_of,
     code_in_memory,
     materialize,
     seed_random_numbers,
     small,
+    with_product_added,
 )
 from fxapprox.torch_adapter.dynamo import (
     callback_of,
@@ -120,6 +123,7 @@ from fxapprox.torch_adapter.tracing import (
 )
 
 __all__ = [
+    "AFTER",
     "FENCE",
     "IN_MEMORY",
     "IN_ORDER",
@@ -132,6 +136,7 @@ __all__ = [
     "Partitioner",
     "RealizeLimits",
     "activation_memory_budget",
+    "added_to",
     "arithmetic_of",
     "beginning_call",
     "call_function",
@@ -220,4 +225,5 @@ __all__ = [
     "user_error",
     "views_to_reshapes",
     "wants_saved",
+    "with_product_added",
 ]

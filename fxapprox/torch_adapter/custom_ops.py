@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch._inductor.inductor_prims
 from torch import fx
+from torch._higher_order_ops.auto_functionalize import auto_functionalized
 from torch._inductor.virtualized import V
 
 _LIBRARY = torch.library.Library("fxapprox", "DEF")
@@ -23,6 +25,43 @@ _LIBRARY.impl("fence", lambda x: x, "CompositeExplicitAutograd")
 FENCE = torch.ops.fxapprox.fence.default
 # The operand, computed once into memory, with the strides that are given.
 IN_ORDER = torch.ops.prims.inductor_force_stride_order.default
+_LIBRARY.define("after(Tensor(a) x, Tensor other) -> Tensor(a)")
+_LIBRARY.impl("after", lambda x, other: x, "CompositeExplicitAutograd")
+# The operand, in a function that is not to run before the other value is there.
+AFTER = torch.ops.fxapprox.after.default
+# Adds a product of matrices to a sum in place, in the sum's type.
+_LIBRARY.define("add_product(Tensor(a!) total, Tensor left, Tensor right) -> ()")
+ADD_PRODUCT = torch.ops.fxapprox.add_product.default
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+_LIBRARY.impl("add_product", _add_product, "CompositeExplicitAutograd")
+
+
+def with_product_added(total: fx.Node, left: fx.Node, right: fx.Node) -> fx.Node:
+    """A sum with a product of two matrices added to it, behind ``right`` in the graph; the sum given is not read again.
+
+    Inductor adds it in place; run as it is, the graph copies the sum.
+    """
+    graph = total.graph
+    call = graph.call_function(
+        auto_functionalized, (ADD_PRODUCT,), {"total": total, "left": left, "right": right}
+    )  # fmt: skip
+    call.meta["val"] = None, total.meta["val"]
+    added = graph.call_function(operator.getitem, (call, 1))
+    added.meta["val"] = total.meta["val"]
+    return added
+
+
+def added_to(node: fx.Node) -> fx.Node | None:
+    """The sum that a node adds a product to, which is what its results lie in; None for other nodes."""
+    return node.kwargs["total"] if node.target is auto_functionalized and node.args[0] is ADD_PRODUCT else None  # type: ignore[return-value]
 
 
 def _random_of_seed(
@@ -58,7 +97,7 @@ def seed_random_numbers(gm: fx.GraphModule) -> None:
 
 
 def lower_hints() -> None:
-    """Tells Inductor what IN_MEMORY and FENCE mean."""
+    """Tells Inductor what IN_MEMORY, FENCE and AFTER mean."""
     from torch._inductor import ir
     from torch._inductor.lowering import lowerings, register_lowering
 
@@ -95,7 +134,7 @@ def lower_hints() -> None:
         Fence(x)
         return x
 
-    meanings: dict[Any, Callable[..., Any]] = {IN_MEMORY: in_memory, FENCE: fence}
+    meanings: dict[Any, Callable[..., Any]] = {IN_MEMORY: in_memory, FENCE: fence, AFTER: lambda x, other: x}
     for target, lower in meanings.items():
         if target not in lowerings:
             register_lowering(target, type_promotion_kind=None)(lower)

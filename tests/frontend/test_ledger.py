@@ -305,7 +305,8 @@ def test_copies_have_reports_of_their_own(way: Callable[..., Any], twin: Callabl
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_fork_trains_what_its_parent_has_compiled() -> None:
+def test_a_fork_trains_what_its_parent_has_compiled(one_thread: None) -> None:
+    """On one thread: OpenMP of the parent and of its fork wait for each other otherwise."""
     compiled, x = called(Net()), torch.randn(64, 64)
     compiled(x).backward()
     if (child := os.fork()) == 0:
