@@ -14,7 +14,7 @@ from torch import fx
 from fxapprox.analysis.intervals import EVERYTHING, INF, Interval, interval
 from fxapprox.ir.arguments import argument, arguments
 from fxapprox.ir.joint import Joint
-from fxapprox.ir.operators import is_plain, is_pointwise, op_name
+from fxapprox.ir.operators import is_plain, is_pointwise, op_name, operator_of
 from fxapprox.ir.tensors import symbolic_shape, tensor_of
 
 SCALED = ("aten.mul", "aten.div", "aten.add", "aten.sub", "aten.neg", "prims.convert_element_type")
@@ -64,15 +64,15 @@ def _taken(condition: object, side: bool) -> Region | None:
     """Where a comparison with a number is true, or false."""
     if not isinstance(condition, fx.Node):
         return None
-    name = op_name(condition)
-    if name in ("aten.logical_not", "aten.bitwise_not"):
+    if op_name(condition) in ("aten.logical_not", "aten.bitwise_not"):
         return _taken(argument(condition, 0), not side)
-    if name not in ("aten.gt", "aten.ge", "aten.lt", "aten.le"):
+    comparison = operator_of(condition).compares
+    if comparison is None:
         return None
     operand, number = arguments(condition)
     if not isinstance(operand, fx.Node) or not isinstance(number, (int, float)):
         return None
-    above = (name in ("aten.gt", "aten.ge")) == side
+    above = comparison.above == side
     return _of_its_base(operand, (number, INF) if above else (-INF, number))
 
 

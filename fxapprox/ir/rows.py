@@ -59,7 +59,7 @@ class Rows:
         """(args, kwargs) that the node's operator makes a slice from.
 
         Args:
-            of: gives the part of an operand, or all of it where the part is None.
+            of: gives the part of an operand, or all of it where the part is None; for ``view`` in memory of its own.
             length: of the slice.
         """
         parts = iter(self.parts)

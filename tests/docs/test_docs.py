@@ -28,10 +28,11 @@ import torch
 import torch.distributed as dist
 
 from fxapprox.cli import app
+from fxapprox.ir.operators import TAUGHT
 from tests.documents import Block, blocks, runnable
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("codecs", "policies", "inspecting", "scale-out", "trainer", "accelerate", "lightning")
+PAGES = ("codecs", "operators", "policies", "inspecting", "scale-out", "trainer", "accelerate", "lightning")
 COLUMNS = 110  # of the terminal that the document shows
 
 
@@ -41,6 +42,13 @@ def group() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What a page teaches holds for that page alone."""
+    yield
+    TAUGHT.clear()
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.codecs import Identity
+from fxapprox.ir.operator_table import ROWS, TABLE
 from tests.training import gradients, relative
+
+
+def test_an_operator_has_one_row() -> None:
+    names = [name for names, _ in ROWS for name in names.split()]
+    assert len(names) == len(set(names)) == len(TABLE)
+
 
 WHERE = torch.tensor([[0.9, 0.2, 0.1], [-0.1, 0.8, 0.0]])
 
