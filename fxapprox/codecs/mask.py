@@ -20,7 +20,7 @@ from fxapprox.sizes import Size
 class Mask(Codec):
     """A bool in one bit; torch itself takes a byte."""
 
-    label: ClassVar[str] = "1-bit mask"
+    label: ClassVar[str] = "mask"
     lossless: ClassVar[bool] = True
     bits: int | None = 1
 
