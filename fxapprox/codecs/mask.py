@@ -20,9 +20,13 @@ from fxapprox.sizes import Size
 class Mask(Codec):
     """A bool in one bit; torch itself takes a byte."""
 
-    label: ClassVar[str] = "mask"
+    label: ClassVar[str] = "1-bit mask"
     lossless: ClassVar[bool] = True
     bits: int | None = 1
+
+    @property
+    def text(self) -> str:
+        return self.label
 
     def __post_init__(self) -> None:
         self.require("bits", 1)
