@@ -112,6 +112,7 @@ def _describe(
         span=span_of(node),
         nonnegative=facts.bounds[node][0] >= 0,
         weights=is_softmax_output(node, facts),
+        for_softmax=asked.weights,
         saturates=all(map(math.isfinite, facts.bounds[node])),
         embedded=embedded,
         clamp=clamp,

@@ -283,7 +283,8 @@ def _kinds(problem: Problem, need: _Need) -> dict[str, Class]:
     strictest: dict[str, Use] = {}
     for name in sorted(need.level, key=problem.rank.__getitem__, reverse=True):
         value = problem.values[name]
-        use = Use.SOFTMAX if value.kind is Class.SOFTMAX and value.reason == "output of a softmax" else Use.LINEAR
+        softmax = value.kind is Class.SOFTMAX and value.for_softmax and value.approximable
+        use = Use.SOFTMAX if softmax else Use.LINEAR
         for reader, how in need.readers.get(name, ()):
             through = strictest[reader] if reader in need.recomputed and reader is not None else Use.LINEAR
             use = max(use, through, how if how < Use.SENSITIVE else Use.LINEAR)

@@ -39,11 +39,13 @@ class Asked(NamedTuple):
         demand: the strictest use by backward's own operators; None if they do not read it.
         every: the strictest use in all, operators that backward runs again included.
         why: the reason for ``every``, in words.
+        weights: whether that is a softmax: of the value itself, or of what is made of it.
     """
 
     demand: Use | None
     every: Use | None
     why: str
+    weights: bool = False
 
 
 # --- one operator --------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ def asked_by_backward(
     for node in reversed(list(joint.forward_values)):
         demand: Use | None = Use.DECISION if node in gradients else None
         every, why = demand, "it is itself a gradient" if demand is not None else ""
-        strict: tuple[Use, str] | None = None
+        weights, strict = False, None
         for user in node.users:
             own = user in joint.backward
             rerun = not own and (user in facts.again or user in facts.pointwise) and found[user].every is not None
@@ -284,7 +286,7 @@ def asked_by_backward(
             use = max(use for source, use in reads[user] if source is node)
             if carried.get(user) is node:
                 use = Use.LINEAR
-            inherited = ""
+            inherited: Asked | None = None
             if own:
                 demand = use if demand is None else max(demand, use)
             elif use >= Use.SENSITIVE:
@@ -294,14 +296,15 @@ def asked_by_backward(
             else:
                 downstream = found[user].every
                 if downstream is not None and use < downstream < Use.SENSITIVE:
-                    use, inherited = downstream, found[user].why
+                    use, inherited = downstream, found[user]
             if every is None or use > every:
-                every, why = use, inherited or _in_words(use, user)
+                every, why = use, inherited.why if inherited else _in_words(use, user)
+                weights = inherited is not None and inherited.weights
         if every is None and strict is not None:
             every, why = strict
         if every is not None and every < Use.SOFTMAX and is_softmax_output(node, facts):
-            every, why = Use.SOFTMAX, "output of a softmax"
-        found[node] = Asked(demand, every, why)
+            every, why, weights = Use.SOFTMAX, "output of a softmax", True
+        found[node] = Asked(demand, every, why, weights)
     return found
 
 

@@ -122,8 +122,7 @@ class Codec:
     @property
     def text(self) -> str:
         """How a report names what is stored, e.g. "4-bit threshold"."""
-        told = self.bits is None or isinstance(self, Exact) or self.label.startswith("1-bit")
-        return self.label if told else f"{self.bits}-bit {self.label}"
+        return self.label if self.bits is None else f"{self.bits}-bit {self.label}"
 
     def require(self, name: str, *allowed: object) -> None:
         """Checks one of its parameters: the value and its type, as True equals 1, and 8.0 equals 8.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -92,6 +93,7 @@ TABLE = (
 )  # fmt: skip
 
 
+@cache  # plan asks many thousand times, with few different traits
 def choose(value: Traits) -> Codec:
     """The codec of a value of which an approximate copy will do."""
     return next(row.make(value) for row in TABLE if row.fits(value))

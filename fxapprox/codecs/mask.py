@@ -24,6 +24,10 @@ class Mask(Codec):
     lossless: ClassVar[bool] = True
     bits: int | None = 1
 
+    @property
+    def text(self) -> str:
+        return self.label
+
     def __post_init__(self) -> None:
         self.require("bits", 1)
 

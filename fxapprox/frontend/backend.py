@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import cleandoc
 from types import MethodType
 from typing import Any
 
@@ -229,7 +230,7 @@ def compile(
     return wrapped(model, Backend(parsed, patches), dynamic=dynamic, fullgraph=fullgraph)
 
 
-compile.__doc__ = f"{compile.__doc__}\n    Options:\n{documented()}\n    "
+compile.__doc__ = f"{cleandoc(compile.__doc__ or '')}\n\nOptions:\n{documented()}\n"
 
 
 def wrapped(model: Callable[..., Any], backend: Backend, **kwargs: Any) -> Any:

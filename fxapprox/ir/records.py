@@ -155,6 +155,7 @@ class Activation:
         span: the range (low, high) that an integer is known to lie in, or None.
         nonnegative: whether no element can be below zero.
         weights: whether it is the output of a softmax: few large elements, and many near zero.
+        for_softmax: whether it has its class for the sake of a softmax's output: it is one, or one is made of it.
         saturates: whether it ends at two limits, as tanh does, near which its derivative vanishes.
         embedded: for a predicate or a rectifier: how a code of another value can carry its decision.
         clamp: for a clamp: how it can be run again on an approximate operand.
@@ -192,6 +193,7 @@ class Activation:
     span: tuple[int, int] | None = None
     nonnegative: bool = False
     weights: bool = False
+    for_softmax: bool = False
     saturates: bool = False
     embedded: Affine | None = None
     clamp: Clamp | None = None

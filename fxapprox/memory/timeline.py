@@ -21,13 +21,12 @@ import sympy
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.codecs import Codec
 from fxapprox.ir.operators import op_name
 from fxapprox.ir.source import module_path
 from fxapprox.memory.kernels import Kernel, Lowered, Value
 from fxapprox.memory.lower import lower
 from fxapprox.sizes import Size, evaluate, renamed
-
-CODED = " as "  # between a value and its code, in the name of a saved life: "relu as 4-bit threshold"
 
 Half = Literal["forward", "backward"]
 Kind = Literal["saved", "output", "gradient", "tangent", "temporary", "scratch"]
@@ -68,6 +67,7 @@ class Life:
         size: in bytes.
         start: index of the first moment at which it is alive.
         until: index after the last one; None: it stays when the step is over.
+        codec: of a code that is kept in place of the value.
     """
 
     name: str
@@ -75,16 +75,12 @@ class Life:
     size: Size
     start: int
     until: int | None
+    codec: Codec | None = None
 
     @property
-    def value(self) -> str:
-        """The value that is kept, as itself or in a code."""
-        return self.name.partition(CODED)[0]
-
-    @property
-    def is_code(self) -> bool:
-        """Whether it is a code that is kept."""
-        return CODED in self.name
+    def text(self) -> str:
+        """What is kept, in words: "relu as 4-bit threshold"."""
+        return self.name if self.codec is None else f"{self.name} as {self.codec.text}"
 
 
 @dataclass(frozen=True)
@@ -134,10 +130,13 @@ class Timeline:
         lives = tuple(replace(life, size=own(life.size)) for life in self.lives)
         return Timeline(moments, own(self.after_forward), own(self.after_backward), lives)
 
-    def named(self, names: Mapping[str, str]) -> Timeline:
-        """The same with other names for what is saved."""
-        lives = (replace(x, name=names.get(x.name, x.name)) if x.kind == "saved" else x for x in self.lives)
-        return replace(self, lives=tuple(lives))
+    def named(self, kept: Mapping[str, tuple[str, Codec | None]]) -> Timeline:
+        """The same, where what is saved is known: by the name that it has here, the value and the codec of its code."""
+        lives = tuple(
+            replace(life, name=kept[life.name][0], codec=kept[life.name][1])
+            if life.kind == "saved" and life.name in kept else life for life in self.lives
+        )  # fmt: skip
+        return replace(self, lives=lives)
 
     @property
     def symbols(self) -> set[str]:

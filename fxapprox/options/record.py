@@ -352,7 +352,7 @@ NAMES = tuple(OPTIONS)
 
 
 def documented() -> str:
-    """All options and what they are, indented as an argument list of a docstring."""
+    """All options and what they are, as a list of arguments in a docstring."""
     return "\n".join(_paragraph(each) for each in fields(Options))
 
 
@@ -360,17 +360,17 @@ def _paragraph(option: Field[Any]) -> str:
     about: Option = option.metadata["option"]
     text = f"{option.name}: {about.help}.{' ' if about.more else ''}{about.more}".replace("`", "``")
     text = re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", text)  # links
-    return textwrap.fill(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
+    return textwrap.fill(text, 120, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
 
 
 Options.__doc__ = f"""{Options.__doc__}
 
-    Attributes:
+Attributes:
 {documented()}
 
-    Raises:
-        OptionError: a value is not one of those above.
-    """
+Raises:
+    OptionError: a value is not one of those above.
+"""
 
 
 def table() -> str:

@@ -231,6 +231,6 @@ def _ask_policy(values: Values, options: Options) -> dict[str, Codec]:
         if not isinstance(codec, Codec):
             raise OptionError(f"policy returned {codec!r} for {value.name}: expected a codec or None")
         if isinstance(codec, (Mask, Integer)):
-            raise OptionError(f"policy returned {codec.label!r} for {value.name}: it holds no {value.dtype}")
+            raise OptionError(f"policy returned {codec.text!r} for {value.name}: it holds no {value.dtype}")
         fixed[value.name] = codec
     return fixed

@@ -10,7 +10,7 @@ import sympy
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.codecs import Exact
+from fxapprox.codecs import Codec, Exact
 from fxapprox.files.plan_file import saved_entries
 from fxapprox.ir.crossing import Crossing
 from fxapprox.ir.operators import op_name, table_use
@@ -20,7 +20,7 @@ from fxapprox.ir.storage import Fate, Storage
 from fxapprox.ir.tensors import is_float, nbytes_expression, storage_of, symbolic_shape, tensor_of
 from fxapprox.memory.baseline import baseline_timeline
 from fxapprox.memory.held import held_by, saved_by
-from fxapprox.memory.timeline import CODED, timeline
+from fxapprox.memory.timeline import timeline
 from fxapprox.passes.advance import returned_gradients
 from fxapprox.passes.rewrite import Rewrite
 from fxapprox.report.data import largest_first
@@ -82,7 +82,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
     returned = returned_gradients(result.joint)
     gradients = tuple(decision for decision in decisions if decision.value in returned)
     alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
-    alive_when = alive_when.named(_names_of_saved(result))
+    alive_when = alive_when.named(_saved_values(result))
     used = alive_when.symbols | _free_symbols(
         baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after))
     )
@@ -188,13 +188,13 @@ def _copy(node: fx.Node, kept: bool, hints: Mapping[str, int]) -> Decision:
     )  # fmt: skip
 
 
-def _names_of_saved(result: Rewrite) -> dict[str, str]:
-    """{an input of backward: the value it carries, and its code}; nothing for a graph that was left alone."""
+def _saved_values(result: Rewrite) -> dict[str, tuple[str, Codec | None]]:
+    """{an input of backward: (the value it carries, in which code)}; nothing for a graph that was left alone."""
     if result.fallback or not result.parts:
         return {}
-    coded = {node: f"{s.value}{CODED}{s.codec.text}" for s in result.spliced for node in s.encode}
+    coded = {node: (s.value, s.codec) for s in result.spliced for node in s.encode}
     crossing = Crossing(result.forward, result.backward, result.joint.num_fwd_outputs)
-    return {slot.name: coded.get(value.name, value.name) for value, slot in crossing.inputs.items()}
+    return {slot.name: coded.get(value.name, (value.name, None)) for value, slot in crossing.inputs.items()}
 
 
 def _value_behind(node: fx.Node, values: Mapping[str, Activation]) -> str:

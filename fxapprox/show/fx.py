@@ -60,7 +60,8 @@ def _told(box: Box, stage: str) -> str:
         return "gradient"
     if stage == "joint":
         return box.reason
-    return f"boundary, {box.storage}" if box.kind == "boundary" and "boundary" not in box.storage else box.storage
+    untold = box.kind == "boundary" and (box.how is None or box.how.role != "boundary")
+    return f"boundary, {box.storage}" if untold else box.storage
 
 
 def _type(box: Box) -> str:

@@ -52,7 +52,7 @@ def _process(
     yield from _kernels(pid, timeline, values)
     yield from _counter(pid, timeline, values)
     yield from _saved(pid, timeline, values)
-    made = {life.value: life.start for life in reversed(timeline.lives) if life.kind == "saved"}
+    made = {life.name: life.start for life in reversed(timeline.lives) if life.kind == "saved"}
     for boundary in dict.fromkeys(value for segment in segments for value in segment.boundary if value in made):
         yield {
             "ph": "i", "s": "p", "cat": "checkpoint", "name": f"checkpoint boundary {boundary}", "pid": pid,
@@ -88,6 +88,6 @@ def _saved(pid: int, timeline: Timeline, values: Mapping[str, int]) -> Iterator[
     saved = [life for life in timeline.lives if life.kind == "saved"]
     for serial, life in enumerate(saved):
         until = len(timeline.moments) if life.until is None else life.until
-        about = {"cat": "saved", "name": life.name, "id": f"{pid}.{serial}", "pid": pid, "tid": THREADS["forward"]}
+        about = {"cat": "saved", "name": life.text, "id": f"{pid}.{serial}", "pid": pid, "tid": THREADS["forward"]}
         yield {"ph": "b", **about, "ts": life.start * KERNEL, "args": {"bytes": evaluate(life.size, values)}}
         yield {"ph": "e", **about, "ts": until * KERNEL}

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import Options
-from fxapprox.codecs import Copy, Like
+from fxapprox.codecs import Copy, Like, encoded
 from fxapprox.errors import OptionError
 from fxapprox.ir.records import Spliced, Stored
 from fxapprox.ir.tensors import memory_order
-from fxapprox.passes.encode import _Alone, _context
+from fxapprox.passes.encode import _Alone, _read_by
 from fxapprox.passes.rewrite import Rewrite, rewrite
 from fxapprox.report.accounting import report_of
 from tests.fuzz.choices import with_policy
@@ -202,7 +202,7 @@ def within_bounds(halves: Rewrite, step: Step) -> None:
             continue  # encoded again in backward, maybe from an approximate value
         if spliced is None or any(name not in left for name in (entry.name, *entry.predicates, *entry.carried)):
             continue
-        context = _context(entry, left)
+        context = _read_by(entry, left)
         if all(node.name in step.forward for node in context.nodes):
             _check_value(entry, context, _results(spliced, halves), step)
             for name in entry.predicates:
@@ -221,7 +221,8 @@ def _check_value(entry: Stored, context: _Alone, results: list[str], step: Step)
     found = _decoded(results, step, x)
     if found is None:
         return
-    code = context.encode(entry.codec, x, [step.forward[node.name] for node in context.nodes])
+    given = context.context(x, [step.forward[node.name] for node in context.nodes])
+    code = encoded(entry.codec, x, given)
     off = (found.double() - x.double()).abs()
     bound = entry.codec.bound(code, Like.of(x, memory_order(x))).double()
     fine = (off <= bound) | ~x.isfinite() | ~bound.isfinite() | (found == x)

@@ -178,7 +178,7 @@ def test_pointing_at_a_chart_names_values(page: playwright.Page, report: fxappro
     assert moment.name in tip(page)
     at = report.timeline.moments.index(moment)
     alive = [x for x in report.timeline.lives if x.start <= at and (x.until is None or at < x.until)]
-    assert max(alive, key=lambda life: life.size).name in tip(page)
+    assert max(alive, key=lambda life: life.size).text in tip(page)
     chart.press("Home")
     assert chart.get_attribute("aria-valuenow") == "1"
     chart.press("ArrowRight")

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.bits import OFFERED
 from fxapprox.codecs import Codec
 from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.frontend.tracing import fresh
@@ -38,7 +39,7 @@ def audit(
     model: nn.Module,
     loss_fn: Callable[..., Tensor] | None,
     batch: Any,
-    bits: Sequence[int | str | None] = (8, 4, 2),
+    bits: Sequence[int | str | None] = OFFERED,
     *,
     batches: int = 4,
     targets: int = 0,

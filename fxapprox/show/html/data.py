@@ -70,17 +70,17 @@ def _timeline(timeline: Timeline, values: Mapping[str, int], segments: tuple[Seg
     end = len(timeline.moments)
     boundary = {name for segment in segments for name in segment.boundary}
     saved = [life for life in timeline.lives if life.kind == "saved"]
-    coded = [life for life in saved if life.is_code]
+    coded = [life for life in saved if life.codec is not None]
     return {
         "forward": timeline.forward_moments,
         "moments": [[m.name, m.op, m.module, m.role] for m in timeline.moments],
         "lives": [
-            [life.name, life.kind, evaluate(life.size, values), life.start, end if life.until is None else life.until]
+            [life.text, life.kind, evaluate(life.size, values), life.start, end if life.until is None else life.until]
             for life in timeline.lives
         ],
         "codes": [
-            *dict.fromkeys((life.start, "encodes", life.value) for life in coded),
-            *dict.fromkeys((life.until - 1, "decodes", life.value) for life in coded if life.until is not None),
+            *dict.fromkeys((life.start, "encodes", life.name) for life in coded),
+            *dict.fromkeys((life.until - 1, "decodes", life.name) for life in coded if life.until is not None),
         ],
-        "boundaries": [*dict.fromkeys((life.start, life.value) for life in saved if life.value in boundary)],
+        "boundaries": [*dict.fromkeys((life.start, life.name) for life in saved if life.name in boundary)],
     }
