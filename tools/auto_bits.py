@@ -29,11 +29,11 @@ import fxapprox
 from fxapprox import Activation, Report, Sensitivities
 from fxapprox.amounts import size_text
 from fxapprox.codecs import Codec, Zero
-from tests import models
-from tests.models import Case
-from tests.training import relative, step, unrewritten
 from tools.selection import select
 from tools.stored_bytes import resnet_50, vit
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.training import relative, step, unrewritten
 
 CASES: dict[str, Callable[[], Case]] = {
     "ResNet-50, max-pool stem, 64x64": resnet_50,

@@ -36,9 +36,9 @@ import fxapprox
 from fxapprox.amounts import size_text
 from fxapprox.demo.data import generate
 from fxapprox.demo.model import preact_resnet
-from tests.models import GPT
 from tools.auto_bits import all_in
 from tools.selection import select
+from tools.zoo.models import GPT
 
 COLOURS = {
     "exact": "#1b1b1b",

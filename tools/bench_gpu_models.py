@@ -10,8 +10,8 @@ import transformers
 from torch import Tensor, nn
 
 from fxapprox.demo.model import preact_resnet
-from tests.models import Case
 from tools.stored_bytes import classifier, images, language_model
+from tools.zoo.models import Case
 
 PRECISIONS = ("fp32", "bf16")
 

@@ -9,10 +9,10 @@ import transformers
 from torch import nn
 
 from fxapprox.demo.model import preact_resnet
-from tests import models
-from tests.models import Case
 from tools import budget_models, stored_bytes
 from tools.stored_bytes import classifier, images
+from tools.zoo import models
+from tools.zoo.models import Case
 
 Factory = Callable[[], tuple[nn.Module, tuple[Any, ...], Callable[[Any], Any]]]
 

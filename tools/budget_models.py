@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.demo.model import preact_resnet
-from tests import models
-from tests.models import Case
 from tools.stored_bytes import classifier, images, language_model, vit
+from tools.zoo import models
+from tools.zoo.models import Case
 
 
 class Step(nn.Module):

@@ -21,9 +21,9 @@ from torch import Tensor
 
 import fxapprox
 from fxapprox.measure.memory import peak_bytes, stored_bytes
-from tests.training import gradients, relative
 from tools.budget_models import Step, build, runner
 from tools.budget_records import Record, of, same_plan, save, saved
+from tools.zoo.training import gradients, relative
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 TIMED = 5  # steps, of which the fastest counts

@@ -25,11 +25,11 @@ import fxapprox
 from fxapprox.amounts import size_text
 from fxapprox.analysis.rerun_approximate import Branches
 from fxapprox.measure.memory import stored_bytes
-from tests import models
-from tests.models import Case
-from tests.training import forward, gradients, relative, unrewritten
 from tools.gradient_error import resnet
 from tools.selection import select
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.training import forward, gradients, relative, unrewritten
 
 CASES = {
     "pre-activation ResNet-20, batch 16": lambda: resnet(20, 16),

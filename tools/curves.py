@@ -10,7 +10,6 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, FixedLocator, MaxNLocator, NullFormatter
-
 from runs import MODES, Recipe, Run, recorded_runs, write_atomically, write_text
 
 MIB = 2**20

@@ -29,11 +29,11 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure.memory import stored_bytes
-from tests import models
-from tests.models import Case
-from tests.training import forward, gradients, relative, unrewritten
 from tools.cifar10 import load, normalized
 from tools.selection import select
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.training import forward, gradients, relative, unrewritten
 
 BITS = (None, 8, 4, 2)
 

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.cli.parse import parse_bits
-from tests import absent_gpu
-from tests.absent_gpu import Code
+from tools.profile import absent_gpu
+from tools.profile.absent_gpu import Code
 from tools.runs import write_text
 from tools.selection import select
 

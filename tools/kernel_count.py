@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from fxapprox.cli.parse import parse_bits
 from fxapprox.demo.model import preact_resnet
-from tests import absent_gpu
 from tools.kernel_bytes import SYSTEMS, Attention, Residual
+from tools.profile import absent_gpu
 from tools.selection import select
 
 DEPTHS = (2, 4, 6)

@@ -26,8 +26,8 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.demo.model import preact_resnet
 from fxapprox.options import Options
 from fxapprox.passes.pipeline import rewrite
-from tests.models import GPT
 from tools.selection import select
+from tools.zoo.models import GPT
 
 OURS = ("classify", "plan", "encode")
 

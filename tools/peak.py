@@ -19,10 +19,10 @@ import fxapprox
 from fxapprox.amounts import size_text
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure.memory import peak_bytes, stored_bytes
-from tests import models
-from tests.models import Case
 from tools.selection import select
 from tools.stored_bytes import classifier, images, vit
+from tools.zoo import models
+from tools.zoo.models import Case
 
 ZOO: dict[str, Callable[[], Case]] = {
     "bottleneck ResNet-29": lambda: classifier("29", preact_resnet(29, block="bottleneck"), images(32, 32)),

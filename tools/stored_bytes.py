@@ -24,10 +24,10 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.amounts import size_text
 from fxapprox.demo.model import preact_resnet
-from tests import models
-from tests.models import Case
-from tests.models.mobilenet_v3 import LARGE, SMALL, mobilenet_v3
 from tools.selection import select
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.models.mobilenet_v3 import LARGE, SMALL, mobilenet_v3
 
 BITS = (4, 8, None)
 

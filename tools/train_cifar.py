@@ -27,17 +27,17 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from cifar10 import DataError, Split, load, normalized
+from curves import write_results
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from runs import MODES, Epoch, Recipe, Run, RunError, claim, recorded, restore, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from cifar10 import DataError, Split, load, normalized
-from curves import write_results
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure.memory import stored_bytes
-from runs import MODES, Epoch, Recipe, Run, RunError, claim, recorded, restore, save
 
 PADDING = 4
 EVALUATION_BATCH = 500

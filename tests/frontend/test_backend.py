@@ -21,7 +21,7 @@ from fxapprox.ir.records import Plan
 from fxapprox.options import Options
 from fxapprox.passes import pipeline
 from fxapprox.passes.pipeline import cache_key
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 ROOT = Path(__file__).resolve().parents[2]
 

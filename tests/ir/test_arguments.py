@@ -18,7 +18,7 @@ import fxapprox
 from fxapprox.analysis.intervals import interval, span_of
 from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.operators import ATTENTION_OPERANDS, INDICES, RULES, op_name, table_use
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 KNOWN = sorted({*RULES, *INDICES, *ATTENTION_OPERANDS})
 # what an argument of a type is given as

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.codecs import Identity
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 WHERE = torch.tensor([[0.9, 0.2, 0.1], [-0.1, 0.8, 0.0]])
 

@@ -14,9 +14,9 @@ from fxapprox.frontend import backend
 from fxapprox.ir.operators import op_name
 from fxapprox.passes.outline import outline
 from fxapprox.passes.pipeline import Rewrite
-from tests.models import MODELS
 from tests.passes.graphs import traced
 from tests.passes.test_checkpoint import Attention
+from tools.zoo.models import MODELS
 
 
 class Perceptrons(nn.Module):

@@ -14,11 +14,11 @@ from PIL import Image
 
 import fxapprox
 from fxapprox import Sensitivities
-from tests import models
-from tests.models import Case
-from tests.training import step
 from tools import auto_bits, auto_curve
 from tools.auto_curve import Curve
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.training import step
 
 
 def report(build: Callable[[], Case] = models.mlp_dropout, **options) -> fxapprox.Report:

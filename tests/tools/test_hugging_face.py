@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.hugging_face import ARCHITECTURES, MODELS
+from tools.zoo.models.hugging_face import ARCHITECTURES, MODELS
 
 SMALL = 500_000  # parameters, at most
 
@@ -46,5 +46,5 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 def test_the_table_has_what_the_zoo_promises_and_imports_nothing() -> None:
     assert len(ARCHITECTURES) >= 42
-    code = "import sys, tests.models.hugging_face; sys.exit('transformers' in sys.modules)"
+    code = "import sys, tools.zoo.models.hugging_face; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

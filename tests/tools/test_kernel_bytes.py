@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from tests import absent_gpu
-from tests.absent_gpu import Code
 from tools import kernel_bytes
+from tools.profile import absent_gpu
+from tools.profile.absent_gpu import Code
 
 ACTIVATION = 16 * 8 * 16 * 16 * 4  # bytes
 

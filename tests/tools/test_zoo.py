@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import fxapprox
-from tests.models import Case, broken
-from tests.models.generative import discriminator, generator, realness
-from tests.models.zoo import OWN, ZOO
 from tools.zoo import __main__ as command
 from tools.zoo import names, processes
 from tools.zoo.measure import beside_eager, finite, rows_of, same_bits
+from tools.zoo.models import Case, broken
+from tools.zoo.models.generative import discriminator, generator, realness
+from tools.zoo.models.zoo import OWN, ZOO
 from tools.zoo.rows import BITS, Row, Setting, append, load, parse, settings
 from tools.zoo.subject import SEED, cases_of
 from tools.zoo.table import markdown
@@ -207,14 +207,14 @@ def test_the_table_has_every_row() -> None:
 
 def test_models_are_chosen_by_parts_of_names_or_as_builders() -> None:
     assert names.chosen("siren,diffusion_u") == ["diffusion_unet", "siren"]
-    assert names.chosen("tests.models.broken:raises") == ["tests.models.broken:raises"]
+    assert names.chosen("tools.zoo.models.broken:raises") == ["tools.zoo.models.broken:raises"]
     assert names.chosen("") == list(ZOO)
-    assert names.builder("tests.models.broken:raises") is broken.raises
+    assert names.builder("tools.zoo.models.broken:raises") is broken.raises
 
 
 def test_a_model_that_raises_is_a_row_and_nothing_is_run_twice(tmp_path: Path) -> None:
     out, table = tmp_path / "rows.jsonl", tmp_path / "zoo.md"
-    arguments = ["--out", str(out), "--models", "tests.models.broken:raises,siren", "--lowering", "eager"]
+    arguments = ["--out", str(out), "--models", "tools.zoo.models.broken:raises,siren", "--lowering", "eager"]
     arguments += ["--precision", "fp32", "--batch", "dynamic", "--rounds", "0", "--table", str(table)]
     app = command.typer.Typer()
     app.command()(command.main)
@@ -223,7 +223,7 @@ def test_a_model_that_raises_is_a_row_and_nothing_is_run_twice(tmp_path: Path) -
         assert ran.exit_code == 0, ran.output
         assert len(out.read_text().splitlines()) == 2
     rows = load(out)
-    failed = rows[Setting("tests.models.broken:raises", "eager", "fp32", "dynamic", "8")]
+    failed = rows[Setting("tools.zoo.models.broken:raises", "eager", "fp32", "dynamic", "8")]
     assert (failed.blame, "no such weights" in failed.failed) == ("model", True)
     assert not wrong(rows[Setting("siren", "eager", "fp32", "dynamic", "8")])
     assert "no such weights" in table.read_text()
@@ -236,14 +236,14 @@ def test_a_name_that_nobody_knows_is_refused(option: str) -> None:
 
 
 def test_a_process_that_dies_is_a_row_and_the_others_go_on() -> None:
-    wanted = settings(["tests.models.broken:stops"], lowerings=["eager"], precisions=["fp32"], batches=["static"])
+    wanted = settings(["tools.zoo.models.broken:stops"], lowerings=["eager"], precisions=["fp32"], batches=["static"])
     rows = list(processes.rows_of_model(wanted[:2], 300, 0))
     assert [(row.setting.bits, row.blame) for row in rows] == [("exact", "process"), ("8", "process")]
     assert "SIGABRT" in rows[0].failed
 
 
 def test_a_model_that_takes_too_long_is_a_row_for_each_setting() -> None:
-    wanted = settings(["tests.models.broken:sleeps"], lowerings=["eager"], precisions=["fp32"])
+    wanted = settings(["tools.zoo.models.broken:sleeps"], lowerings=["eager"], precisions=["fp32"])
     rows = list(processes.rows_of_model(wanted, 1, 0))
     assert [row.failed for row in rows] == ["not done after 1 s"] * len(wanted)
 
