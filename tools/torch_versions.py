@@ -27,7 +27,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tools.runs import write_text
+from tools.harness import write_text
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")  # the newest of each release that the adapter is for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from tools.selection import select
+from tools.harness import select
 from tools.zoo.models.zoo import ZOO
 from tools.zoo.subject import Builder
 

@@ -110,7 +110,7 @@ class GAN(nn.Module):
 
 
 def gan(*, seed: int = 0, batch: int = 4) -> Case:
-    """Generator and discriminator; tests/tools/test_zoo.py trains the two with an optimizer each."""
+    """Generator and discriminator; tests/tools/zoo/test_zoo.py trains the two with an optimizer each."""
     torch.manual_seed(seed)
     return Case("gan", GAN(), (torch.randn(batch, 16), torch.randn(batch, 3, 16, 16)), sum)
 
