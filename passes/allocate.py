@@ -24,7 +24,7 @@ from fxapprox.sizes import evaluate
 
 # What measuring may go down to: attention's eight bits are caution, softmax's are not (its error is exponential).
 FEWEST = {Class.LINEAR: 2, Class.SMOOTH: 4, Class.ATTENTION: 4, Class.SOFTMAX: 8}
-# Squared relative error of a Gaussian value's code, by its bits (python -m tools.errors codec).
+# Squared relative error of a Gaussian value's code, by its bits (tools.errors codec).
 DISTORTION = {8: 0.006**2, 4: 0.1**2, 3: 0.19**2, 2: 0.36**2}
 WEIGHT = {Class.SMOOTH: 4.0, Class.LINEAR: 1.0, Class.ATTENTION: 0.25}
 
