@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -173,7 +174,28 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path}: damaged ({error}); delete it and run again") from error
 
 
+# Tables ----------------------------------------------------------------------------------------------------
+
+
+def line(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*columns: str, texts: int = 1, notes: int = 0) -> str:
+    """The head of a Markdown table: the first columns are texts, the last ones notes, those between them numbers."""
+    numbers = len(columns) - texts - notes
+    return f"{line(*columns)}\n|{'---|' * texts}{'---:|' * numbers}{'---|' * notes}"
+
+
 # Command lines ---------------------------------------------------------------------------------------------
+
+
+class Lowering(str, Enum):
+    """How compiled graphs run."""
+
+    eager = "eager"
+    inductor = "inductor"
 
 
 def commands(*modules: ModuleType) -> typer.Typer:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
-from tools.harness import Failed, outcome
+from tools.harness import Failed, Lowering, outcome
 from tools.soak import Block, bytes_in_use
 
 MODES = ("plain", "exact", "4 bits")
@@ -102,14 +102,14 @@ def _counts() -> tuple[int, int, int]:
 def main(
     models: Annotated[int, typer.Option(help="How many.")] = 100,
     kinds: Annotated[str, typer.Option(help="Those whose names begin so.")] = "small",
-    lowering: Annotated[str, typer.Option(help="eager or inductor.")] = "eager",
+    lowering: Annotated[Lowering, typer.Option(help="eager or inductor.")] = Lowering.eager,
 ) -> None:
     """Prints the table."""
     table = Table(*HEAD)
     for kind in (kind for kind in KINDS if kind.startswith(kinds)):
         for mode in MODES:
             found = outcome("tools.kept:records", (kind, mode), environment={"PYTHONMALLOC": "malloc"},
-                            models=models, lowering=lowering)  # fmt: skip
+                            models=models, lowering=lowering.value)  # fmt: skip
             if isinstance(found, Failed):
                 raise SystemExit(found.said)
             table.add_row(

@@ -19,7 +19,6 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +32,7 @@ from fxapprox.options import Options
 from tools.budget.measure import measured
 from tools.budget.models import Step
 from tools.budget.records import Record, in_process, path_of, save, saved
-from tools.harness import select, write_text
+from tools.harness import Lowering, head, line, select, write_text
 from tools.zoo.models import Case, benchmarks, gpt, unet
 
 MIB = 2**20
@@ -48,13 +47,6 @@ MODELS: dict[str, tuple[Callable[[int], Case], int]] = {
     "vit": (benchmarks.vit, 32),
 }
 HEAD = "model|lowering|stored as|stored, MiB|times less|real peak, MiB|times less|predicted, MiB|gradient error|step, s"
-
-
-class Lowering(str, Enum):
-    """How the graphs run."""
-
-    eager = "eager"
-    inductor = "inductor"
 
 
 def make(model: str) -> Step:
@@ -107,7 +99,7 @@ def _plain(step: Step, backend: str) -> Callable[..., Any]:
 
 def table(records: list[Record]) -> str:
     """A row for each setting, against plain in the same lowering."""
-    lines = [f"| {HEAD.replace('|', ' | ')} |", "|---|---|---" + "|---:" * 7 + "|"]
+    lines = [head(*HEAD.split("|"), texts=3)]
     plain = {(r.model, r.system): r for r in records if r.setting == "plain" and not r.failed}
     for r in sorted(records, key=lambda r: (r.model, r.system, -r.peak)):
         base = plain.get((r.model, r.system))
@@ -121,7 +113,7 @@ def table(records: list[Record]) -> str:
             f"{r.gradient_error:.2%}",
             f"{r.step_seconds:.2f}",
         ]  # fmt: skip
-        lines.append(f"| {r.model}, batch {MODELS[r.model][1]} | {r.system} | {r.setting} | {' | '.join(cells)} |")
+        lines.append(line(f"{r.model}, batch {MODELS[r.model][1]}", r.system, r.setting, *cells))
     return "\n".join([*lines, ""])
 
 

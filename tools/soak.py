@@ -34,7 +34,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.cli.parse import parse_bits
-from tools.harness import Failed, outcome, select, write_atomically, write_text
+from tools.harness import Failed, Lowering, head, line, outcome, select, write_atomically, write_text
 from tools.zoo.training import plain
 
 MIB = 2**20
@@ -170,10 +170,8 @@ def settled(records: list[Record]) -> Record:
 
 def table(runs: dict[str, list[Record]]) -> str:
     """A Markdown table with one row per mode."""
-    head = HEAD.split("|")
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines += [f"| {' | '.join(cells(mode, records, runs.get('plain')))} |" for mode, records in runs.items()]
-    return "\n".join([*lines, ""])
+    lines = [line(*cells(mode, records, runs.get("plain"))) for mode, records in runs.items()]
+    return "\n".join([head(*HEAD.split("|")), *lines, ""])
 
 
 def cells(mode: str, records: list[Record], baseline: list[Record] | None) -> list[str]:
@@ -220,13 +218,13 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="training steps")] = 2000,
     every: Annotated[int, typer.Option(min=1, help="steps between two records")] = 100,
     modes: Annotated[str, typer.Option(help="comma-separated: plain, exact, 8, 4; all if empty")] = "",
-    lowering: Annotated[str, typer.Option(help="inductor, or eager")] = "inductor",
+    lowering: Annotated[Lowering, typer.Option(help="inductor, or eager")] = Lowering.inductor,
 ) -> None:
     """Runs the modes that have no file yet, then writes table and plot."""
     out.mkdir(parents=True, exist_ok=True)
     chosen = select(LABELS, modes)
     for mode in track([m for m in chosen if not (out / f"{m}.json").exists()], description="training"):
-        found = outcome("tools.soak:records", mode, seconds=LIMIT, steps=steps, every=every, lowering=lowering)
+        found = outcome("tools.soak:records", mode, seconds=LIMIT, steps=steps, every=every, lowering=lowering.value)
         if isinstance(found, Failed):
             raise SystemExit(f"{mode}: {found.why}")
         write_text(out / f"{mode}.json", json.dumps(found, indent=1))

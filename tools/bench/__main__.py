@@ -13,7 +13,7 @@ Examples:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from fxapprox.bench.systems import SYSTEMS
 from fxapprox.cli.parse import parse_systems
 from fxapprox.errors import FxApproxError
 from tools.bench.models import MODELS
-from tools.harness import select, write_text
+from tools.harness import head, line, select, write_text
 
 OURS = "fxapprox"
 INTRODUCTION = """# CPU benchmark
@@ -74,16 +74,16 @@ def _step(bench: Bench, record: Record | None) -> float:
 
 def overview(benches: Mapping[str, Bench]) -> str:
     """One row for each model: what the project promises, and how it stands."""
-    lines = [_line(HEAD.split("|")), "|---" + "|---:" * (HEAD.count("|") - 1) + "|---|"]
+    lines = [head(*HEAD.split("|"), notes=1)]
     for model, bench in benches.items():
         by_name = {r.system: r for r in bench.records if not r.failed}
         base, eight, four, fp8 = (by_name.get(n) for n in ("compile", "fxapprox-8", "fxapprox-4", "fp8"))
         ahead = "; ".join(_named(bench, r) for r in rivals_ahead(bench)) or "none"
-        lines.append(_line([
+        lines.append(line(
             model, *(f"{_step(bench, own):.2f}x" for own in (eight, four)),
             *(f"{_compile(bench, own):.2f}x" for own in (eight, four)), *(_peak(own, base) for own in (eight, four)),
             *("-" if own is None else show.error_text(own) for own in (eight, fp8)), ahead,
-        ]))  # fmt: skip
+        ))  # fmt: skip
     return "\n".join([*lines, "", *(_summary(benches, system) for system in ("fxapprox-8", "fxapprox-4")), ""])
 
 
@@ -104,10 +104,6 @@ def _compile(bench: Bench, record: Record | None) -> float:
 
 def _peak(record: Record | None, base: Record | None) -> str:
     return f"{record.peak_bytes / base.peak_bytes:.2f}" if record and base else "-"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _command(out: Path, benches: Iterable[Bench]) -> str:

@@ -31,7 +31,7 @@ from fxapprox.bench.systems import SYSTEMS
 from fxapprox.cli.parse import parse_systems
 from fxapprox.errors import FxApproxError
 from tools.bench.gpu_models import MODELS, PRECISIONS
-from tools.harness import select, write_text
+from tools.harness import head, select, write_text
 
 SPARE = 0.03  # of the memory, which the allocator cannot use
 LESS = 0.93  # of a batch that did not fit, tried next
@@ -147,7 +147,7 @@ def markdown(out: Path) -> str:
 
 
 def _largest_table(found: Mapping[str, Mapping[str, object]]) -> str:
-    lines = ["| system | largest batch | GiB |", "|---|---:|---:|"]
+    lines = [head("system", "largest batch", "GiB")]
     for system, each in found.items():
         size = f"{float(str(each['bytes'])) / 2**30:.1f}"
         lines.append(f"| {SYSTEMS[system].label} | {each['failed'] or each['batch']} | {size} |")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tools.budget.models import MODELS, SYSTEMS
 from tools.budget.records import Record, of, rises
-from tools.harness import write_atomically, write_text
+from tools.harness import head, line, write_atomically, write_text
 
 MIB = 2**20
 COLOURS = {"plain": "#7f7f7f", "fxapprox": "#0072b2", "torch-budget": "#d55e00", "checkpoint": "#009e73"}
@@ -31,10 +31,10 @@ def write_results(records: Sequence[Record], out: Path) -> None:
 def section(model: str, records: Sequence[Record]) -> str:
     """The table of one model; ratios are to plain torch.compile."""
     plain = next(iter(of(records, model, "plain")), None)
-    lines = [f"## {model}", "", f"| {HEAD.replace('|', ' | ')} |", "|---|---" + "|---:" * 8 + "|---|"]
+    lines = [f"## {model}", "", head(*HEAD.split("|"), texts=2, notes=1)]
     for system in SYSTEMS:
         own = [r for r in records if r.system == system]
-        lines += [f"| {' | '.join(cells(record, plain))} |" for record in own]
+        lines += [line(*cells(record, plain)) for record in own]
     for system in ("fxapprox", "torch-budget"):
         own = of(records, model, system)
         if own:

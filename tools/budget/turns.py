@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tools.budget.models import SYSTEMS
 from tools.budget.records import Record, of, within
-from tools.harness import Process, read_json, write_text
+from tools.harness import Process, head, line, read_json, write_text
 
 BUDGETS = (0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 RIVALS = ("fxapprox", "torch-budget", "checkpoint")
@@ -92,8 +92,8 @@ def table(model: str, content: Mapping[str, Any]) -> str:
     ratios = {
         r.name: [own / other for own, other in zip(content["seconds"][r.name], steps, strict=True)] for r in others
     }
-    head = ["real peak at most", *(SYSTEMS[system] for system in RIVALS)]
-    lines = [f"## {model}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    systems = [SYSTEMS[system] for system in RIVALS]
+    lines = [f"## {model}", "", head("real peak at most", *systems, texts=1 + len(systems))]
     for budget in BUDGETS:
         fitting = within(others, budget * plain.peak)
         fastest = {
@@ -102,7 +102,7 @@ def table(model: str, content: Mapping[str, Any]) -> str:
         }
         best = min((median(ratios[r.name]) for r in fitting), default=0.0)
         cells = [_cell(record, ratios, best) for record in fastest.values()]
-        lines.append(f"| {budget:g} | {' | '.join(cells)} |")
+        lines.append(line(f"{budget:g}", *cells))
     note = f"Medians of {len(steps)} rounds (lowest to highest), each against plain torch.compile's step in that round"
     return "\n".join(
         [*lines, "", f"{note}: {median(steps):.3f} s. The fastest setting that fits, the fastest system bold.", ""]

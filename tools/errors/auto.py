@@ -29,7 +29,7 @@ import fxapprox
 from fxapprox import Activation, Report, Sensitivities
 from fxapprox.amounts import size_text
 from fxapprox.codecs import Codec, Zero
-from tools.harness import select
+from tools.harness import head, select
 from tools.zoo import models
 from tools.zoo.models import Case
 from tools.zoo.models.benchmarks import resnet_50, vit
@@ -162,5 +162,5 @@ def main(
     for name in select(CASES, only):
         torch.manual_seed(0)
         found = rows(CASES[name](), averages)
-        print(f"{name}\n\n| {HEAD.replace('|', ' | ')} |\n|---|---:|---:|---:|---:|")
+        print(f"{name}\n\n{head(*HEAD.split('|'))}")
         print("\n".join(map(str, found)) + "\n")

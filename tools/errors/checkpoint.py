@@ -26,7 +26,7 @@ from fxapprox.amounts import size_text
 from fxapprox.analysis.rerun_approximate import Branches
 from fxapprox.measure.memory import stored_bytes
 from tools.errors.model import resnet
-from tools.harness import select
+from tools.harness import head, line, select
 from tools.zoo import models
 from tools.zoo.models import Case
 from tools.zoo.training import forward, gradients, relative, unrewritten
@@ -81,7 +81,6 @@ def main(
         loss.backward()
         exact = gradients(case.model)
         rows.append([name, *(measured(case, exact, way, bits, segments) for way in WAYS)])
-    typer.echo(f"| model; {bits} bits, {segments} segments: error, stored | {' | '.join(WAYS)} |")
-    typer.echo("|---" * (len(WAYS) + 1) + "|")
+    typer.echo(head(f"model; {bits} bits, {segments} segments: error, stored", *WAYS, texts=1 + len(WAYS)))
     for row in rows:
-        typer.echo(f"| {' | '.join(row)} |")
+        typer.echo(line(*row))

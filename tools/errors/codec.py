@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from fxapprox.codecs import Group, Like, Predicate, Standard, Threshold, Zero
 from fxapprox.codecs import group as group_codec
 from fxapprox.codecs import threshold as threshold_codec
+from tools.harness import head, line
 
 BITS = (8, 4, 3, 2)
 SHAPE = (64, 16, 32, 32)
@@ -176,8 +177,7 @@ def _first_levels(x: Tensor, count: int) -> Tensor:
 
 def table() -> Iterator[str]:
     """The lines of the markdown table: error / optimum, the codec that the plan takes in bold."""
-    yield f"| codec | bits | {' | '.join(VALUES)} |"
-    yield "|---" + "|---:" * (len(VALUES) + 1) + "|"
+    yield head("codec", "bits", *VALUES)
     samples, best = {}, {}
     for name, values in VALUES.items():
         torch.manual_seed(0)
@@ -186,7 +186,7 @@ def table() -> Iterator[str]:
             best[name, bits] = lloyd_max(values.seen(samples[name], samples[name]), bits)
     for codec, bits in track(list(itertools.product(CODECS, BITS)), description="codecs"):
         cells = [cell(codec, values, samples[name], bits, best[name, bits]) for name, values in VALUES.items()]
-        yield f"| {codec} | {bits} | {' | '.join(cells)} |"
+        yield line(codec, f"{bits}", *cells)
 
 
 def cell(codec: str, values: Values, x: Tensor, bits: int, best: float) -> str:

@@ -16,7 +16,6 @@ Examples:
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure.memory import stored_bytes
-from tools.harness import select
+from tools.harness import Lowering, head, line, select
 from tools.train.data import load, normalized
 from tools.zoo import models
 from tools.zoo.models import Case
@@ -73,13 +72,6 @@ def trained(checkpoint: Path, data: Path) -> dict[str, Callable[[], Case]]:
 
     epochs = len(run["run"]["epochs"])
     return {f"ResNet-{run['run']['recipe']['depth']} after {epochs} epochs ({run['run']['mode']}), batch 128": build}
-
-
-class Lowering(str, Enum):
-    """How the rewritten graphs run."""
-
-    eager = "eager"
-    inductor = "inductor"
 
 
 def row(case: Case, lowering: Lowering) -> list[str]:
@@ -130,6 +122,6 @@ def main(
     cases = CASES if checkpoint is None or data is None else trained(checkpoint, data)
     chosen = track(select(cases, only), description="models")
     rows = [(name, row(cases[name](), lowering)) for name in chosen]
-    print("| model | exact mode | 8 bits | 4 bits | 2 bits |\n|---|---|---|---|---|")
+    print(head("model", "exact mode", "8 bits", "4 bits", "2 bits", texts=5))
     for name, cells in rows:
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(line(name, *cells))

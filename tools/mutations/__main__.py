@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tools.harness import head, line
 from tools.mutations.search import KINDS, Found, search
 
 
@@ -35,9 +36,9 @@ def main(
                 bar.console.print(failure, markup=False, highlight=False)
             told = len(found.failures)
     results = ("refused", "accepted", "ran", "refused when compiled")
-    typer.echo(f"| kind | {' | '.join(results)} |\n|---|{'---:|' * len(results)}")
+    typer.echo(head("kind", *results))
     for kind in KINDS:
-        typer.echo(f"| {kind} | {' | '.join(str(found.counts[kind, result]) for result in results)} |")
+        typer.echo(line(kind, *(str(found.counts[kind, result]) for result in results)))
     typer.echo(f"{examples} examples, {runs} compiled, seed {seed}: {len(found.failures)} failures")
     raise typer.Exit(bool(found.failures))
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Group, Like, Mask, Predicate, Standard, Threshold, Zero
-from tools.harness import select
+from tools.harness import head, line, select
 
 ROWS = (8192, 256)  # of a transformer: 8 MiB
 IMAGES = (64, 32, 32, 32)  # 8 MiB as well
@@ -171,7 +171,7 @@ def row(name: str, bits: int, rounds: int) -> str:
     turns = measured(runs(CODECS[name][0](bits)), rounds)
     encoding = spread([encode / copy for copy, encode, _, _ in turns])
     decoding = spread([decoded / exact for _, _, exact, decoded in turns])
-    return f"| {name} | {bits} | {encoding} | {decoding} |"
+    return line(name, f"{bits}", encoding, decoding)
 
 
 def main(
@@ -185,4 +185,4 @@ def main(
     if not todo:
         raise typer.BadParameter(f"no codec matching {codecs!r} has {bits} bits", param_hint="--bits")
     lines = [row(name, each, rounds) for name, each in track(todo, "codecs", transient=True)]
-    print("\n".join(["| codec | bits | encode | decode |", "|---|---:|---:|---:|", *lines]))
+    print("\n".join([head("codec", "bits", "encode", "decode"), *lines]))

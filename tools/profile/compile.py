@@ -25,7 +25,7 @@ from fxapprox.bench.run import Worker
 from fxapprox.bench.systems import BASELINE, SYSTEMS
 from fxapprox.cli.parse import parse_systems
 from tools.bench.models import MODELS
-from tools.harness import select
+from tools.harness import head, line, select
 
 TARGET = "tools.bench.models:{}"
 WALL, PYTHON = "compile_seconds", "compile_cpu_seconds"
@@ -51,7 +51,7 @@ def row(model: str, rounds: Sequence[dict[str, dict[str, Any]]]) -> str:
     for system in rounds[0]:
         if system != BASELINE:
             cells += [f"{median(f[system][key] / f[BASELINE][key] for f in rounds):.2f}x" for key in (WALL, PYTHON)]
-    return f"| {' | '.join([model, *cells])} |"
+    return line(model, *cells)
 
 
 def main(
@@ -62,9 +62,8 @@ def main(
     """Prints the table, a line as soon as a model is done."""
     chosen = parse_systems(systems, [name for name, system in SYSTEMS.items() if system.compiled])
     measured = [BASELINE, *(name for name in chosen if name != BASELINE)]
-    head = [f"{SYSTEMS[name].label}, {what}" for name in measured for what in ("wall", "Python")]
-    print(f"| {' | '.join(['model', *head])} |")
-    print("|---" + "|---:" * len(head) + "|")
+    columns = [f"{SYSTEMS[name].label}, {what}" for name in measured for what in ("wall", "Python")]
+    print(head("model", *columns))
     for model in select(MODELS, models):
         turns = [(turn, name) for turn in range(rounds) for name in measured]
         found: list[dict[str, dict[str, Any]]] = [{} for _ in range(rounds)]

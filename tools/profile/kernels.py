@@ -33,6 +33,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.cli.parse import parse_bits
 from fxapprox.demo.model import preact_resnet
+from tools import harness
 from tools.harness import select, write_text
 from tools.profile import absent_gpu
 from tools.profile.absent_gpu import Code
@@ -121,7 +122,7 @@ def line(block: str, system: str, stored: int, found: list[Code]) -> str:
     sizes = [sum(getattr(k, what) for k in half) for half in own for what in ("read", "written")]
     libraries = sum(k.read + k.written for code in found for k in code.kernels if k.external)
     cells = [block, system, *(f"{n / MIB:.1f}" for n in (stored, *sizes, libraries)), str(sum(map(len, own)))]
-    return f"| {' | '.join(cells)} |"
+    return harness.line(*cells)
 
 
 def details(code: Code) -> list[str]:
@@ -169,11 +170,10 @@ def count(network: str, depth: int, system: str) -> tuple[int, int]:
 
 def count_table(networks: Sequence[str], systems: Sequence[str]) -> Iterator[str]:
     """A row for each network and system: forward's and backward's kernels at each depth."""
-    yield f"| network | system | {' | '.join(f'{depth} layers' for depth in DEPTHS)} |"
-    yield "|---|---" + "|---:" * len(DEPTHS) + "|"
+    yield harness.head("network", "system", *(f"{depth} layers" for depth in DEPTHS), texts=2)
     for network, system in product(networks, systems):
         found = [count(network, depth, system) for depth in track(DEPTHS, f"{network}, {system}", transient=True)]
-        yield f"| {network} | {system} | {' | '.join(f'{a} + {b}' for a, b in found)} |"
+        yield harness.line(network, system, *(f"{a} + {b}" for a, b in found))
 
 
 def main(
@@ -208,6 +208,6 @@ def main(
             compiled += len(absent_gpu.machine_code(each)) if machine_code else 0
             if code is not None:
                 write_text(code / f"{block}-{system}-{half}.py", each.source)
-    typer.echo("\n".join([f"| {HEAD.replace('|', ' | ')} |", "|---|---|" + "---:|" * 7, *rows, *more]))
+    typer.echo("\n".join([harness.head(*HEAD.split("|"), texts=2), *rows, *more]))
     if machine_code:
         typer.echo(f"Triton's compiler made machine code of all {compiled} kernels")

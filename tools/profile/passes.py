@@ -26,10 +26,11 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.demo.model import preact_resnet
 from fxapprox.options import Options
 from fxapprox.passes.pipeline import rewrite
-from tools.harness import select
+from tools.harness import head, select
 from tools.zoo.models import GPT
 
 OURS = ("classify", "plan", "encode")
+HEAD = "model, depth|nodes|stored|AOTAutograd, s|classify, s|plan, s|encode, s|share|us a node"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,5 @@ def main(
     for build, *_ in FAMILIES.values():
         timed(*build(1), bits)
     lines = [row(name, units, timed(*build(units), bits)) for name, build, units in track(runs, description="models")]
-    print("| model, depth | nodes | stored | AOTAutograd, s | classify, s | plan, s | encode, s | share | us a node |")
-    print("|---" + "|---:" * 8 + "|")
+    print(head(*HEAD.split("|")))
     print("\n".join(lines))

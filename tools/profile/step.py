@@ -44,7 +44,7 @@ from fxapprox.passes import outline, pipeline
 from fxapprox.torch_adapter import inductor
 from fxapprox.torch_adapter.speedups import code_generation
 from tools.bench.models import MODELS
-from tools.harness import Failed, outcome, select
+from tools.harness import Failed, head, line, outcome, select
 
 LIBRARIES = ("convolution", "addmm", "::mm", "::bmm", "baddbmm", "attention", "mkldnn", "linear")
 KINDS = ("libraries", "kernels, forward", "kernels, backward", "channels", "rest")
@@ -120,7 +120,7 @@ def _in_backward(event: Any) -> bool:
 def row(model: str, label: str, kinds: Mapping[str, float]) -> str:
     """One line of the table."""
     times = [kinds.get(kind, 0.0) for kind in KINDS]
-    return f"| {' | '.join([model, label, *(f'{time:.0f}' for time in (sum(times), *times))])} |"
+    return line(model, label, *(f"{time:.0f}" for time in (sum(times), *times)))
 
 
 def records(items: Iterable[tuple[str, str]], *, steps: int, changes: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -169,8 +169,7 @@ def main(
     """Prints the table, a line as soon as a system is done."""
     chosen = parse_systems(systems, [name for name, system in SYSTEMS.items() if system.compiled])
     taken_back, added = _named(without, KEPT, "--without"), _named(tried, TRIED, "--tried")
-    print(f"| {' | '.join(['model', 'system', 'ms', *KINDS])} |")
-    print("|---|---" + "|---:" * (1 + len(KINDS)) + "|")
+    print(head("model", "system", "ms", *KINDS, texts=2))
     listed = []
     for model in select(MODELS, models):
         for system in track(chosen, model, transient=True):

@@ -37,7 +37,7 @@ from fxapprox.amounts import size_text
 from fxapprox.demo.data import generate
 from fxapprox.demo.model import preact_resnet
 from tools.errors.auto import all_in
-from tools.harness import select
+from tools.harness import head, select
 from tools.zoo.models import GPT
 
 COLOURS = {
@@ -188,7 +188,7 @@ def smooth(losses: list[float], steps: int = SMOOTHED) -> list[float]:
 
 def table(curves: dict[str, list[Curve]]) -> str:
     """Bits, bytes and the mean loss over the last tenth of the steps, in Markdown."""
-    lines = ["| model | mode | bits an element | stored | final loss | beside exact |", "|---|---|---:|---:|---:|---:|"]
+    lines = [head("model", "mode", "bits an element", "stored", "final loss", "beside exact", texts=2)]
     for name, group in curves.items():
         reference = final(group[0])
         for curve in group:

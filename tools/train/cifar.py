@@ -21,7 +21,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,7 +34,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.demo.model import preact_resnet
 from fxapprox.measure.memory import stored_bytes
-from tools.harness import ResultsError
+from tools.harness import Lowering, ResultsError
 from tools.train.curves import write_results
 from tools.train.data import DataError, Split, load, normalized
 from tools.train.runs import MODES, Epoch, Recipe, Run, claim, recorded, restore, save
@@ -44,13 +43,6 @@ PADDING = 4
 EVALUATION_BATCH = 500
 REPORT_EVERY = 20
 BOTTLENECK_FROM_DEPTH = 164
-
-
-class Lowering(str, Enum):
-    """How the compiled graphs run."""
-
-    inductor = "inductor"
-    eager = "eager"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, FixedLocator, MaxNLocator, NullFormatter
 
-from tools.harness import write_atomically, write_text
+from tools.harness import head, line, write_atomically, write_text
 from tools.train.runs import MODES, Recipe, Run, recorded_runs
 
 MIB = 2**20
@@ -37,9 +37,8 @@ def table(runs: list[Run]) -> str:
     """A Markdown table with one row per mode; ratios are to the first row."""
     groups, recipe = by_mode(runs), runs[0].recipe
     reference = next(iter(groups.values()))[0].stored_bytes
-    head = "mode|seeds|epochs|stored, MiB|ratio|train loss|test loss|test accuracy, %|s per epoch".split("|")
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines += [f"| {' | '.join(cells(group, reference))} |" for group in groups.values()]
+    columns = "mode|seeds|epochs|stored, MiB|ratio|train loss|test loss|test accuracy, %|s per epoch".split("|")
+    lines = [head(*columns), *(line(*cells(group, reference)) for group in groups.values())]
     note = f"ResNet-{recipe.depth}, {recipe.epochs} epochs, batch {recipe.batch}; last epoch, ± over seeds."
     return "\n".join([*lines, "", note, ""])
 

@@ -1,4 +1,4 @@
-"""The zoo: small models of many kinds with random weights, for tests. Nothing is downloaded.
+"""The zoo: small models of many kinds with random weights, for tests and tools. Nothing is downloaded.
 
 Each builder returns a `Case`: a model in training mode, its inputs, a loss. Weights and inputs depend only on
 the seed and the sizes.
