@@ -198,10 +198,9 @@ class Lowering(str, Enum):
     inductor = "inductor"
 
 
-def commands(*modules: ModuleType) -> typer.Typer:
+def commands(about: str | None, *modules: ModuleType) -> typer.Typer:
     """An app with a command for each module: its ``main``, with the module's docstring as help."""
-    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
-    app.callback()(lambda: None)
+    app = typer.Typer(help=about, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
     for module in modules:
         told = (module.__doc__ or "").replace("Examples:\n", "\b\nExamples:")
         app.command(module.__name__.rpartition(".")[2], help=told)(module.main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tools.errors import auto, checkpoint, codec, model
 from tools.harness import commands
 
-app = commands(model, codec, auto, checkpoint)
+app = commands(__doc__, model, codec, auto, checkpoint)
 
 if __name__ == "__main__":
     app()

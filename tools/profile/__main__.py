@@ -5,7 +5,7 @@ from __future__ import annotations
 from tools.harness import commands
 from tools.profile import codecs, compile, kernels, passes, step
 
-app = commands(compile, step, passes, kernels, codecs)
+app = commands(__doc__, compile, step, passes, kernels, codecs)
 
 if __name__ == "__main__":
     app()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tools.harness import commands
 from tools.train import auto, cifar
 
-app = commands(cifar, auto)
+app = commands(__doc__, cifar, auto)
 
 if __name__ == "__main__":
     app()
