@@ -12,11 +12,7 @@ Examples:
 from __future__ import annotations
 
 import gc
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated
 
 import torch
@@ -27,6 +23,7 @@ from torch import Tensor, nn
 
 import fxapprox
 from fxapprox import torch_adapter as adapter
+from tools.harness import Failed, Lowering, outcome
 from tools.soak import Block, bytes_in_use
 
 MODES = ("plain", "exact", "4 bits")
@@ -89,6 +86,12 @@ def measure(kind: str, mode: str, models: int, lowering: str) -> dict[str, float
             "left": left / models}  # fmt: skip
 
 
+def records(items: Iterable[tuple[str, str]], *, models: int, lowering: str) -> Iterator[dict[str, float]]:
+    """The counts of each kind and mode, in this process."""
+    for kind, mode in items:
+        yield measure(kind, mode, models, lowering)
+
+
 def _counts() -> tuple[int, int, int]:
     """(Python objects, graph modules, bytes in use)."""
     size = bytes_in_use()  # collects garbage
@@ -99,22 +102,16 @@ def _counts() -> tuple[int, int, int]:
 def main(
     models: Annotated[int, typer.Option(help="How many.")] = 100,
     kinds: Annotated[str, typer.Option(help="Those whose names begin so.")] = "small",
-    lowering: Annotated[str, typer.Option(help="eager or inductor.")] = "eager",
-    only: Annotated[str, typer.Option(hidden=True)] = "",
+    lowering: Annotated[Lowering, typer.Option(help="eager or inductor.")] = Lowering.eager,
 ) -> None:
     """Prints the table."""
-    if only:
-        kind, mode = only.split(": ")
-        print(json.dumps(measure(kind, mode, models, lowering)))
-        return
     table = Table(*HEAD)
     for kind in (kind for kind in KINDS if kind.startswith(kinds)):
         for mode in MODES:
-            command = [sys.executable, "-m", "tools.kept", "--only", f"{kind}: {mode}", "--models", str(models),
-                       "--lowering", lowering]  # fmt: skip
-            environment = {**os.environ, "PYTHONMALLOC": "malloc"}
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = outcome("tools.kept:records", (kind, mode), environment={"PYTHONMALLOC": "malloc"},
+                            models=models, lowering=lowering.value)  # fmt: skip
+            if isinstance(found, Failed):
+                raise SystemExit(found.said)
             table.add_row(
                 kind, mode, f"{found['graphs']}", f"{found['objects']:,.0f}", f"{found['modules']}",
                 f"{found['size'] / 1024:,.0f}", f"{found['left'] / 1024:,.0f}",

@@ -16,8 +16,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -35,12 +34,11 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.options.parse import parse_bits
-from tools.budget import failure
-from tools.plain import plain
-from tools.runs import write_atomically, write_text
-from tools.selection import select
+from tools.harness import Failed, Lowering, head, line, outcome, select, write_atomically, write_text
+from tools.zoo.training import plain
 
 MIB = 2**20
+LIMIT = 7200  # seconds for a mode
 LABELS = {"plain": "torch.compile", "exact": "fxapprox exact", "8": "8 bits", "4": "4 bits"}
 COLOURS = {"plain": "#7f7f7f", "exact": "#1b1b1b", "8": "#0072b2", "4": "#d55e00"}
 WORDS, LONGEST, SHORTEST, BATCH, WIDTH, LAYERS, HEADS = 256, 128, 17, 8, 128, 4, 4
@@ -151,6 +149,12 @@ def train(mode: str, steps: int, every: int, lowering: str) -> Iterator[Record]:
             losses.clear()
 
 
+def records(modes: Iterable[str], *, steps: int, every: int, lowering: str) -> Iterator[list[dict[str, Any]]]:
+    """The records of each mode, trained in this process."""
+    for mode in modes:
+        yield [asdict(record) for record in train(mode, steps, every, lowering)]
+
+
 def saved(out: Path) -> dict[str, list[Record]]:
     """The records of all modes in the directory."""
     files = {mode: out / f"{mode}.json" for mode in LABELS}
@@ -166,10 +170,8 @@ def settled(records: list[Record]) -> Record:
 
 def table(runs: dict[str, list[Record]]) -> str:
     """A Markdown table with one row per mode."""
-    head = HEAD.split("|")
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines += [f"| {' | '.join(cells(mode, records, runs.get('plain')))} |" for mode, records in runs.items()]
-    return "\n".join([*lines, ""])
+    lines = [line(*cells(mode, records, runs.get("plain"))) for mode, records in runs.items()]
+    return "\n".join([head(*HEAD.split("|")), *lines, ""])
 
 
 def cells(mode: str, records: list[Record], baseline: list[Record] | None) -> list[str]:
@@ -216,30 +218,19 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="training steps")] = 2000,
     every: Annotated[int, typer.Option(min=1, help="steps between two records")] = 100,
     modes: Annotated[str, typer.Option(help="comma-separated: plain, exact, 8, 4; all if empty")] = "",
-    lowering: Annotated[str, typer.Option(help="inductor, or eager")] = "inductor",
-    worker: Annotated[bool, typer.Option(hidden=True, help="train the one mode in this process")] = False,
+    lowering: Annotated[Lowering, typer.Option(help="inductor, or eager")] = Lowering.inductor,
 ) -> None:
     """Runs the modes that have no file yet, then writes table and plot."""
     out.mkdir(parents=True, exist_ok=True)
     chosen = select(LABELS, modes)
-    if worker:
-        (mode,) = chosen
-        records = [asdict(r) for r in train(mode, steps, every, lowering)]
-        return write_text(out / f"{mode}.json", json.dumps(records, indent=1))
     for mode in track([m for m in chosen if not (out / f"{m}.json").exists()], description="training"):
-        run(mode, out, steps, every, lowering)
+        found = outcome("tools.soak:records", mode, seconds=LIMIT, steps=steps, every=every, lowering=lowering.value)
+        if isinstance(found, Failed):
+            raise SystemExit(f"{mode}: {found.why}")
+        write_text(out / f"{mode}.json", json.dumps(found, indent=1))
     runs = saved(out)
     write_text(out / "table.md", table(runs))
     write_atomically(out / "curves.png", lambda path: plot(runs, path))
-
-
-def run(mode: str, out: Path, steps: int, every: int, lowering: str) -> None:
-    """Trains a mode in a process of its own."""
-    given: dict[str, Any] = {"out": out, "modes": mode, "steps": steps, "every": every, "lowering": lowering}
-    arguments = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
-    error = failure([sys.executable, "-m", "tools.soak", *arguments, "--worker"], limit=7200)
-    if error:
-        raise SystemExit(f"{mode}: {error}")
 
 
 if __name__ == "__main__":

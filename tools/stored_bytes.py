@@ -12,105 +12,38 @@ Examples:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-import transformers
 import typer
 from rich.progress import track
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.amounts import size_text
-from fxapprox.demo.model import preact_resnet
-from tests import models
-from tests.models import Case
-from tests.models.mobilenet_v3 import LARGE, SMALL, mobilenet_v3
-from tools.selection import select
+from tools.harness import select
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.models.benchmarks import (
+    bert,
+    classifier,
+    convnext,
+    images,
+    llama,
+    mobilenet,
+    preact,
+    resnet_50,
+    t5,
+    vit,
+)  # fmt: skip
+from tools.zoo.models.mobilenet_v3 import LARGE, SMALL, mobilenet_v3
 
 BITS = (4, 8, None)
 
 
-def images(count: int, size: int) -> Tensor:
-    """(count, 3, size, size)."""
-    return torch.randn(count, 3, size, size)
-
-
-def classifier(name: str, model: nn.Module, x: Tensor) -> Case:
-    """A model from images to class scores (two in transformers), or to an object that has them as ``logits``."""
-    labels = torch.zeros(len(x), dtype=torch.int64)
-    return Case(name, model.train(), (x,), lambda out: F.cross_entropy(getattr(out, "logits", out), labels))
-
-
-def language_model(name: str, architecture: Any, config: Any, tokens: Tensor) -> Case:
-    """A model of the transformers package that predicts tokens."""
-    model = architecture(config).train()
-    return Case(name, model, (tokens,), lambda out: F.cross_entropy(out.logits.flatten(0, 1), tokens.flatten()))
-
-
-def resnet_50() -> Case:
-    config = transformers.ResNetConfig()
-    return classifier("resnet-50", transformers.ResNetForImageClassification(config), images(16, 64))
-
-
-def vit() -> Case:
-    config = transformers.ViTConfig(
-        hidden_size=192, num_hidden_layers=4, num_attention_heads=3, intermediate_size=768, image_size=64,
-        patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return classifier("vit", transformers.ViTForImageClassification(config), images(32, 64))
-
-
-def convnext() -> Case:
-    config = transformers.ConvNextConfig(hidden_sizes=[48, 96, 192, 384], depths=[2, 2, 4, 2])
-    return classifier("convnext", transformers.ConvNextForImageClassification(config), images(16, 64))
-
-
-def mobilenet() -> Case:
-    config = transformers.MobileNetV2Config()
-    return classifier("mobilenet-v2", transformers.MobileNetV2ForImageClassification(config), images(16, 64))
-
-
-def llama(vocab: int = 8192) -> Case:
-    config = transformers.LlamaConfig(
-        num_hidden_layers=4, hidden_size=384, intermediate_size=1024, num_attention_heads=6, num_key_value_heads=6,
-        vocab_size=vocab, use_cache=False,
-    )  # fmt: skip
-    return language_model("llama", transformers.LlamaForCausalLM, config, torch.randint(vocab, (8, 128)))
-
-
-def bert() -> Case:
-    config = transformers.BertConfig(
-        num_hidden_layers=4, hidden_size=256, intermediate_size=1024, num_attention_heads=4, vocab_size=8192
-    )
-    return language_model("bert", transformers.BertForMaskedLM, config, torch.randint(8192, (8, 128)))
-
-
-class Translator(nn.Module):
-    """T5 with the same tokens on both sides."""
-
-    def __init__(self, vocab: int) -> None:
-        super().__init__()
-        config = transformers.T5Config(d_model=256, d_kv=64, d_ff=1024, num_layers=3, num_heads=4, vocab_size=vocab)
-        self.t5 = transformers.T5ForConditionalGeneration(config)
-
-    def forward(self, tokens: Tensor) -> Any:
-        return self.t5(input_ids=tokens, decoder_input_ids=tokens, use_cache=False)
-
-
-def t5() -> Case:
-    tokens = torch.randint(8192, (8, 64))
-    model = Translator(8192).train()
-    return Case("t5", model, (tokens,), lambda out: F.cross_entropy(out.logits.flatten(0, 1), tokens.flatten()))
-
-
 # name: (model, floors at 4 bits, 8 bits, exact mode: what a good plan must reach; None: no floor)
 ZOO: dict[str, tuple[Callable[[], Case], tuple[float, float, float] | None]] = {
-    "pre-activation ResNet-110": (lambda: classifier("110", preact_resnet(110), images(32, 32)), (15, 7.7, 1.9)),
-    "pre-activation ResNet-164": (
-        lambda: classifier("164", preact_resnet(164, block="bottleneck"), images(32, 32)), (15, 7.7, 1.9),
-    ),
+    "pre-activation ResNet-110": (lambda: preact(110), (15, 7.7, 1.9)),
+    "pre-activation ResNet-164": (lambda: preact(164, bottleneck=True), (15, 7.7, 1.9)),
     "ResNet-50, max-pool stem, 64x64": (resnet_50, (9, 4.6, 1.3)),
     "U-Net, GroupNorm and SiLU": (lambda: models.unet(batch=8, width=32), (13, 6.8, 1.8)),
     "GPT, 4 layers, width 128": (lambda: models.gpt(batch=16, layers=4, width=128, vocab=256), (8, 5.5, 1.5)),

@@ -18,7 +18,6 @@ import platform
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tools.runs import write_text
+from tools.harness import head, line, write_text
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")  # the newest of each release that the adapter is for
@@ -38,7 +37,7 @@ CORE = (
     "tests/whole/test_user_checkpoints.py",
 )  # fmt: skip
 NEEDED = ("pytest", "pytest-xdist", "hypothesis", "transformers", "matplotlib", "pillow", "pydot")
-HEAD = "torch|Python|passed|failed|skipped|run on|failures"
+HEAD = ("torch", "Python", "passed", "failed", "skipped", "run on", "failures")
 
 
 @dataclass(frozen=True)
@@ -115,12 +114,11 @@ def read_report(path: Path, build: str) -> Result:
 
 def table(results: list[Result]) -> str:
     """A Markdown table, one row per release."""
-    head = HEAD.split("|")
     rows = [
         [r.torch, r.python, str(r.passed), str(r.failed), str(r.skipped), r.day, "<br>".join(r.failures)]
         for r in results
     ]
-    return "\n".join([_line(head), "|" + "---|" * len(head), *map(_line, rows), ""])
+    return "\n".join([head(*HEAD, texts=len(HEAD)), *(line(*row) for row in rows), ""])
 
 
 def saved(folder: Path) -> list[Result]:
@@ -128,10 +126,6 @@ def saved(folder: Path) -> list[Result]:
     found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     results = [Result(**{**each, "failures": tuple(each["failures"])}) for each in found]
     return sorted(results, key=lambda result: [int(part) for part in result.torch.partition("+")[0].split(".")])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _do(command: list[str], log: Path) -> None:

@@ -37,7 +37,7 @@ from fxapprox.torch_adapter import small
 SPECIALS = 3  # codes for -inf, NaN and inf, in this order
 ROOT = {8: 4, 4: 2, 3: 2, 2: 2}  # that skewed codes take: nothing small may become 0 at 8 bits
 # (k of the compander, how far the range ends beyond the outermost level, in steps): the least error over bell-shaped,
-# heavy-tailed, one-sided and partly zero values (tools/codec_error.py --scan).
+# heavy-tailed, one-sided and partly zero values (tools.errors codec --scan).
 CURVE = {8: (0.8, 0.25), 4: (0.8, 0.125), 3: (0.8, 0.25), 2: (0.4, 0.4)}
 
 

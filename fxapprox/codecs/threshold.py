@@ -30,7 +30,7 @@ from fxapprox.sizes import Size
 from fxapprox.torch_adapter import small
 
 # (reach, as a share of the channel's largest value; the least, if that value is as large; the knee), in deviations: the
-# least error over values from Gaussian ones to Student's with 3 degrees of freedom (tools/codec_error.py --scan).
+# least error over values from Gaussian ones to Student's with 3 degrees of freedom (tools.errors codec --scan).
 GRID = {8: (1.1, 3.0, 2.0), 4: (0.65, 3.2, 3.0), 3: (0.4, 2.8, 3.5), 2: (0.05, 2.2, 5.0)}
 TINY = 1e-30  # next to scale and shift: nothing
 SHORTEST = 1e-6  # reach of a grid, in deviations: that of a channel that is constant

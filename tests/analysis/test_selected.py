@@ -14,7 +14,7 @@ from fxapprox.analysis.selected import ceilings
 from fxapprox.codecs import Identity
 from fxapprox.ir.operators import op_name
 from tests.passes.graphs import joint_of
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,

@@ -9,7 +9,7 @@ from torch import nn
 from fxapprox.bench.systems import SYSTEMS, chain_of_layers
 from fxapprox.errors import FxApproxError
 from fxapprox.frontend.target import Target
-from tests.training import relative
+from tools.zoo.training import relative
 
 
 class Network(nn.Module):

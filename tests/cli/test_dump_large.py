@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fxapprox.cli import app
-from tests import models
+from tools.zoo import models
 
 SCREEN = 40  # lines
 COLUMNS = 100
@@ -35,7 +35,7 @@ def test_layers_are_folded_to_one_screen(monkeypatch: pytest.MonkeyPatch, capsys
 
 @pytest.mark.slow
 def test_96_layers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = dumped("tests.models:gpt3", monkeypatch, capsys)
+    lines = dumped("tools.zoo.models:gpt3", monkeypatch, capsys)
     assert len(lines) <= SCREEN
     assert lines[0].startswith("stored for backward: ")
     assert any("addmm_2 ×96" in line and "blocks.0-95.mlp.0" in line for line in lines)

@@ -16,8 +16,8 @@ import fxapprox
 from fxapprox import FxApproxError, InvalidPlan, OptionError, SavedPlan, Sensitivities
 from fxapprox.codecs import Cast, Codec, Exact, Group, Integer, Mask, Standard, Threshold, Zero
 from fxapprox.files.plan_file import SavedEntry
-from tests import models
-from tests.training import step
+from tools.zoo import models
+from tools.zoo.training import step
 
 CODECS = [
     Exact(), Mask(), Integer(-1, 3), Group(2, "stochastic"), Group(8, uniform=True), Group(4, hollow=True),

@@ -21,7 +21,7 @@ from fxapprox.frontend.cache_key import cache_key
 from fxapprox.ir.records import Plan
 from fxapprox.options import Options
 from fxapprox.passes import pipeline
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 ROOT = Path(__file__).resolve().parents[2]
 

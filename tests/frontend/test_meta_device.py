@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
-from tests import models
+from tools.zoo import models
 
 
 def summary(report: fxapprox.Report) -> list[tuple[Any, ...]]:

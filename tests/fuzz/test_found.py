@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.fuzz.program import Input, Program
-from tests.fuzz.properties import check
+from tools.fuzz.program import Input, Program
+from tools.fuzz.properties import check
 
 
 def test_signs_of_a_transposed_matrix() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.fuzz.choices import options, programs
-from tests.fuzz.program import Input, Program, pruned
-from tests.fuzz.properties import OTHER_SIZES, check
-from tests.fuzz.running import _graph_of, serves, split
-from tests.fuzz.search import search
-from tests.fuzz.whole import check_compiled
+from tools.fuzz.choices import options, programs
+from tools.fuzz.program import Input, Program, pruned
+from tools.fuzz.properties import OTHER_SIZES, check
+from tools.fuzz.running import _graph_of, serves, split
+from tools.fuzz.search import search
+from tools.fuzz.whole import check_compiled
 
 ANY = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's, about the programs; ours are looked at in each example

@@ -19,7 +19,7 @@ from fxapprox.analysis.intervals import interval, span_of
 from fxapprox.ir.arguments import argument, arguments, operands
 from fxapprox.ir.operator_table import TABLE
 from fxapprox.ir.operators import operator_of, table_use
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 # what an argument of a type is given as
 GIVEN: dict[str, Any] = {

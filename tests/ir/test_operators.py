@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox.codecs import Identity
 from fxapprox.ir.operator_table import ROWS, TABLE
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 
 def test_an_operator_has_one_row() -> None:

@@ -14,7 +14,7 @@ from fxapprox.frontend.cache_key import cache_key
 from fxapprox.ir.operators import TAUGHT
 from fxapprox.options import Options
 from fxapprox.show.table import report_text
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 
 @torch.library.custom_op("fxapprox_tests::swirl", mutates_args=())

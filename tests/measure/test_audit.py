@@ -19,8 +19,8 @@ from fxapprox.codecs import Codec, Identity, Like
 from fxapprox.measure.audit.records import BitsAudit, Cause, ParameterError
 from fxapprox.measure.audit.result import Audit
 from fxapprox.measure.gradient_error import GradientError, Tally, mean_of_pairs, total_error
-from tests import models
-from tests.training import relative, step, unrewritten
+from tools.zoo import models
+from tools.zoo.training import relative, step, unrewritten
 
 
 @dataclass(frozen=True)

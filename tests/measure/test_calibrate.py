@@ -14,9 +14,9 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox import FxApproxError, Sensitivities
 from fxapprox.codecs import Identity
-from tests import models
-from tests.models import Case
-from tests.training import relative, step, unrewritten
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.training import relative, step, unrewritten
 
 
 def gradient_error(case: Case, **options: object) -> float:

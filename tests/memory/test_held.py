@@ -15,9 +15,9 @@ import fxapprox
 from fxapprox.measure.memory import stored_bytes
 from fxapprox.report.merge import merge
 from fxapprox.report.result import Report
-from tests.models import heads
-from tests.models.zoo import ZOO
-from tools.plain import plain
+from tools.zoo.models import heads
+from tools.zoo.models.zoo import ZOO
+from tools.zoo.training import plain
 
 SETTINGS: list[dict[str, Any]] = [
     {"bits": None}, {"bits": 8}, {"bits": 4}, {"bits": 2}, {"bits": "auto"}, {"bits": 4, "checkpoint": "sqrt"},

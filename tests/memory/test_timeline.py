@@ -14,7 +14,7 @@ import fxapprox
 from fxapprox.measure.memory import peak_bytes
 from fxapprox.memory.timeline import Moment, Timeline, joined, timeline
 from fxapprox.sizes import evaluate, hints_of
-from tests import models
+from tools.zoo import models
 
 MIB = 2**20
 SIZE = 4 * 64 * 64  # bytes of what the hand-made graphs compute with

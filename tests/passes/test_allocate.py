@@ -21,9 +21,9 @@ from fxapprox.passes.allocate import Choice, allocate, choose
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
 from fxapprox.report.accounting import report_of
-from tests.models import Case, demo_resnet, gpt2, unet
 from tests.passes.graphs import joint_of, traced
-from tests.training import relative
+from tools.zoo.models import Case, demo_resnet, gpt2, unet
+from tools.zoo.training import relative
 
 W = torch.randn(64, 64, requires_grad=True)
 NARROW = torch.randn(64, 8, requires_grad=True)

@@ -21,9 +21,9 @@ from fxapprox.memory.timeline import Timeline
 from fxapprox.passes.budget import Rung, Setting, budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
-from tests.models import Case, demo_resnet, gpt
 from tests.passes.graphs import joint_of, traced
-from tests.training import relative, step, unrewritten
+from tools.zoo.models import Case, demo_resnet, gpt
+from tools.zoo.training import relative, step, unrewritten
 
 MIB = 2**20
 

@@ -20,10 +20,10 @@ from fxapprox.measure.memory import stored_bytes
 from fxapprox.passes.rewrite import Rewrite
 from fxapprox.report.accounting import report_of
 from fxapprox.report.result import Report
-from tests.models import MODELS
-from tests.models.mobilenet_v3 import Bottleneck, InvertedResidual
 from tests.passes.graphs import Step, Traced, traced
-from tests.training import relative
+from tools.zoo.models import MODELS
+from tools.zoo.models.mobilenet_v3 import Bottleneck, InvertedResidual
+from tools.zoo.training import relative
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

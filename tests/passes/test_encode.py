@@ -14,8 +14,8 @@ from fxapprox.codecs import Group, Identity, Standard, Threshold, Zero
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.verify import verify
 from fxapprox.measure.memory import stored_bytes
-from tests.models.blocks import blocks
 from tests.passes.graphs import joint_of
+from tools.zoo.models.blocks import blocks
 
 LAYERS = {
     "linear": lambda: nn.Linear(32, 32),

@@ -14,9 +14,9 @@ from fxapprox.ir.operators import op_name
 from fxapprox.passes.outline import call_codes, inline_codes
 from fxapprox.passes.pipeline import FOR_INDUCTOR, leaving_out
 from fxapprox.passes.rewrite import Rewrite, for_inductor
-from tests.models import MODELS
 from tests.passes.graphs import traced
 from tests.passes.test_checkpoint import Attention
+from tools.zoo.models import MODELS
 
 
 class Perceptrons(nn.Module):

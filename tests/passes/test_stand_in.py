@@ -15,7 +15,7 @@ from fxapprox.ir.operators import op_name, table_use
 from fxapprox.ir.records import Use
 from fxapprox.passes.stand_in import stand_in
 from tests.passes.graphs import traced
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 
 class Frozen(nn.Module):

@@ -20,10 +20,10 @@ from fxapprox.show.dot import dot_text
 from fxapprox.show.fx import graphs_text
 from fxapprox.show.table import report_text
 from fxapprox.show.view import STAGES
-from tests import models
 from tests.dumps import activations_dump, decisions_dump, graph_dump
-from tests.models.blocks import blocks, mean_square
 from tests.passes.graphs import classified
+from tools.zoo import models
+from tools.zoo.models.blocks import blocks, mean_square
 
 WEIGHT = torch.ones(16, 16, requires_grad=True)
 

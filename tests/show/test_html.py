@@ -18,7 +18,7 @@ import fxapprox
 from fxapprox.codecs import Cast, Exact, Group, Identity, Integer, Mask, Threshold
 from fxapprox.ir.storage import Fate, Storage
 from fxapprox.show.html.storage import GROUPS, storage_group
-from tests import models
+from tools.zoo import models
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fxapprox
-from tests import models
+from tools.zoo import models
 
 # what the format asks of an event, by its phase
 NEEDED = {

@@ -13,8 +13,8 @@ import fxapprox
 from fxapprox.passes import pipeline
 from fxapprox.report.result import Report
 from fxapprox.show.view import STAGES, Box, graph_view
-from tests import models
 from tests.passes.test_checkpoint import Attention, clamped
+from tools.zoo import models
 
 MODELS = {
     "clamped": (clamped, torch.randn(4, 3, 16, 16)),

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from tools.mutate import mutated_document, mutated_text, mutated_value
-from tools.mutations import KINDS, Misread, _command_line, _pairs, _says, search, seeds
+from tools.mutations.changes import mutated_document, mutated_text, mutated_value
+from tools.mutations.search import KINDS, Misread, _command_line, _pairs, _says, search, seeds
 
 
 def test_nothing_foreign_and_nothing_misread() -> None:

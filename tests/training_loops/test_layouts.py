@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, slow, step
+from tools.zoo.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, slow, step
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)

@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from tests.training_loops.beside import (
+from tools.zoo.training_loops.beside import (
     LOWERINGS,
     Between,
     Compile,
@@ -24,6 +21,8 @@ from tests.training_loops.beside import (
     slow,
     step,
 )
+from torch import Tensor
+from torch.nn import functional as F
 
 BATCH = 64
 ODD = [math.nan, math.inf, -math.inf]

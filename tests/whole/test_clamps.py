@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.codecs import Identity
-from tests.training import gradients, relative, unrewritten
+from tools.zoo.training import gradients, relative, unrewritten
 
 EDGES = torch.tensor([-4.0, -3.0, -2.0, 0.0, 2.0, 3.0, 4.0, 1e-30, 64.0])
 

@@ -13,8 +13,8 @@ import fxapprox
 from fxapprox.bench.worker import moved
 from fxapprox.frontend.target import Target
 from fxapprox.measure.memory import peak_bytes
-from tests import models
-from tests.training import gradients, relative
+from tools.zoo import models
+from tools.zoo.training import gradients, relative
 
 gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 MODELS = {

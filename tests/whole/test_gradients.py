@@ -8,9 +8,9 @@ from torch import nn
 
 import fxapprox
 from fxapprox.codecs import Identity
-from tests import models
-from tests.models import Case
-from tests.training import relative, step, unrewritten
+from tools.zoo import models
+from tools.zoo.models import Case
+from tools.zoo.training import relative, step, unrewritten
 
 
 def spread_norms(case: Case) -> Case:

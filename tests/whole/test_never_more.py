@@ -12,8 +12,8 @@ from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
 from fxapprox.sizes import evaluate, hints_of
 from fxapprox.torch_adapter import dynamic_sizes
-from tests.models.zoo import ZOO
 from tests.passes.graphs import joint_of
+from tools.zoo.models.zoo import ZOO
 
 BITS = (None, 8, 4, 2)
 # rectifiers behind norms and views, learned slopes, edges, losses over distances and vocabularies, recurrence, routing

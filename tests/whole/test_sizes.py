@@ -18,7 +18,7 @@ from fxapprox.codecs import Cast, Codec, Copy, Exact, Group, Identity, Integer, 
 from fxapprox.measure.memory import stored_bytes
 from fxapprox.sizes import SizeSymbol, evaluate, renamed, resolve
 from fxapprox.torch_adapter import FakeTensorMode, trace
-from tests.training import gradients, relative
+from tools.zoo.training import gradients, relative
 
 BATCHES = (2, 3, 5, 8, 9)
 N = sympy.Symbol("n", integer=True, positive=True)

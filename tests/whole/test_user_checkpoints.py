@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import fxapprox
-from tests.training import relative
+from tools.zoo.training import relative
 
 X = torch.randn(256, 64)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import fxapprox
-from tests.models import MODELS
+from tools.zoo.models import MODELS
 
 CASES: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("gpt", {"layers": 2, "width": 32, "sequence": 32}, {"bits": "auto", "checkpoint": 2, "checkpoint_bits": 8}),

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tools.runs import write_text
+from tools.harness import write_text
 from tools.zoo.names import chosen
 from tools.zoo.processes import measure
 from tools.zoo.rows import BATCHES, BITS, LOWERINGS, PRECISIONS, Row, Setting, append, load, settings

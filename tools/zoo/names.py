@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from tests.models.zoo import ZOO
-from tools.selection import select
+from tools.harness import select
+from tools.zoo.models.zoo import ZOO
 from tools.zoo.subject import Builder
 
 

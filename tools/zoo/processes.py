@@ -1,24 +1,22 @@
-"""Processes that measure, each one model; what they die of becomes a row, too."""
+"""The models measured, each in processes of its own; what these die of becomes a row, too."""
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from itertools import groupby
-from typing import IO
+from typing import Any
 
-from tools.zoo.rows import Row, Setting, parse
+from tools.harness import Failed, outcomes
+from tools.zoo.measure import rows_of
+from tools.zoo.names import builder
+from tools.zoo.rows import Row, Setting, row_of
 
-COMMAND = (sys.executable, "-m", "tools.zoo.worker")
+# Sums of scattered gradients come out in one order only on one thread.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def measure(wanted: Sequence[Setting], done: Callable[[Row], None], *, jobs: int, seconds: float, rounds: int) -> None:
@@ -45,65 +43,16 @@ def measure(wanted: Sequence[Setting], done: Callable[[Row], None], *, jobs: int
 
 
 def rows_of_model(settings: Sequence[Setting], seconds: float, rounds: int) -> Iterator[Row]:
-    """A row for each setting; after a crash, which is a row, the others go on in another process."""
-    left, deadline = list(settings), time.monotonic() + seconds
-    while left:
-        with running(left, rounds, deadline) as (process, errors):
-            for row in rows_in(process.stdout):
-                left.remove(row.setting)
-                yield row
-            code = process.wait()
-            errors.seek(0)
-            said = errors.read()
-        if time.monotonic() >= deadline:
-            yield from (Row(setting, f"not done after {seconds:.0f} s", "time") for setting in left)
-            return
-        if left:
-            yield Row(left.pop(0), death(code, said), "process")
+    """A row for each setting; a crash is a row, and the others go on in another process."""
+    found = outcomes(
+        "tools.zoo.processes:records", map(astuple, settings), seconds=seconds, environment=ENVIRONMENT, rounds=rounds
+    )
+    for setting, record in zip(settings, found, strict=True):
+        yield Row(setting, record.why, record.blame) if isinstance(record, Failed) else row_of(record)
 
 
-@contextmanager
-def running(
-    settings: Sequence[Setting], rounds: int, deadline: float
-) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """A worker for these settings, and what it writes to standard error; it is killed at the deadline."""
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            [*COMMAND, str(rounds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        timer = threading.Timer(max(0.0, deadline - time.monotonic()), process.kill)
-        timer.start()
-        try:
-            with process:
-                send(process.stdin, json.dumps([astuple(setting) for setting in settings]))
-                yield process, errors
-        finally:
-            timer.cancel()
-            process.kill()
-
-
-def send(pipe: IO[str] | None, text: str) -> None:
-    """Writes to a process that may have died already."""
-    assert pipe is not None
-    try:
-        pipe.write(text)
-        pipe.close()
-    except BrokenPipeError:
-        pass
-
-
-def rows_in(lines: IO[str] | None) -> Iterator[Row]:
-    """The rows among the lines that a worker writes; a compiler that it runs may write others."""
-    for line in lines or ():
-        try:
-            yield parse(line)
-        except ValueError:
-            continue
-
-
-def death(code: int, errors: str) -> str:
-    """What a process died of, in one line."""
-    if code < 0:
-        return f"the process died of {signal.Signals(-code).name}"
-    last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "no message")
-    return f"the process ended with {code}: {last}"
+def records(items: Iterable[Sequence[str]], *, rounds: int) -> Iterator[dict[str, Any]]:
+    """The rows of one model's settings, measured in this process."""
+    wanted = [Setting(*fields) for fields in items]
+    warnings.simplefilter("ignore")
+    yield from map(asdict, rows_of(builder(wanted[0].model), wanted, rounds=rounds))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 BITS = ("exact", "8", "4", "2", "auto")  # the exact plan first: the others may not store more
 AVERAGE_BITS = 3  # of "auto"
@@ -115,8 +116,16 @@ def parse(line: str) -> Row:
     Raises:
         ValueError: the line holds something else.
     """
+    return row_of(json.loads(line))
+
+
+def row_of(content: dict[str, Any]) -> Row:
+    """A row from its JSON object.
+
+    Raises:
+        ValueError: it is something else.
+    """
     try:
-        content = json.loads(line)
         setting = Setting(**content.pop("setting"))
         if content.keys() < NAMES:
             raise ValueError(f"a row of an older version, without {', '.join(sorted(NAMES - content.keys()))}")

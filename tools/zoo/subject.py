@@ -17,10 +17,10 @@ import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.source import GraphBreak, graph_breaks
 from fxapprox.measure.memory import peak_bytes, stored_bytes
-from tests.models import Case
-from tests.models.language import Apart
-from tools.plain import plain
+from tools.zoo.models import Case
+from tools.zoo.models.language import Apart
 from tools.zoo.rows import AVERAGE_BITS, Setting
+from tools.zoo.training import plain
 
 Builder = Callable[..., Case]
 SEED = 1
