@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent
+GOLDEN = ROOT / "golden"
+# What takes longest of all tests and repeats on whole models what others show of a part: `make long`.
+LONG = (
+    "bench", "docs", "tools", "torch_adapter", "training_loops", "whole", "memory/test_held.py",
+    "passes/test_checkpoint.py", "test_huggingface.py",
+)  # fmt: skip
+STILL_SHORT = ("whole/test_never_more.py", "whole/test_one_value.py", "docs/test_readme.py", "tools/test_commands.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +31,14 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)  # pytest -p no:cacheprovider has none
     if cache is not None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.mkdir("inductor")))
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are not asked for are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(ROOT).as_posix()
+        if place.startswith(LONG) and not place.startswith(STILL_SHORT):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(autouse=True)

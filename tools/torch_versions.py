@@ -82,7 +82,18 @@ def test(version: str, python: Path, tests: tuple[str, ...], folder: Path) -> Re
     """Runs the tests in an environment."""
     report, log = folder / f"{version}.xml", folder / f"{version}.log"
     report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", "-o", "junit_family=xunit1", *tests]
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not slow",
+        f"--junitxml={report}",
+        "-o",
+        "junit_family=xunit1",
+        *tests,
+    ]
     with log.open("w", encoding="utf-8") as output:
         subprocess.run(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False, env=_cache(version, folder)
