@@ -58,7 +58,7 @@ def halves(report: fxapprox.Report, lowering: str) -> Iterator[tuple[str, fx.Gra
     assert report.backward is not None
     pair = report.forward, report.backward
     if lowering == "inductor":
-        pair = for_inductor(Joint(report.joint, report.outputs), pair, report.spliced)
+        pair = for_inductor(Joint(report.joint, report.outputs), pair, report.spliced, report.slices)
     yield from zip(("forward", "backward"), pair, strict=True)
 
 

@@ -111,6 +111,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
         activations=result.activations,
         recomputed=result.plan.recomputed,
         spliced=result.spliced,
+        slices=result.slices,
         inputs=_named_inputs(gm, names),
     )
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxapprox.errors import FxApproxError
 from fxapprox.files.plan_file import SavedEntry, SavedPlan
-from fxapprox.ir.records import Activation, Decision, Segment, Spliced
+from fxapprox.ir.records import Activation, Decision, Segment, Slices, Spliced
 from fxapprox.ir.source import GraphBreak
 from fxapprox.memory.settings import Point, is_lower
 from fxapprox.memory.timeline import Timeline
@@ -57,6 +57,7 @@ class ReportData:
         activations: every forward value of the joint graph, classified; none if it was left alone.
         recomputed: names of those of them that backward recomputes from what is stored.
         spliced: where codecs stand in the two graphs.
+        slices: the parts of forward that run slice by slice.
         inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
         breaks: the graph breaks between the graphs, from ``explain``; what crosses one counts once.
         shared: how many compiled models have run the graph: it serves all that are alike, and stores this for each.
@@ -91,6 +92,7 @@ class ReportData:
     activations: tuple[Activation, ...] = field(default=(), kw_only=True, repr=False)
     recomputed: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     spliced: tuple[Spliced, ...] = field(default=(), kw_only=True, repr=False)
+    slices: tuple[Slices, ...] = field(default=(), kw_only=True, repr=False)
     inputs: Mapping[str, str] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     shared: int = field(default=1, kw_only=True, compare=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fxapprox.amounts import size_text
+from fxapprox.ir.records import Slices
 from fxapprox.ir.source import breaks_text
 from fxapprox.report.data import ReportData
 
@@ -38,6 +39,7 @@ def notes(report: ReportData) -> list[str]:
     lines = [_copies_text(report)] if report.copies else []
     lines += [_gradients_text(report)] if report.gradients else []
     lines += [_segments_text(report)] if report.segments else []
+    lines += [_slices_text(part) for graph in report.graphs or (report,) for part in graph.slices]
     lines += [f"chosen by the memory budget: {report.setting}"] if report.setting else []
     lines += [
         f"graph {i} is shared by {graph.shared} compiled models, each of which stores this"
@@ -67,6 +69,13 @@ def _segments_text(report: ReportData) -> str:
     boundaries = dict.fromkeys(name for segment in report.segments for name in segment.boundary)
     whence = f"from {', '.join(boundaries)}" if boundaries else "from the inputs"
     return f"checkpoints: backward computes {count} segment{'s' * (count > 1)} again ({operators} operators), {whence}"
+
+
+def _slices_text(part: Slices) -> str:
+    return (
+        f"slices: forward runs {len(part.operators)} operators in {len(part.names)} slices of {part.rows} rows;"
+        f" {size_text(part.wide_bytes)} of values are never whole"
+    )
 
 
 def _copies_text(report: ReportData) -> str:

@@ -140,6 +140,13 @@ def test_slices_of_one_size_are_calls_of_one_function(options: dict[str, Any]) -
     assert joint.step(replace(halves, forward=forward, backward=backward)).same_as(joint.step(halves))
 
 
+def test_the_report_says_so() -> None:
+    tokens, targets = batch()
+    report = fxapprox.explain(Language(), tokens, targets, bits=8, min_bytes=0, slices=4)
+    assert "in 4 slices of 128 rows; " in str(report)
+    assert "slices" not in str(fxapprox.explain(Language(), tokens, targets, bits=8, min_bytes=0))
+
+
 @pytest.mark.inductor
 @pytest.mark.parametrize("bits", [None, 4])
 def test_compiled_by_inductor(bits: int | None, one_thread: None) -> None:
