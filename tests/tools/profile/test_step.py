@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from fxapprox.passes.pipeline import PASSES
 from tools.profile import step
 
 
@@ -23,15 +24,18 @@ def test_a_line_has_all_kinds_and_their_sum() -> None:
 
 
 @pytest.mark.parametrize("change", [*step.KEPT.values(), *step.TRIED.values()])
-def test_what_can_be_changed_is_there(change: step.Change) -> None:
-    module, attribute, _ = change
-    assert hasattr(module, attribute)
+def test_what_can_be_changed_is_there(change: step.Change | str) -> None:
+    if isinstance(change, str):
+        assert change in [each.name for each in PASSES if not each.required]
+    else:
+        module, attribute, _ = change
+        assert hasattr(module, attribute)
 
 
 def test_a_change_that_is_not_known() -> None:
     app = step.typer.Typer()
     app.command()(step.main)
-    kept = "loads, width, functions, bytes, layout, ahead"
+    kept = "loads, width, functions, bytes, layout, ahead, slices"
     for option, known in (("--without", kept), ("--tried", "reuse, rows, levels")):
         result = CliRunner().invoke(app, [option, "lodas"])
         assert result.exit_code == 2
