@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import Between, Compile, Seen, check, slow, step
 from torch import Tensor
+
+from tests.training_loops.beside import Between, Compile, Seen, check, slow, step
 
 BATCH = 64
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import Compile, Seen, check, gradients, mlp
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from torch.nn import functional as F
+
+from tests.training_loops.beside import Compile, Seen, check, gradients, mlp
 
 BATCH = 64
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config as inductor_config
-from tools.zoo.training_loops.beside import Between, Compile, Seen, check, conv_net, gradients, mlp, slow, step
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tests.training_loops.beside import Between, Compile, Seen, check, conv_net, gradients, mlp, slow, step
 
 BATCH = 64
 

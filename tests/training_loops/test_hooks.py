@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, slow, step
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 import fxapprox
 from fxapprox import FxApproxError
+from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, slow, step
 
 BATCH = 64
 

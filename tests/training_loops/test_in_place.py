@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import Between, Compile, Seen, check, gradients, mlp, slow, step
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tests.training_loops.beside import Between, Compile, Seen, check, gradients, mlp, slow, step
 
 BATCH = 64
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, slow, step
+
+from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, slow, step
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import (
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.training_loops.beside import (
     LOWERINGS,
     Between,
     Compile,
@@ -21,8 +24,6 @@ from tools.zoo.training_loops.beside import (
     slow,
     step,
 )
-from torch import Tensor
-from torch.nn import functional as F
 
 BATCH = 64
 ODD = [math.nan, math.inf, -math.inf]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import Compile, Seen, check, gradients, mlp, step
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tests.training_loops.beside import Compile, Seen, check, gradients, mlp, step
 
 BATCH = 64
 

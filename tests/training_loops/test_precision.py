@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, slow, step
 from torch import Tensor, nn
+
+from tests.training_loops.beside import LOWERINGS, Between, Compile, Seen, check, gradients, mlp, slow, step
 
 BATCH = 64
 HALVES = [torch.bfloat16, *slow(torch.float16)]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import Compile, Seen, assert_same, check, gradients, mlp, step
 from torch import Tensor, nn
 
 import fxapprox
+from tests.training_loops.beside import Compile, Seen, assert_same, check, gradients, mlp, step
 
 BATCH = 64
 

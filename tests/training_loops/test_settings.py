@@ -6,11 +6,11 @@ import threading
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import Compile, Seen, assert_same, check, gradients, mlp, run, slow, step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxapprox
+from tests.training_loops.beside import Compile, Seen, assert_same, check, gradients, mlp, run, slow, step
 
 BATCH = 64
 

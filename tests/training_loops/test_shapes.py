@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools.zoo.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, mlp, slow, step
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tests.training_loops.beside import LOWERINGS, Compile, Seen, check, conv_net, mlp, slow, step
 
 
 def steps_at(sizes: tuple[int, ...], **settings: object) -> object:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._functorch.config as functorch_config
-from tools.zoo.training_loops.beside import LOWERINGS, Compile, Seen, assert_same, check, gradients, mlp, slow
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tests.training_loops.beside import LOWERINGS, Compile, Seen, assert_same, check, gradients, mlp, slow
 
 
 def batch(size: int = 64) -> Tensor:
