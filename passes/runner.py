@@ -112,7 +112,7 @@ def run(state: State, passes: Sequence[Pass], clock: Clock, *, without: Collecti
         if state.forward is not None:
             _check(state, each)
         if each.name in _kept.get() and state.forward is not None:
-            copies = tuple(map(_copy, state.halves))
+            copies = tuple(map(adapter.copy_module, state.halves))
             state = replace(state, kept={**state.kept, each.name: copies})
         clock.lap(each.name)
     return state
@@ -124,12 +124,6 @@ def _check(state: State, after: Pass) -> None:
     nodes = {node.name: node for node in backward.graph.nodes}
     decoded = {nodes[name]: parts.entry.name for parts in state.parts for name in parts.decoded if name in nodes}
     verify(backward, decoded)
-
-
-def _copy(gm: fx.GraphModule) -> fx.GraphModule:
-    copied = fx.GraphModule(gm, adapter.copy_graph(gm.graph)[0])
-    copied.meta.update(gm.meta)
-    return copied
 
 
 @contextmanager

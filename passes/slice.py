@@ -53,8 +53,7 @@ def run_in_slices(
 
     Returns: (the forward graph, the parts); the graph given, where there are none.
     """
-    sliced = fx.GraphModule(forward, adapter.copy_graph(forward.graph)[0])
-    sliced.meta.update(forward.meta)
+    sliced = adapter.copy_module(forward)
     found = slice_wide(sliced, count)
     if not found:
         return forward, ()

@@ -68,6 +68,13 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return copied, copies
 
 
+def copy_module(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph module, with a graph of its own."""
+    copied = fx.GraphModule(gm, copy_graph(gm.graph)[0])
+    copied.meta.update(gm.meta)
+    return copied
+
+
 def function_of_ours(graph: fx.Graph, attributes: Any) -> fx.GraphModule:
     """A module to be called by one of the functions below; ``attributes``: whence what the graph gets comes."""
     views_to_reshapes(graph)
