@@ -129,7 +129,7 @@ class Attempts:
 
     def _timeline(self, state: State) -> Timeline:
         count, lowering = state.joint.num_fwd_outputs, self.start.options.lowering
-        found = timeline(*state.halves, num_fwd_outputs=count, lowering=lowering)
+        found = timeline(*state.halves, num_fwd_outputs=count, lowering=lowering, slices=state.slices)
         self.clock.lap("timeline")
         return found
 

@@ -53,16 +53,15 @@ def call_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequenc
     )
 
 
-def call_slices(forward: fx.GraphModule, slices: Sequence[Slices]) -> fx.GraphModule:
-    """The forward graph with a call of one function for all slices of a part that are of one size.
+def call_slices(gm: fx.GraphModule, slices: Sequence[Slices]) -> fx.GraphModule:
+    """A graph with a call of one function for all slices of a part that are of one size.
 
     Requires: the graph as it goes to Inductor.
     Ensures: the graph given is untouched; inputs, outputs and all other operators are the same, in the same order.
     Changes numerics: no.
     """
-    for part in slices:
-        forward = _outlined(forward, "slice", part.names, adapter.call_function, FEWEST_SLICED)
-    return forward
+    names = [names for part in slices for names in part.names]
+    return _outlined(gm, "slice", names, adapter.call_function, FEWEST_SLICED)
 
 
 def inline_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequence[Spliced]) -> Partition:

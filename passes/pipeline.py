@@ -131,11 +131,11 @@ def _checkpoint(state: State) -> State:
 
 def _slice(state: State) -> State:
     count = state.options.slices
-    forward, slices = run_in_slices(
+    forward, backward, slices = run_in_slices(
         *state.halves, None if count == "auto" else count, num_fwd_outputs=state.joint.num_fwd_outputs,
-        lowering=state.options.lowering,
+        lowering=state.options.lowering, hints=state.hints,
     )  # fmt: skip
-    return replace(state, forward=forward, slices=slices)
+    return replace(state, forward=forward, backward=backward, slices=slices)
 
 
 def _lay_out(state: State) -> State:
@@ -144,7 +144,8 @@ def _lay_out(state: State) -> State:
 
 
 def _call_slices(state: State) -> State:
-    return _with(state, call_slices(state.halves[0], state.slices), state.halves[1])
+    forward, backward = ([part for part in state.slices if part.half == half] for half in ("forward", "backward"))
+    return _with(state, call_slices(state.halves[0], forward), call_slices(state.halves[1], backward))
 
 
 def _call_codes(state: State) -> State:
@@ -183,8 +184,8 @@ SPLIT = (
     Pass("finish", _finish, required=True),
     Pass("settle products", _settle_products),
     Pass("checkpoint", _checkpoint, applies=lambda state: state.options.checkpoint is not None, numerics=True),
-    Pass("slice", _slice, applies=lambda state: state.options.slices is not None, numerics=True),
     Pass("lay out", _lay_out, applies=lambda state: bool(state.images)),
+    Pass("slice", _slice, applies=lambda state: state.options.slices is not None, numerics=True, spare=True),
 )
 # What Inductor is spared. "call arithmetic" stands where decoders are not inlined yet: a function can hold no call.
 FOR_INDUCTOR = (

@@ -51,7 +51,7 @@ class Rewrite:
         pareto: tries all settings that a budget chooses from.
         kept: {pass: the two graphs as it left them}, where ``pipeline.keeping`` asked for them.
         spliced: where codecs stand in the two graphs.
-        slices: the parts of forward that run slice by slice.
+        slices: the parts that run slice by slice.
     """
 
     joint: Joint
@@ -87,7 +87,7 @@ def for_inductor(
 
     Args:
         spliced: where codecs stand in them.
-        slices: the parts of forward that run slice by slice.
+        slices: the parts that run slice by slice.
         clock: gets the seconds of each pass.
     """
     state = State(joint, Options(), forward=halves[0], backward=halves[1], spliced=tuple(spliced), slices=tuple(slices))

@@ -6,6 +6,7 @@ A pass is a function from one ``State`` to the next. Which there are, and in whi
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.errors import OptionError
+from fxapprox.errors import FxApproxError, OptionError
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.records import Activation, Plan, Segment, Slices, Spliced
 from fxapprox.ir.verify import verify, verify_halves
@@ -43,7 +44,7 @@ class State:
         recopied: names of the inputs of which Inductor stores a channels-last copy.
         segments: what backward computes again from checkpoints.
         spliced: where codecs stand in the two graphs.
-        slices: the parts of forward that run slice by slice.
+        slices: the parts that run slice by slice.
         kept: {pass: copies of the two graphs as it left them}, for the passes named to ``keeping``.
     """
 
@@ -85,6 +86,7 @@ class Pass:
         applies: whether there is anything for it to do.
         required: the rest needs what it makes.
         numerics: whether it changes gradients, within what the plan's codecs lose.
+        spare: whether it leaves the graphs given untouched, so that it is left out, with a warning, where it fails.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Pass:
     applies: Callable[[State], bool] = lambda state: True
     required: bool = False
     numerics: bool = False
+    spare: bool = False
 
 
 def run(state: State, passes: Sequence[Pass], clock: Clock, *, without: Collection[str] = ()) -> State:
@@ -108,14 +111,28 @@ def run(state: State, passes: Sequence[Pass], clock: Clock, *, without: Collecti
     for each in passes:
         if each.name in left_out or not each.applies(state):
             continue
-        state = each.run(state)
-        if state.forward is not None:
-            _check(state, each)
+        state = _run(each, state)
         if each.name in _kept.get() and state.forward is not None:
             copies = tuple(map(adapter.copy_module, state.halves))
             state = replace(state, kept={**state.kept, each.name: copies})
         clock.lap(each.name)
     return state
+
+
+def _run(each: Pass, state: State) -> State:
+    try:
+        found = each.run(state)
+        if found.forward is not None:
+            _check(found, each)
+    except Warning:
+        raise  # the user's filters make errors of them
+    except Exception as error:
+        if not each.spare or state.options.strict:
+            raise
+        why = str(error) if isinstance(error, FxApproxError) else f"please report {type(error).__name__}: {error}"
+        warnings.warn(f"fxapprox leaves out {each.name!r} for this graph: {why}", stacklevel=2)
+        return state
+    return found
 
 
 def _check(state: State, after: Pass) -> None:

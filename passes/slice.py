@@ -1,9 +1,10 @@
 """Runs wide parts of a graph slice by slice, so that what lives only inside them is as large as one slice.
 
 The logits of a language model, their softmax and their gradient are the widest values of a step; once ``advance`` has
-brought together what reads them, nothing outside does. Such a part is run for a slice of its rows at a time: rows are
-written one behind the other, gradients of weights are added up in place. No operator runs twice, and no row's result
-depends on which slice it is in, but for the order in which a library adds.
+brought together what reads them, nothing outside does. In backward it is the decoded operands of convolutions and
+wide layers, and the gradients beside them. Such a part is run for a slice of its rows at a time: rows are written one
+behind the other, gradients of weights are added up in place. No row's result depends on which slice it is in, but for
+the order in which a library adds.
 
 Slices stand in the graph as they run, one after the other. For Inductor each becomes a call of one function
 (``outline.py``), which it compiles once.
@@ -12,7 +13,7 @@ Slices stand in the graph as they run, one after the other. For Inductor each be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,77 +21,141 @@ import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
-from fxapprox.analysis.separable import Region, Sliced, regions
+from fxapprox.analysis.separable import Region, Steps, products, regions, size_of, width_of
 from fxapprox.ir.joint import erase_unused
-from fxapprox.ir.operators import is_view, op_name
+from fxapprox.ir.operator_table import Along
+from fxapprox.ir.operators import is_view, op_name, operator_of
 from fxapprox.ir.records import Slices
 from fxapprox.ir.rows import Part
-from fxapprox.ir.tensors import flops, nbytes, tensor_of
-from fxapprox.memory.timeline import timeline
+from fxapprox.ir.tensors import numel, storage_of, tensor_of
+from fxapprox.memory.timeline import Half, timeline
+from fxapprox.sizes import evaluate
 
-SMALLEST = 2**23  # bytes of the product around which a part is sliced: below, calls cost more than is saved
-SLICE = 2**22  # bytes of that product in a slice, at least
+SMALLEST = 2**20  # bytes of the widest value at a product: below, calls cost more than is saved
+SLICE = 2**19  # bytes of the widest value in a slice, at least
 WORTH = 0.9  # of the predicted peak, at most, is left
-FEWEST_ROWS = 64  # a library's products are slow with fewer
+LOW = 0.25  # of the predicted peak: what is alive at a product that is not worth a look
+FEWEST_ROWS = 64  # a library's products of matrices are slow with fewer
 MOST = 32  # slices
 ACCUMULATED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums over slices are kept in
 
+Place = tuple[Half, str]  # an operator, by name
+Sliced = tuple[fx.GraphModule, fx.GraphModule, tuple[Slices, ...]]  # the two graphs, and the parts
+
 
 def run_in_slices(
-    forward: fx.GraphModule, backward: fx.GraphModule, count: int | None, *, num_fwd_outputs: int, lowering: str
-) -> tuple[fx.GraphModule, tuple[Slices, ...]]:
-    """Runs the separable parts around wide products of a forward graph slice by slice.
+    forward: fx.GraphModule, backward: fx.GraphModule, count: int | None, *,
+    num_fwd_outputs: int, lowering: str, hints: Mapping[str, int],
+) -> Sliced:  # fmt: skip
+    """Runs the separable parts around wide products slice by slice.
 
     Requires: two graphs that belong together. A part whose sizes are symbolic is left whole.
     Ensures: the graphs given are untouched; inputs, outputs and their names are the same; each operator runs once for
-        each row.
+        each row, but for what is decoded: parts that read one code decode it each for itself.
     Changes numerics: sums over rows are added up slice by slice (of 16-bit floats in float32); products may round
         otherwise with fewer rows.
 
     Args:
-        count: how many slices; None: as many as make a slice of the widest value small, if that takes a tenth off the
-            predicted peak.
+        count: how many slices, of every wide part; None: of those parts that the predicted peak hangs on, as many as
+            make a slice small, if that takes a tenth off the peak.
+        hints: values of the symbolic sizes.
 
-    Returns: (the forward graph, the parts); the graph given, where there are none.
+    Returns: (forward, backward, the parts); the graphs given, where there are none.
     """
-    sliced = adapter.copy_module(forward)
-    found = slice_wide(sliced, count)
-    if not found:
-        return forward, ()
 
-    def peak(half: fx.GraphModule) -> int:
-        return timeline(half, backward, num_fwd_outputs=num_fwd_outputs, lowering=lowering).peak({})
+    halves: dict[Half, fx.GraphModule] = {"forward": forward, "backward": backward}
+    if count is not None:
+        return _written(halves, [cut for half, gm in halves.items() for cut in _wide_parts(half, gm, count)])
+    if all(width_of(node) < SMALLEST for gm in halves.values() for node in products(gm.graph)):
+        return forward, backward, ()
 
-    if count is None and peak(sliced) > WORTH * peak(forward):
-        return forward, ()
-    sliced.recompile()
-    return sliced, found
+    def levels(forward: fx.GraphModule, backward: fx.GraphModule, slices: Sequence[Slices] = ()) -> dict[Place, int]:
+        alive = timeline(forward, backward, num_fwd_outputs=num_fwd_outputs, lowering=lowering, slices=slices)
+        return {(m.half, m.name): evaluate(m.live, hints) for m in alive.moments}
+
+    now = levels(forward, backward)
+    most = WORTH * max(now.values())
+    sliced: Sliced = forward, backward, ()
+    left, chosen = _parts_alive(halves, now), list[_Cut]()
+    while more := _above_the_rest(left, now):
+        left, chosen = [cut for cut in left if cut not in more], chosen + more
+        sliced = _written(halves, chosen)
+        now = levels(*sliced)
+    return sliced if max(now.values()) <= most else (forward, backward, ())
 
 
-def slice_wide(gm: fx.GraphModule, count: int | None = None) -> tuple[Slices, ...]:
-    """As ``run_in_slices``, whatever comes of it. Mutates ``gm``; returns the parts."""
-    mode = adapter.fake_mode_of(gm)
-    if mode is None:
-        return ()
-    found = []
-    widest = max(
-        (nbytes(_of(node)) for node in gm.graph.nodes if flops(node) and tensor_of(node) is not None), default=0
-    )
-    for region in regions(gm.graph, SMALLEST if count is None else widest // 4):
+class _Cut(NamedTuple):
+    """A part of one half, and how many units there are in a slice."""
+
+    half: Half
+    region: Region
+    length: int
+
+
+def _wide_parts(half: Half, gm: fx.GraphModule, count: int) -> list[_Cut]:
+    """The parts around products at least a quarter as wide as the widest one, in so many slices each."""
+    widths = {node: width_of(node) for node in products(gm.graph)}
+    widest = max(widths.values(), default=0)
+    return list(_cuts(half, gm, [node for node, width in widths.items() if 4 * width >= widest], count))
+
+
+def _parts_alive(halves: Mapping[Half, fx.GraphModule], levels: Mapping[Place, int]) -> list[_Cut]:
+    """The parts around wide products at which much is alive.
+
+    Args:
+        levels: the bytes alive at each operator.
+    """
+    least = LOW * max(levels.values())
+    return [
+        cut
+        for half, gm in halves.items()
+        for cut in _cuts(
+            half, gm,
+            [p for p in products(gm.graph) if width_of(p) >= SMALLEST and levels.get((half, p.name), 0) > least], None,
+        )
+    ]  # fmt: skip
+
+
+def _above_the_rest(cuts: Sequence[_Cut], levels: Mapping[Place, int]) -> list[_Cut]:
+    """Those of the parts during which more is alive than at any time outside of all of them."""
+    own = [{(cut.half, node.name) for node in cut.region.inside} & levels.keys() for cut in cuts]
+    rest = max((levels[place] for place in levels.keys() - set().union(*own)), default=0)
+    return [cut for cut, places in zip(cuts, own, strict=True) if any(levels[place] > rest for place in places)]
+
+
+def _cuts(half: Half, gm: fx.GraphModule, seeds: Sequence[fx.Node], count: int | None) -> Iterator[_Cut]:
+    """The parts around these products that can be cut: around the widest first, and of those as wide the earliest."""
+    for region in regions(gm.graph, sorted(seeds, key=lambda node: -width_of(node).bit_length())):
         length = _length(region, count)
         if length < region.units and not any(adapter.mutates(node) for node in region.inside):
-            found.append(_Writer(gm.graph, region, mode).write(length))
-    erase_unused(gm.graph)
-    return tuple(found)
+            yield _Cut(half, region, length)
 
 
 def _length(region: Region, count: int | None) -> int:
     """Units in a slice; all of them if it is not worth cutting."""
     if count is None:
-        widest = max(nbytes(_of(node)) for node in region.wide)
-        count = min(MOST, widest // SLICE, region.units // FEWEST_ROWS)
+        widest = max(size_of(node) for node in region.wide)
+        images = any(operator_of(node).rows in (Along.CONVOLUTION, Along.GRADIENTS) for node in region.inside)
+        count = min(MOST, widest // SLICE, region.units // (1 if images else FEWEST_ROWS))
+        count = next((n for n in range(count, 2 * count) if region.units % n == 0), count)  # of one size: one function
     units = math.ceil(region.units / max(1, count))
     return min(region.units, math.ceil(units / region.step) * region.step)
+
+
+def _written(halves: Mapping[Half, fx.GraphModule], cuts: Sequence[_Cut]) -> Sliced:
+    """Copies of the graphs with these parts in slices; a graph itself, if it has none."""
+    made, slices = [], []
+    for half, gm in halves.items():
+        mode, own = adapter.fake_mode_of(gm), [cut for cut in cuts if cut.half == half]
+        if mode is not None and own:
+            gm = adapter.copy_module(gm)
+            nodes = {node.name: node for node in gm.graph.nodes}
+            writers = [_Writer(gm.graph, half, cut.region.within(nodes), mode) for cut in own]
+            slices += [writer.write(cut.length) for writer, cut in zip(writers, own, strict=True)]
+            erase_unused(gm.graph)
+            gm.recompile()
+        made.append(gm)
+    return made[0], made[1], tuple(slices)
 
 
 class _Made(NamedTuple):
@@ -112,6 +177,7 @@ class _Writer:
     """Writes one part's slices into its graph."""
 
     graph: fx.Graph
+    half: Half
     region: Region
     mode: Any
 
@@ -124,14 +190,16 @@ class _Writer:
             for start in range(0, region.units, length):
                 done = [*totals.values()]
                 made, products, waiting = self._slice(start, min(start + length, region.units), done)
-                read = {node: self._in_memory(made[node]) for node in pieces if node in made}
-                slices.append(_names({*made.values(), *read.values(), *waiting}))
+                read = self._in_memory([node for node in pieces if node in made], made)
+                copies = (source for node in read.values() for source in node.all_input_nodes)
+                slices.append(_names({*made.values(), *copies, *read.values(), *waiting}))
                 for node, piece in read.items():
                     if region.inside[node].dim is not None:
                         pieces[node].append(piece)
                     else:  # in memory, so that the slice need not wait
                         added = self._call(torch.ops.aten.add.Tensor, (totals[node], piece))
-                        totals[node] = self._in_memory(added)
+                        kept = self._call(adapter.IN_MEMORY, (added,))  # and as the total before: functions read both
+                        totals[node] = self._call(adapter.IN_ORDER, (kept, list(_of(totals[node]).stride())))
                 for node, (left, right) in products.items():
                     totals[node] = adapter.with_product_added(totals[node], left, right)
             wholes = {node: self._whole(node, pieces[node], totals) for node in pieces}
@@ -140,11 +208,11 @@ class _Writer:
         for node in reversed(list(region.inside)):
             if node in wholes:
                 adapter.take_place(wholes[node], node)
-            else:
+            elif not node.users:
                 self.graph.erase_node(node)
         rows = max(_steps(along, length) for along in region.inside.values())
-        wide_bytes = sum(nbytes(_of(node)) for node in region.wide)
-        return Slices(tuple(slices), tuple(node.name for node in region.inside), rows, wide_bytes)
+        names = tuple(node.name for node in region.inside)
+        return Slices(self.half, tuple(slices), names, rows, region.wide_bytes)
 
     def _place(self) -> fx.Node:
         """What the slices are written in front of; whatever they read is brought before that."""
@@ -167,13 +235,13 @@ class _Writer:
         made = _Made({}, {}, [])
         for node, along in self.region.inside.items():
 
-            def part_of(operand: fx.Node, part: Part | None, node: fx.Node = node, along: Sliced = along) -> fx.Node:
+            def part_of(operand: fx.Node, part: Part | None, node: fx.Node = node, along: Steps = along) -> fx.Node:
                 if part is None:
                     return operand
                 if operand in made.slices:
                     return made.slices[operand]
                 cut = self._cut(operand, along.of(part), start, stop)
-                for other in done if node in self.region.wide and flops(node) else ():
+                for other in () if made.waiting else done:
                     cut = self._call(adapter.AFTER, (cut, other))
                     made.waiting.append(cut)
                 return cut
@@ -187,7 +255,7 @@ class _Writer:
                 made.slices[node] = self._cast(made.slices[node], _kept_in(node))
         return made
 
-    def _cut(self, operand: fx.Node, along: Sliced, start: int, stop: int) -> fx.Node:
+    def _cut(self, operand: fx.Node, along: Steps, start: int, stop: int) -> fx.Node:
         low, high = _steps(along, start), _steps(along, stop)
         assert along.dim is not None
         if (low, high) == (0, _of(operand).shape[along.dim]):
@@ -200,9 +268,20 @@ class _Writer:
         given = {"dtype": _kept_in(node), "layout": torch.strided, "device": like.device, "pin_memory": False}
         return self._call(torch.ops.aten.full.default, (list(like.shape), 0), given)
 
-    def _in_memory(self, node: fx.Node) -> fx.Node:
-        """The value, written before the next slice runs: Inductor would keep what it is computed from."""
-        return self._call(adapter.IN_MEMORY, (node,), like=node)
+    def _in_memory(self, results: Iterable[fx.Node], made: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+        """The results of a slice, written before the next one runs: Inductor would keep what they are computed from.
+
+        Each has memory of its own: of a view of a part, the rest would stay as long.
+        """
+        found: dict[fx.Node, fx.Node] = {}
+        owners: set[fx.Node] = set()
+        for result in results:
+            node, owner = made[result], storage_of(made[result])
+            if owner in owners or numel(_of(owner)) != numel(_of(node)):
+                node = owner = self._call(torch.ops.aten.clone.default, (node,), like=node)
+            owners.add(owner)
+            found[result] = self._call(adapter.IN_MEMORY, (node,), like=node)
+        return found
 
     def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         if _of(node).dtype == dtype:
@@ -242,7 +321,7 @@ def _kept_in(node: fx.Node) -> torch.dtype:
     return ACCUMULATED.get(_of(node).dtype, _of(node).dtype)
 
 
-def _steps(along: Sliced, units: int) -> int:
+def _steps(along: Steps, units: int) -> int:
     return int(along.per * units)
 
 

@@ -1,11 +1,10 @@
 """Several small codes in one byte, and back, as plain tensor arithmetic that a compiler can vectorize.
 
-The codes of one byte lie far apart in the tensor: element i of the first half shares a byte with element i of the
-second half (halves, quarters or eighths of one dimension). Whole rows are then combined with whole rows; neighbours
-would have to be shuffled. So the loop that makes the values cannot pack: it writes codes of a byte each, and a second
-loop reads these, a quarter of what the values are. Codes of rows that are long enough for vectors, and have a scale
-each, are packed within the row: Inductor then makes them in the loop over rows that finds the scales, while the row is
-in cache.
+Whole rows are combined with whole rows; neighbours within a row would have to be shuffled. Rows that share bytes follow
+each other, so that a slice of rows can be unpacked alone. The loop that makes the values cannot pack: it writes codes
+of a byte each, and a second loop reads these, a quarter of what the values are. Codes of rows that are long enough for
+vectors, and have a scale each, are packed within the row, element i of its first half with element i of its second:
+Inductor then makes them in the loop over rows that finds the scales, while the row is in cache.
 """
 
 from __future__ import annotations
@@ -46,9 +45,10 @@ def pack(codes: Tensor, bits: int, *, within: bool = False) -> Tensor:
     if bits == 3:
         # read at many places: Inductor computes it once, into memory, and bytes take a quarter of it
         narrow = codes.to(torch.uint8).to(torch.int32)
-        return torch.cat(
-            [_pack((narrow & 3).to(torch.float32), 2, dim), _pack((narrow >> 2).to(torch.float32), 1, dim)], dim
-        )
+        low, high = _pack((narrow & 3).to(torch.float32), 2, dim), _pack((narrow >> 2).to(torch.float32), 1, dim)
+        if not _in_rows(codes.shape, dim):
+            return torch.cat([low, high], dim)
+        return torch.cat([low.unflatten(0, (-1, 2)), high.unsqueeze(1)], 1).flatten(0, 1)
     return _pack(codes, bits, dim)
 
 
@@ -62,11 +62,13 @@ def _pack(codes: Tensor, bits: int, dim: int) -> Tensor:
     order = codes.dim_order()
     permuted = list(order) != sorted(order)
     dense, axis = codes.permute(order) if permuted else codes, order.index(dim)
-    powers = (1 << _shifts(bits, axis, dense)).to(dense.dtype)
-    placed = (dense.unflatten(axis, (8 // bits, -1)) * powers).to(torch.uint8)
+    parts = (-1, 8 // bits) if _in_rows(codes.shape, dim) else (8 // bits, -1)
+    place = axis + parts.index(8 // bits)
+    powers = (1 << _shifts(bits, place, dense)).to(dense.dtype)
+    placed = (dense.unflatten(axis, parts) * powers).to(torch.uint8)
     if bits == 1:
-        placed = placed.unflatten(axis, (2, 4)).sum(axis, dtype=torch.uint8)
-    packed = placed.sum(axis, dtype=torch.uint8)
+        placed = placed.unflatten(place, (2, 4)).sum(place, dtype=torch.uint8)
+    packed = placed.sum(place, dtype=torch.uint8)
     return packed.permute([order.index(d) for d in range(len(order))]) if permuted else packed
 
 
@@ -77,20 +79,25 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int], *, within: bool = Fa
         return wide.reshape(shape)
     dim = split_dim(shape, ROWS[bits], within=within)
     axis = 0 if dim is None else dim
+    place = axis + (dim is not None and _in_rows(shape, axis))
     if bits == 3:
-        upper = packed.shape[axis] // 3
-        low = _unpack(wide.narrow(axis, 0, 2 * upper), 2, axis).flatten(axis, axis + 1)
-        high = _unpack(wide.narrow(axis, 2 * upper, upper), 1, axis).flatten(axis, axis + 1)
+        if place > axis:
+            wide = wide.unflatten(axis, (-1, 3))
+            low, high = wide.narrow(place, 0, 2).flatten(axis, place), wide.select(place, 2)
+        else:
+            upper = packed.shape[axis] // 3
+            low, high = wide.narrow(axis, 0, 2 * upper), wide.narrow(axis, 2 * upper, upper)
+        low, high = (_unpack(each, n, place).flatten(axis, axis + 1) for each, n in ((low, 2), (high, 1)))
         codes = low | (high << 2)
     else:
-        codes = _unpack(wide, bits, axis)
+        codes = _unpack(wide, bits, place)
     if dim is None:
         return codes.reshape(-1).narrow(0, 0, math.prod(shape)).reshape(shape)
     return codes.reshape(shape)
 
 
 def _unpack(wide: Tensor, bits: int, axis: int) -> Tensor:
-    """The codes with one dimension more: which of the codes of a byte, before the byte's place."""
+    """The codes with one dimension more, which says which of the codes of a byte it is."""
     return (wide.unsqueeze(axis) >> _shifts(bits, axis, wide)) & (2**bits - 1)
 
 
@@ -108,6 +115,11 @@ def split_dim(shape: Sequence[int], rows: int, *, within: bool = False) -> int |
     """
     found = [dim for dim, size in enumerate(shape) if isinstance(size, int) and size > 0 and size % rows == 0]
     return (found[-1] if within else found[0]) if found else None
+
+
+def _in_rows(shape: Sequence[int], dim: int) -> bool:
+    """Whether what shares a byte are rows, one behind the other; else it is a part of the dimension with a part."""
+    return dim == 0 and len(shape) > 1
 
 
 def packed_bytes(shape: Sequence[Size], bits: int) -> Size:

@@ -65,6 +65,8 @@ class Along(enum.Enum):
     REDUCED = "one element for all along the dimensions that an argument names"
     PRODUCT = "rows times columns"
     CONVOLUTION = "images, and channels that are made"
+    GRADIENTS = "gradients of a convolution: images, and sums over them"
+    OUTERMOST = "the elements in an order of their own, one dimension outside the others"
     PICKED = "what an index names along one dimension"
     INDEXED = "what several indices name"
     PUT = "into places that an index names along one dimension"
@@ -159,7 +161,7 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("fxapprox.after", Operator((L, H), cheap=True, view=True, linear_in=(0,))),
     ("diagonal unfold", view()),
     # The result of as_strided depends on the memory layout, which only an exact copy is sure to keep.
-    ("as_strided", Operator((E,), cheap=True, view=True, linear_in=(0,))),
+    ("as_strided", Operator((E,), cheap=True, view=True, linear_in=(0,), rows=Along.ORDER)),
     # Complex numbers and their parts, and transforms of Fourier's.
     ("_conj real imag", view(rows=Along.ELEMENTS)),
     ("view_as_real view_as_complex", view()),
@@ -171,7 +173,7 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("_to_copy", pointwise((L,), Kind.CAST)),
     ("contiguous", pointwise((L,), unrounded=True)),
     ("prims.device_put lift_fresh_copy", pointwise((L,))),
-    ("prims.inductor_force_stride_order", cheap((L,))),
+    ("prims.inductor_force_stride_order", cheap((L,), rows=Along.OUTERMOST)),
     ("prims.broadcast_in_dim", cheap((L,), rows=Along.EXPANDED)),
     ("cat stack", cheap((L,), Kind.JOIN, unrounded=True, rows=Along.JOINED)),
     ("constant_pad_nd", cheap((L,), Kind.RUNNING, unrounded=True, rows=Along.OTHERS)),
@@ -216,7 +218,7 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("addmm baddbmm", linear(Kind.CONTRACTION, factors=(1, 2), rows=Along.PRODUCT)),
     ("mv dot", linear(Kind.CONTRACTION, rows=Along.PRODUCT)),
     ("convolution", linear(Kind.CONTRACTION, rows=Along.CONVOLUTION)),
-    ("convolution_backward", linear(read_for={1: 1, 2: 0})),
+    ("convolution_backward", linear(read_for={1: 1, 2: 0}, rows=Along.GRADIENTS)),
     ("_grouped_mm", Operator((L, L, E, L))),
     # Linear reductions, and what is linear beside them: too expensive, or too small, to run twice.
     ("sum mean", reduction((L,), linear_in=(0,), length=True, kernel=Kernel.REDUCTION)),

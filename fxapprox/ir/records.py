@@ -238,12 +238,14 @@ class Slices:
     """A part of a graph that runs slice by slice.
 
     Attributes:
+        half: of the training step.
         names: of each slice's operators, without those that cut its operands or put its results together.
         operators: of the graph that are run so, by name.
         rows: of the widest value in a slice.
         wide_bytes: of the values that are never whole, if they were.
     """
 
+    half: Literal["forward", "backward"]
     names: tuple[tuple[str, ...], ...]
     operators: tuple[str, ...]
     rows: int

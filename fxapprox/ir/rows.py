@@ -89,17 +89,22 @@ def rows(node: fx.Node, dim: int) -> Rows | None:
         dim: counted from the first; there are no slices of one step.
     """
     along = operator_of(node).rows or (Along.ELEMENTS if is_pointwise(node) else None)
-    shape = _shape(node)
+    shape = _shape(argument(node, 0) if along is Along.GRADIENTS else node)
     if along is None or shape is None or not 0 <= dim < len(shape) or shape[dim] in (0, 1):
         return None
     if along is Along.RESULT:
-        return Rows((Part(dim),)) if rows(argument(node, 0), dim) is not None else None
+        return Rows((Part(dim),)) if not _is_sum(node) and rows(argument(node, 0), dim) is not None else None
     return None if adapter.mutates(node) or is_random(node) else RULES[along](node, dim, shape)
 
 
 def sums(node: fx.Node) -> tuple[Rows, ...]:
     """The dimensions that the operator sums over, each by the slices of the operands that make one summand."""
     return tuple(_sums(node)) if _shape(node) is not None and not adapter.mutates(node) else ()
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether it is the gradient of a convolution's weight or bias, taken from what makes all gradients."""
+    return operator_of(argument(node, 0)).rows is Along.GRADIENTS and argument(node, 1) != 0
 
 
 # --- helpers -----------------------------------------------------------------------------------------
@@ -190,9 +195,19 @@ def _in_order(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
     part = None if source is None else _same_elements(source, shape, dim)
     if source is None or part is None:
         return None
+    if op_name(node) == "aten.as_strided" and not (_is_reshape(node) and math.prod(shape[:dim]) == 1):
+        return None  # its strides are those of the whole
     if op_name(node) == "aten.squeeze" and part.dim in (_named(node, len(source)) or range(len(source))):
         return None  # a slice of one step would lose the dimension
     return _parts(node, {0: part}, *((name, dim) for name in ("size", "shape") if place_of(node, name) is not None))
+
+
+def _is_reshape(node: fx.Node) -> bool:
+    """Whether what is addressed by strides are all elements, in their order."""
+    source, result = tensor_of(argument(node, 0)), tensor_of(node)
+    assert source is not None
+    assert result is not None
+    return source.is_contiguous() and result.is_contiguous() and source.numel() == result.numel()
 
 
 def _same_elements(source: Shape, result: Shape, dim: int) -> Part | None:
@@ -318,6 +333,20 @@ def _convolution(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
     return _parts(node, {0: 0} if dim == 0 else {1: 1 if argument(node, "transposed") else 0, 2: 0})
 
 
+@_along(Along.GRADIENTS)
+def _gradients(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
+    """What is read: the gradient that comes in, and the image; the weight whole."""
+    image = _shape(argument(node, 1))
+    return _parts(node, {0: 0, 1: 0}) if dim == 0 and image is not None and image[0] == shape[0] else None
+
+
+@_along(Along.OUTERMOST)
+def _outermost(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
+    strides = argument(node, 1)
+    outside = all(step < strides[dim] for at, step in enumerate(strides) if at != dim and shape[at] != 1)
+    return _elements(node, dim, shape) if outside else None
+
+
 @_along(Along.ATTENTION)
 def _attention(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
     """Batches and heads; queries, where the mask does not depend on their number."""
@@ -414,7 +443,9 @@ def _layout_shape(node: fx.Node, layout: Sequence[tuple[int | None, int]]) -> Sh
 
 def _sums(node: fx.Node) -> Iterator[Rows]:
     name = op_name(node)
-    if name == "aten.sum":
+    if operator_of(node).rows is Along.RESULT and _is_sum(node):
+        yield Rows((Part(0),))
+    elif name == "aten.sum":
         source, reduced = _reduction(node)
         yield from (_parts(node, {0: dim}) for dim in reduced if source[dim] != 1)
     elif name in ("aten.mm", "aten.bmm", "aten.mv", "aten.dot"):

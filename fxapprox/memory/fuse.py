@@ -13,7 +13,8 @@ DISTANT = 64  # loops so far apart that share no result are not made one
 def fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
     """Loops that share a value become one kernel, the values in one loop alone get no memory.
 
-    Neighbours do; and a loop goes back to one before external kernels where all that it reads was there already.
+    Neighbours do; and a loop goes back to one before external kernels where all that it reads was there already. Those
+    of a slice do so among themselves.
     """
     groups: list[list[Operation]] = []
     open_groups: list[tuple[list[Operation], set[Value]]] = []  # those that may still grow, and what they touch
@@ -38,19 +39,20 @@ def fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
             at: _shared(operation, groups[at])
             for at in {made, *near} - {-1}
             if any(at in touched_in.get(id(v), ()) for v in operation.reads)
-            and any(o.rows and _one_loop(operation.rows, o.rows) for o in groups[at])
+            and any(o.rows and o.part == operation.part and _one_loop(operation.rows, o.rows) for o in groups[at])
         }
-        ahead = _fitting(operation, takewhile(lambda o: o.rows, following))
+        ahead = _fitting(operation, takewhile(lambda o: o.rows and o.part == operation.part, following))
         most = max((_shared(operation, [o]) for o in ahead), default=0)
         best = max(shared, key=lambda at: (shared[at], at), default=None)
         return best if best is not None and shared[best] > most else None
 
     for i, operation in enumerate(operations):
-        if not operation.rows:
+        if not operation.rows or (i and operation.part != operations[i - 1].part):
             for group, _ in open_groups:
                 close(group)
-            close([operation])
             open_groups = []
+        if not operation.rows:
+            close([operation])
             continue
         touched = {*operation.reads, *operation.makes}
         related = [pair for pair in open_groups if not touched.isdisjoint(pair[1])]
@@ -93,7 +95,7 @@ def _kernel(group: list[Operation], private: set[int]) -> Kernel:
     """One kernel; ``private`` values are read inside it only."""
     first = group[0]
     if not first.rows:
-        return Kernel(first.name, first.makes, first.reads, external=True, scratch=first.scratch)
+        return Kernel(first.name, first.makes, first.reads, external=True, scratch=first.scratch, part=first.part)
     made_by = {id(v): o for o in group for v in o.makes}
     level: dict[int, int] = {}
     for operation in group:
@@ -121,7 +123,7 @@ def _kernel(group: list[Operation], private: set[int]) -> Kernel:
         return all(place[id(r)] < place[id(o)] and not in_one_loop(r, o) for r in others)
 
     whole = {v: frozenset(w for w in o.whole if reads_last(o, w)) for o in group for v in o.makes}
-    return Kernel(group[-1].name, makes, reads, whole)
+    return Kernel(group[-1].name, makes, reads, whole, part=first.part)
 
 
 def _one_loop(a: frozenset[int], b: frozenset[int]) -> bool:

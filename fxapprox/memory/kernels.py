@@ -24,6 +24,7 @@ class Value:
         ops: what the expression computes.
         heavy: whether it is costly to compute twice.
         channels_last: whether it is laid out so.
+        part: the slice that computes it, by number; None: none does.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Value:
     ops: frozenset[Any] = frozenset()
     heavy: bool = False
     channels_last: bool = False
+    part: int | None = None
 
     @property
     def elements(self) -> int:
@@ -53,6 +55,7 @@ class Operation:
         whole: those of ``reads`` whose elements it reads where it writes.
         reduces: whether it has to end before its results can be read.
         scratch: bytes that it needs while it runs.
+        part: the slice that it is in, by number: slices are functions, and fuse with nothing outside.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Operation:
     whole: frozenset[Value] = frozenset()
     reduces: bool = False
     scratch: Size = 0
+    part: int | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +79,7 @@ class Kernel:
         whole: by result, those values whose place it may take: it is made in the last loop that reads them.
         scratch: bytes that it needs while it runs.
         frees: whether what has been read for the last time is freed after it.
+        part: as that of its operations.
     """
 
     name: str
@@ -84,6 +89,7 @@ class Kernel:
     external: bool = False
     scratch: Size = 0
     frees: bool = True
+    part: int | None = None
 
 
 @dataclass(slots=True)

@@ -47,8 +47,22 @@ class Realizer:
         self.inputs: dict[str, Value] = {}
         self.outputs: list[Value | None] = []
         self.on_cpu = False
+        self._part: int | None = None  # the slice that is being run
+        self._first = 0  # where its operations begin
 
-    def run(self, node: fx.Node) -> None:
+    def run(self, node: fx.Node, part: int | None = None) -> None:
+        """Takes the next node.
+
+        Args:
+            part: the slice that it belongs to, by number; what such a function reads has to be in memory.
+        """
+        if part is not None:
+            if part != self._part:
+                self._first = len(self.operations)
+            for value in _flat(self._env.get(source) for source in node.all_input_nodes):
+                if value.part != part:
+                    self._realize(value)
+        self._part = part
         if node.op == "output":
             leaves = [self._env.get(n) if isinstance(n, fx.Node) else None for n in adapter.flat_outputs(node)]
             self.outputs = [v if isinstance(v, Value) else None for v in leaves]
@@ -78,7 +92,7 @@ class Realizer:
         if (total := adapter.added_to(node)) is not None and not self._eager:
             for value in _flat(operands):
                 self._realize(value)
-            self.operations.append(Operation(node.name, (), frozenset(_flat(operands))))
+            self._append(Operation(node.name, (), frozenset(_flat(operands)), part=self._part))
             return None, self._env[total]
         kind = "external" if self._eager else _kind(node)
         results = node.meta["val"]
@@ -95,13 +109,15 @@ class Realizer:
         if kind == "reduction":
             loads = self._loads(node)
             largest = max(_flat(operands), key=lambda v: v.elements, default=made[0])
-            self.operations.append(
-                Operation(node.name, made, frozenset(v for v, _ in loads), largest.rows, reduces=True)
+            self._append(
+                Operation(node.name, made, frozenset(v for v, _ in loads), largest.rows, reduces=True, part=self._part)
             )
         elif made:
             direct = [a for a in node.args if isinstance(a, fx.Node)]  # by place, even where two are one
             others = [n for n in node.all_input_nodes if n not in direct]
             values = _flat([self._env.get(n) for n in (*direct, *others)])
+            if name == CONVOLUTION and values[0].reads is not None:
+                values[0].channels_last |= self._channels_last  # a loop writes what the convolution wants
             for value in values:
                 self._realize(value)
             if name == CONVOLUTION_BACKWARD and not self._eager:
@@ -110,7 +126,7 @@ class Realizer:
             if values and on_cpu(node):
                 self._lay_out(name, values, made[0])
                 scratch = workspace(name, values, made[0])
-            self.operations.append(Operation(node.name, made, frozenset(values), scratch=scratch))
+            self._append(Operation(node.name, made, frozenset(values), scratch=scratch, part=self._part))
         return makes if isinstance(results, (tuple, list)) else makes[0]
 
     def _in_one_order(self, gradient: Value, image: Value, weight: Value) -> list[Value]:
@@ -149,6 +165,7 @@ class Realizer:
 
     def _pointwise(self, node: fx.Node, name: str, result: torch.Tensor) -> Value:
         made = _in_memory(node.name, result)
+        made.part = self._part
         times = _unrolled(node)
         made.reads = frozenset(
             (v, (part, i) if times > 1 else part) for v, part in self._loads(node) for i in range(times)
@@ -195,6 +212,14 @@ class Realizer:
                     found |= {(v, (p, part)) for v, p in value.reads}
         return frozenset(found)
 
+    def _append(self, operation: Operation) -> None:
+        """Adds an operation; one that a slice reads the result of, before the slice."""
+        if self._part in (None, operation.part):
+            self.operations.append(operation)
+        else:
+            self.operations.insert(self._first, operation)
+            self._first += 1
+
     def _maybe_realize(self, node: fx.Node, value: Value) -> None:
         assert value.reads is not None
         limits = self._limits
@@ -214,7 +239,8 @@ class Realizer:
             return
         reads = value.reads
         whole = frozenset(v for v, part in reads if part is None)
-        self.operations.append(Operation(value.name, (value,), frozenset(v for v, _ in reads), value.rows, whole))
+        loads = frozenset(v for v, _ in reads)
+        self._append(Operation(value.name, (value,), loads, value.rows, whole, part=value.part))
         self._loops.add(value)
         value.channels_last &= value not in self._reshaped
         value.reads, value.ops, value.heavy = None, frozenset(), False

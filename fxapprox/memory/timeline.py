@@ -23,6 +23,7 @@ from torch import fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.codecs import Codec
 from fxapprox.ir.operators import op_name
+from fxapprox.ir.records import Slices
 from fxapprox.ir.source import module_path
 from fxapprox.memory.kernels import Kernel, Lowered, Value
 from fxapprox.memory.lower import lower
@@ -190,6 +191,7 @@ def timeline(
     num_fwd_outputs: int,
     lowering: str = "inductor",
     plain: bool = False,
+    slices: Sequence[Slices] = (),
 ) -> Timeline:
     """What is alive when, from the two graphs as they go to Inductor.
 
@@ -198,12 +200,17 @@ def timeline(
         lowering: "inductor", or "eager": every result is memory until its last use, and what is saved lives on to the
             end of backward.
         plain: whether plain torch.compile compiles them.
+        slices: the parts that run slice by slice.
     """
     channels_last = lowering == "inductor" and adapter.prefers_channels_last(forward)  # backward takes it over
     halves: tuple[tuple[fx.GraphModule, adapter.Half], ...] = ((forward, "forward"), (backward, "backward"))
     first, second = (
-        lower(gm, lowering=lowering, channels_last=channels_last, half=None if plain else half) for gm, half in halves
-    )
+        lower(
+            gm, lowering=lowering, channels_last=channels_last, half=None if plain else half,
+            slices=[names for part in slices if part.half == half for names in part.names],
+        )
+        for gm, half in halves
+    )  # fmt: skip
     inputs = set(first.inputs.values())
     returned = {v for v in first.outputs[:num_fwd_outputs] if v is not None and v not in inputs}
     kept = [v for v in first.outputs[num_fwd_outputs:] if v is not None]

@@ -81,7 +81,9 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
     decisions = [replace(d, unknown=unknown.get(d.value, ())) if d.bytes_after and not d.bits else d for d in decisions]
     returned = returned_gradients(result.joint)
     gradients = tuple(decision for decision in decisions if decision.value in returned)
-    alive_when = timeline(result.forward, result.backward, num_fwd_outputs=count, lowering=lowering)
+    alive_when = timeline(
+        result.forward, result.backward, num_fwd_outputs=count, lowering=lowering, slices=result.slices
+    )
     alive_when = alive_when.named(_saved_values(result))
     used = alive_when.symbols | _free_symbols(
         baseline, saved, *(size for d in (*decisions, *copies) for size in (*d.sizes, d.expr_after))

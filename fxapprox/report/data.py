@@ -57,7 +57,7 @@ class ReportData:
         activations: every forward value of the joint graph, classified; none if it was left alone.
         recomputed: names of those of them that backward recomputes from what is stored.
         spliced: where codecs stand in the two graphs.
-        slices: the parts of forward that run slice by slice.
+        slices: the parts that run slice by slice.
         inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
         breaks: the graph breaks between the graphs, from ``explain``; what crosses one counts once.
         shared: how many compiled models have run the graph: it serves all that are alike, and stores this for each.

@@ -73,7 +73,7 @@ def _segments_text(report: ReportData) -> str:
 
 def _slices_text(part: Slices) -> str:
     return (
-        f"slices: forward runs {len(part.operators)} operators in {len(part.names)} slices of {part.rows} rows;"
+        f"slices: {part.half} runs {len(part.operators)} operators in {len(part.names)} slices of {part.rows} rows;"
         f" {size_text(part.wide_bytes)} of values are never whole"
     )
 

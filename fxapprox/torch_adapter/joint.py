@@ -103,7 +103,9 @@ def is_operator(target: object) -> bool:
 
 def mutates(node: fx.Node) -> bool:
     """Whether the node's operator writes to one of its operands; unknown callables may."""
-    return not is_operator(node.target) or node.target._schema.is_mutable  # type: ignore[union-attr]
+    if not is_operator(node.target):
+        return node.target is not operator.getitem
+    return node.target._schema.is_mutable  # type: ignore[union-attr]
 
 
 def is_alias(node: fx.Node) -> bool:
