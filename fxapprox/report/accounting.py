@@ -68,6 +68,7 @@ def report_of(result: Rewrite, *, lowering: str = "inductor", names: Sequence[st
         recomputed=result.plan.recomputed,
         spliced=result.spliced,
         slices=result.slices,
+        kept=result.kept,
         inputs=_named_inputs(gm, names),
     )
 
