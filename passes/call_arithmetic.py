@@ -3,13 +3,20 @@
 As an operator (``torch_adapter.small``) such arithmetic runs in Python: a quarter of a millisecond, twice a layer,
 where a step around it has filled the processor's caches. Inductor would write it anew for every layer. As a function
 (``invoke_subgraph``) it is compiled once for all that are alike, and takes some microseconds.
+
+    before                                after
+
+    s = statistics(mean, rstd)            f, g = view(mean, [-1]), view(rstd, [-1])
+    scale = s[0]                          s = arithmetic_0(f, g)
+                                          scale = s[0]
+
+An operator is a region (``ir/regions.py``) of one node; its function is traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +24,7 @@ from torch import Tensor, fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.inline import Inliner, signature
 from fxapprox.ir.joint import erase_unused
+from fxapprox.ir.regions import Region, replace_by_calls
 from fxapprox.ir.tensors import is_fixed_on_cpu, tensor_of
 
 
@@ -30,30 +38,27 @@ def call_arithmetic(gm: fx.GraphModule) -> fx.GraphModule:
     The graph itself is returned where there is nothing to do. Small operators are left as they are on other devices
     than the CPU, and where sizes are symbolic.
     """
-    attributes: dict[str, Any] = {n.target: attrgetter(n.target)(gm) for n in gm.graph.find_nodes(op="get_attr")}
-    for function in attributes.values():
-        if isinstance(function, fx.GraphModule):
+    for target in {node.target for node in gm.graph.find_nodes(op="get_attr")}:
+        if isinstance(function := attrgetter(target)(gm), fx.GraphModule):
             _spell_out(function)
-    small = _small_in(gm.graph)
-    if not small:
-        return gm
-    graph, same = adapter.copy_graph(gm.graph)
-    functions: dict[Hashable, tuple[str, list[int]]] = {}  # what it is called, and which of its operands it reads
-    for node in small:
+    functions: dict[Hashable, tuple[fx.GraphModule, list[int]]] = {}
+    regions: dict[Hashable, list[Region]] = {}
+    for node in _small_in(gm.graph):
         key = _key(node)
         if key not in functions:
-            function, read = _function(node, gm)
-            functions[key] = f"arithmetic_{len(functions)}", read
-            attributes[functions[key][0]] = function
-        (name, read), operator = functions[key], same[node]
-        with graph.inserting_before(operator):
-            inputs = [_flat(operator.all_input_nodes[i]) for i in read]
-            call = adapter.call_subgraph(graph, name, inputs)
-        call.meta = {"val": operator.meta["val"]}
-        adapter.take_place(call, operator)
-    copied = fx.GraphModule(attributes, graph)
-    copied.meta.update(gm.meta)
-    return copied
+            functions[key] = _function(node, gm)
+        read = tuple(node.all_input_nodes[i] for i in functions[key][1])
+        regions.setdefault(key, []).append(Region(read, (node,), (node,)))
+    return replace_by_calls(gm, "arithmetic", [(functions[key][0], regions[key]) for key in regions], _call)
+
+
+def _call(graph: fx.Graph, name: str, inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> list[fx.Node]:
+    """Calls a function of flat operands; the tuple that it gives stands for what the operator gave."""
+    (operator,) = results
+    call = adapter.call_subgraph(graph, name, [_flat(node) for node in inputs])
+    call.meta = {"val": operator.meta["val"]}
+    adapter.rename(call, operator.name)
+    return [call]
 
 
 def _small_in(graph: fx.Graph) -> list[fx.Node]:
@@ -70,9 +75,9 @@ def _can_be_passed(node: fx.Node) -> bool:
 
 def _flat(node: fx.Node) -> fx.Node:
     """The operand of a call: in one dimension, as Inductor gives dimensions of one element strides of its own."""
-    flat = node.graph.call_function(torch.ops.aten.view.default, (node, [-1]))
+    # a fresh name could be one that a code lists of what it was traced as
+    flat = node.graph.create_node("call_function", torch.ops.aten.view.default, (node, [-1]), name=f"{node.name}_flat")
     flat.meta["val"] = node.meta["val"].view(-1)
-    adapter.rename(flat, f"{node.name}_flat")  # a fresh name could be one that a code lists of what it was traced as
     return flat
 
 

@@ -8,28 +8,26 @@ Such a function's kernels fuse with nothing around it, so a code becomes one onl
 encoder reads its value once, in a loop over groups, whichever loop it stands in; a decoder writes its value, so only
 those become functions whose value is read by products alone, which want it in memory. Of the other encoders and
 decoders the pointwise operators become functions that Inductor lowers once and fuses with whatever is around them.
+
+What becomes a call is a region: ``ir/regions.py`` draws one before and after. Here is chosen which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import channels_last_images
-from fxapprox.ir.inline import signature
 from fxapprox.ir.operators import is_view
 from fxapprox.ir.records import Slices, Spliced
+from fxapprox.ir.regions import Call, Region, replace_by_calls
 from fxapprox.ir.tensors import flops, has_fixed_sizes, is_fixed_on_cpu, storage_of, tensor_of
 from fxapprox.torch_adapter import Partition
 
 FEWEST, FEWEST_INLINED, FEWEST_SLICED = 16, 6, 2  # operators: less is not worth a call
-Call = Callable[[fx.Graph, str, Sequence[fx.Node], Sequence[fx.Node]], Sequence[fx.Node]]
 WHOLE = (torch.float32, torch.float64)  # a value of fewer bits is read unrounded by what Inductor fuses with it
 
 
@@ -54,7 +52,7 @@ def call_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Sequenc
 
 
 def call_slices(gm: fx.GraphModule, slices: Sequence[Slices]) -> fx.GraphModule:
-    """A graph with a call of one function for all slices of a part that are of one size.
+    """A graph, of either half, with a call of one function for all slices of a part that are of one size.
 
     Requires: the graph as it goes to Inductor.
     Ensures: the graph given is untouched; inputs, outputs and all other operators are the same, in the same order.
@@ -81,62 +79,9 @@ def inline_codes(forward: fx.GraphModule, backward: fx.GraphModule, codes: Seque
     )
 
 
-@dataclass(frozen=True)
-class _Region:
-    """Operators that become a call.
-
-    Attributes:
-        inputs: what they read from elsewhere, in the order in which they do.
-        nodes: the operators, in the graph's order.
-        results: those that are read elsewhere.
-    """
-
-    inputs: tuple[fx.Node, ...]
-    nodes: tuple[fx.Node, ...]
-    results: tuple[fx.Node, ...]
-
-    @classmethod
-    def of(cls, nodes: Iterable[fx.Node], position: Mapping[fx.Node, int]) -> _Region:
-        ordered = tuple(sorted(nodes, key=position.__getitem__))
-        inside = set(ordered)
-        inputs = dict.fromkeys(source for node in ordered for source in node.all_input_nodes if source not in inside)
-        results = tuple(node for node in ordered if not inside.issuperset(node.users))
-        return cls(tuple(inputs), ordered, results)
-
-    def key(self) -> Hashable:
-        """Equal for two regions that compute the same from inputs that look the same."""
-        number = {node: i for i, node in enumerate((*self.inputs, *self.nodes))}
-        operators = tuple(
-            (node.target, repr(fx.map_arg((node.args, dict(node.kwargs)), lambda n: f"%{number[n]}")))
-            for node in self.nodes
-        )
-        return (
-            tuple(signature(node.meta["val"]) for node in self.inputs),
-            operators,
-            tuple(number[node] for node in self.results),
-        )
-
-    def readers(self) -> list[fx.Node]:
-        """Who reads the results."""
-        inside = set(self.nodes)
-        return [user for node in self.results for user in node.users if user not in inside]
-
-    def function(self, gm: fx.GraphModule) -> fx.GraphModule:
-        """The operators as a module of their own."""
-        graph = fx.Graph()
-        env = {}
-        for node in self.inputs:
-            env[node] = graph.placeholder(node.name)
-            env[node].meta["val"] = node.meta["val"]
-        for node in self.nodes:
-            env[node] = adapter.copy_node(node, graph, env.__getitem__)
-        graph.output(tuple(env[node] for node in self.results))
-        return adapter.function_of_ours(graph, gm)
-
-
 def _outlined(
     gm: fx.GraphModule, name: str, codes: Iterable[Sequence[str]], call: Call, fewest: int,
-    *conditions: Callable[[_Region], bool],
+    *conditions: Callable[[Region], bool],
     parts: Callable[[set[fx.Node]], Iterable[set[fx.Node]]] = lambda nodes: [nodes],
 ) -> fx.GraphModule:  # fmt: skip
     """A copy of the graph with calls in place of codes, or of parts of each; the graph itself if no two are alike.
@@ -148,18 +93,18 @@ def _outlined(
         conditions: what a region has to fulfil.
     """
     nodes = {node.name: node for node in gm.graph.nodes}
-    position = {node: i for i, node in enumerate(gm.graph.nodes)}
-    alike: dict[Hashable, list[_Region]] = {}
+    alike: dict[Hashable, list[Region]] = {}
     taken: set[fx.Node] = set()
     for names in codes:
         for inside in parts({nodes[n] for n in names if n in nodes}):
             if len(inside) < fewest or inside & taken:
                 continue
-            region = _Region.of(inside, position)
-            if _can_be_called(region, position) and all(holds(region) for holds in conditions):
+            region = Region.of(inside)
+            if region.can_be_called() and all(holds(region) for holds in conditions):
                 taken |= inside
                 alike.setdefault(region.key(), []).append(region)
-    return _with_calls(gm, name, [regions for regions in alike.values() if len(regions) > 1], call)
+    several = [regions for regions in alike.values() if len(regions) > 1]
+    return replace_by_calls(gm, name, [(regions[0].function(gm), regions) for regions in several], call)
 
 
 def _pointwise_end(nodes: set[fx.Node]) -> list[set[fx.Node]]:
@@ -194,42 +139,7 @@ def _pointwise_parts(nodes: set[fx.Node]) -> list[set[fx.Node]]:
     return [{node for node in part if storage_of(node) in part} for part in parts]
 
 
-def _with_calls(gm: fx.GraphModule, name: str, functions: Sequence[Sequence[_Region]], call: Call) -> fx.GraphModule:
-    """A copy of the graph that calls a function in place of regions that are alike; the graph itself if none are."""
-    if not functions:
-        return gm
-    attributes: dict[str, Any] = {n.target: attrgetter(n.target)(gm) for n in gm.graph.find_nodes(op="get_attr")}
-    calls: dict[fx.Node, list[tuple[str, _Region]]] = {}  # by the last operator, or by who reads a result before that
-    inner: set[fx.Node] = set()
-    position = {node: i for i, node in enumerate(gm.graph.nodes)}
-    for number, regions in enumerate(functions):
-        attributes[title := f"{name}_{number}"] = regions[0].function(gm)
-        for region in regions:
-            place = min((region.nodes[-1], *region.readers()), key=position.__getitem__)
-            calls.setdefault(place, []).append((title, region))
-        inner.update(node for region in regions for node in region.nodes)
-    graph = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        for title, region in calls.get(node, ()):
-            made = call(graph, title, [env[source] for source in region.inputs], region.results)
-            env.update(zip(region.results, made, strict=True))
-        if node not in inner:
-            env[node] = adapter.copy_node(node, graph, env.__getitem__)
-    copied = fx.GraphModule(attributes, graph)
-    copied.meta.update(gm.meta)
-    return copied
-
-
-def _can_be_called(region: _Region, position: Mapping[fx.Node, int]) -> bool:
-    """Whether a call at the last operator's place, or before whoever reads a result before that, computes the same."""
-    first = min((position[reader] for reader in region.readers()), default=-1)
-    owners = [storage_of(node) for node in region.results]
-    read = all(position[source] < first for source in region.inputs)
-    return read and len(set(owners)) == len(owners) and set(region.nodes).issuperset(owners)
-
-
-def _may_read(region: _Region) -> bool:
+def _may_read(region: Region) -> bool:
     """Whether the inputs can come from memory: on the CPU, of fixed sizes, and the same bits there."""
     for node in region.inputs:
         value = tensor_of(node)
@@ -240,12 +150,12 @@ def _may_read(region: _Region) -> bool:
     return True
 
 
-def _reads_tensors(region: _Region) -> bool:
+def _reads_tensors(region: Region) -> bool:
     """Whether no size is among the inputs."""
     return all(tensor_of(node) is not None for node in region.inputs)
 
 
-def _reads_fixed_sizes(region: _Region) -> bool:
+def _reads_fixed_sizes(region: Region) -> bool:
     """Whether the inputs are tensors without a symbol in their sizes."""
     values = [tensor_of(node) for node in region.inputs]
     return all(value is not None and has_fixed_sizes(value) for value in values)
@@ -256,7 +166,7 @@ def _in_memory(node: fx.Node) -> bool:
     return owner.op == "placeholder" or flops(owner) > 0
 
 
-def _read_by_products(region: _Region) -> bool:
+def _read_by_products(region: Region) -> bool:
     """Whether nothing but products reads the results: Inductor has to write them into memory."""
     stack = region.readers()
     while stack:

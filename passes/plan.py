@@ -238,30 +238,24 @@ def _resolve(problem: Problem, sets: Sets, names: Collection[str]) -> _Need:
         rides = root in approximate and level.get(root, APPROXIMATE) == APPROXIMATE
         if value.kind is Class.DISCRETE and not rides and _is_at_hand(value, problem, sets, stored=False):
             recomputed.add(name)
-            for operand in value.operands:
-                want(operand.name, EXACT, name, operand.use)
+            for source, needed, use in problem.sources(value, EXACT, coded=False):
+                want(source, needed, name, use)
             continue
         if name in exact or name in approximate or (root and not rides and not value.is_float):
             level[name] = EXACT if name in exact else level[name]
             stored.add(name)
             continue
         if root is not None and rides:
-            want(root, APPROXIMATE, name, Use.LINEAR)
             carried.setdefault(root, []).append(name)
-            if not value.is_float:
-                continue
         elif not problem.recomputable(value, level[name]):
             why = f"needed in backward but not stored ({value.pinned})"
             raise UnsupportedGraph("plan", why, node=name, source=value.source)
-        recomputed.add(name)
-        if value.clamp is not None and level[name] == APPROXIMATE:
-            want(value.clamp.operand, APPROXIMATE, name, Use.LINEAR)
-            want(value.clamp.predicate, EXACT, None, Use.DECISION)  # it may come later in the graph than its reader
-            continue
-        for operand in value.operands:
-            decided = rides and operand.use == Use.DECISION
-            strict = level[name] == EXACT or (operand.exact and not decided)
-            want(operand.name, EXACT if strict else APPROXIMATE, name, Use.LINEAR if decided else operand.use)
+        if value.is_float or not rides:
+            recomputed.add(name)
+        clamped = value.clamp is not None and level[name] == APPROXIMATE
+        for source, needed, use in problem.sources(value, level[name], coded=rides):
+            # a clamp's decision may come later in the graph than what reads it
+            want(source, needed, None if clamped and use == Use.DECISION else name, use)
     return _Need(level, frozenset(stored), frozenset(recomputed), {k: tuple(v) for k, v in carried.items()}, readers)
 
 

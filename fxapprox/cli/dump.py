@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,15 +32,6 @@ class Format(str, enum.Enum):
     trace = "trace"
 
 
-class Stage(str, enum.Enum):
-    """Stages of a graph that dump can show."""
-
-    joint = "joint"
-    plan = "plan"
-    forward = "forward"
-    backward = "backward"
-
-
 @takes("bits", "average_bits", "checkpoint", "checkpoint_bits", "memory_budget", "slices", "min_bytes")
 def dump(
     target: Target,
@@ -54,11 +45,12 @@ def dump(
         ),
     ] = Format.table,
     stage: Annotated[
-        list[Stage] | None,
+        list[str] | None,
         typer.Option(
             "--stage",
             help="With fx and dot, repeatable: joint, as traced; plan, with what happens to each value; forward and"
-            " backward, as they run. By default both halves as fx, the plan as dot.",
+            " backward, as they run; after:PASS, both as a pass leaves them. By default both halves as fx, the plan as"
+            " dot.",
         ),
     ] = None,
     raw: Annotated[
@@ -97,6 +89,7 @@ def dump(
         fxapprox dump train.py:make_model --format trace --out memory.json
         fxapprox dump train.py:make_model --format fx --stage plan
         fxapprox dump train.py:make_model --format fx --stage backward --raw
+        fxapprox dump train.py:make_model --format fx --stage after:encode
         fxapprox dump train.py:make_model --format dot | dot -Tsvg > plan.svg
 
     A factory may build its model under torch.device("meta"): a model of any size can be looked at without its weights.
@@ -106,7 +99,7 @@ def dump(
     _require_of_format(format, stage, raw, all_rows)
     Options.parse(given)
     wanted = parse_size(size) if size else None
-    report = _planned(target, given, dynamic)
+    report = _planned(target, given, dynamic, _passes_in(stage or ()))
     report = report if wanted is None else report.at(wanted)
     if format is Format.table:
         from fxapprox.show.table import decisions_table
@@ -118,7 +111,7 @@ def dump(
         _show_pareto(report, pareto, Console(stderr=True))
 
 
-def _require_of_format(format: Format, stages: list[Stage] | None, raw: bool, all_rows: bool) -> None:
+def _require_of_format(format: Format, stages: Sequence[str] | None, raw: bool, all_rows: bool) -> None:
     """Checks that no option belongs to another format, and that what draws is there.
 
     Raises:
@@ -137,27 +130,46 @@ def _require_of_format(format: Format, stages: list[Stage] | None, raw: bool, al
         check_installed()
 
 
-def _planned(target: str, given: Mapping[str, Any], dynamic: bool) -> Report:
-    """The report on a target, of which no step is run.
+def _passes_in(stages: Sequence[str]) -> list[str]:
+    """The passes that stages name.
 
     Raises:
+        OptionError: a stage is neither one of those of a report nor "after:" and a pass.
+    """
+    from fxapprox.show.view import AFTER, STAGES
+
+    for stage in stages:
+        if stage not in STAGES and not stage.startswith(AFTER):
+            raise OptionError(f"--stage {stage}: expected one of {', '.join(STAGES)}, or {AFTER}PASS")
+    return [stage.removeprefix(AFTER) for stage in stages if stage.startswith(AFTER)]
+
+
+def _planned(target: str, given: Mapping[str, Any], dynamic: bool, passes: Sequence[str]) -> Report:
+    """The report on a target, of which no step is run; it has the graphs as these passes leave them.
+
+    Raises:
+        OptionError: a pass has no graphs to show, or has not run.
         TargetError: it cannot be loaded, or nothing of it is stored for a backward.
     """
     from fxapprox.frontend.explain import explain
     from fxapprox.frontend.target import load, nothing_stored, running
     from fxapprox.ir.source import breaks_text
+    from fxapprox.passes.pipeline import keeping
 
-    with users_code("tracing and planning"):
+    with keeping(*passes), users_code("tracing and planning"):
         loaded = load(target)
         Options.parse(given).check_patterns(loaded.model)
         with running(loaded):
             report = explain(loaded.step, *loaded.args, dynamic=dynamic, **given)  # type: ignore[arg-type]
     if not report.baseline_bytes and not report.saved_bytes:
         raise nothing_stored(loaded, breaks_text(report.breaks))
+    for name in passes:
+        if not any(name in graph.kept for graph in report.graphs or (report,)):
+            raise OptionError(f"--stage after:{name}: with these options, this pass does not run")
     return report
 
 
-def _text(report: Report, format: Format, stages: list[Stage] | None, raw: bool, out: Path | None) -> str | None:
+def _text(report: Report, format: Format, stages: Sequence[str] | None, raw: bool, out: Path | None) -> str | None:
     """The report in this format; None where it has been written to a file."""
     from fxapprox.show.dot import dot_text
     from fxapprox.show.fx import graphs_text, raw_text
@@ -167,9 +179,9 @@ def _text(report: Report, format: Format, stages: list[Stage] | None, raw: bool,
         return text + "\n" if out is None else None
     if format is Format.json:
         return report.to_json() + "\n"
-    default = (Stage.plan,) if format is Format.dot else (Stage.forward, Stage.backward)
+    default = ("plan",) if format is Format.dot else ("forward", "backward")
     write = dot_text if format is Format.dot else raw_text if raw else graphs_text
-    return write(report.graphs or (report,), [stage.value for stage in stages or default])
+    return write(report.graphs or (report,), stages or default)
 
 
 def _show_pareto(report: Report, path: Path, console: Console) -> None:

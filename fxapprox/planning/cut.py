@@ -84,7 +84,7 @@ def network(problem: Problem, *, apart: bool = False) -> Network:
         if not problem.recomputable(value, level):
             found.sources.add(inside)
             continue
-        for name, needed in problem.recipe(value, level):
+        for name, needed, _ in problem.sources(value, level):
             operand = place(name, needed)
             if operand is not None:
                 graph.add_edge(operand, inside)
@@ -107,7 +107,7 @@ def _certainly_exact(problem: Problem) -> set[str]:
             continue
         found.add(value.name)
         if problem.cost(value, EXACT) is None and problem.recomputable(value, EXACT):
-            stack += (name for name, level in problem.recipe(value, EXACT) if level == EXACT)
+            stack += (name for name, level, _ in problem.sources(value, EXACT) if level == EXACT)
     return found
 
 

@@ -111,21 +111,26 @@ class Problem:
         # the code that carries a decision has to be the value's own, so an approximate carrier is always stored
         return value.rerunnable if level == EXACT else value.recomputable and value.name not in self.carriers
 
-    def recipe(self, value: Activation, level: Level) -> Iterator[tuple[str, Level]]:
-        """(operand, level) of everything that recomputing the value reads."""
-        if self.carried(value, level):
+    def sources(self, value: Activation, level: Level, *, coded: bool = True) -> Iterator[tuple[str, Level, Use]]:
+        """(value, the level at which it is read, how) of everything that recomputing the value reads.
+
+        Args:
+            coded: whether what another value's code may carry is in it.
+        """
+        carried = coded and self.carried(value, level)
+        if carried:
             assert value.embedded is not None
-            yield value.embedded.root, APPROXIMATE
+            yield value.embedded.root, APPROXIMATE, Use.LINEAR
             if not value.is_float:
                 return
         if value.clamp is not None and level == APPROXIMATE:
-            yield value.clamp.operand, APPROXIMATE
-            yield value.clamp.predicate, EXACT
+            yield value.clamp.operand, APPROXIMATE, Use.LINEAR
+            yield value.clamp.predicate, EXACT, Use.DECISION
             return
         for operand in value.operands:
-            carried = self.carried(value, level) and operand.use == Use.DECISION
-            exact = level == EXACT or (operand.exact and not carried)
-            yield operand.name, EXACT if exact else APPROXIMATE
+            decided = carried and operand.use == Use.DECISION
+            exact = level == EXACT or (operand.exact and not decided)
+            yield operand.name, EXACT if exact else APPROXIMATE, Use.LINEAR if decided else operand.use
 
     def cost(self, value: Activation, level: Level) -> float | None:
         """Bytes of storing the value at a level; None if it cannot be stored."""

@@ -19,6 +19,7 @@ from fxapprox.memory.settings import Point, is_lower
 from fxapprox.memory.timeline import Timeline
 from fxapprox.options import Options
 from fxapprox.sizes import SizeSymbol, evaluate, hints_of, resolve
+from fxapprox.torch_adapter import Partition
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,6 +59,7 @@ class ReportData:
         recomputed: names of those of them that backward recomputes from what is stored.
         spliced: where codecs stand in the two graphs.
         slices: the parts that run slice by slice.
+        kept: {pass: the two graphs as it left them}, of the passes named to ``passes.pipeline.keeping``.
         inputs: {input of the graphs: what the user calls it}, for example "blocks.0.weight".
         breaks: the graph breaks between the graphs, from ``explain``; what crosses one counts once.
         shared: how many compiled models have run the graph: it serves all that are alike, and stores this for each.
@@ -93,6 +95,7 @@ class ReportData:
     recomputed: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     spliced: tuple[Spliced, ...] = field(default=(), kw_only=True, repr=False)
     slices: tuple[Slices, ...] = field(default=(), kw_only=True, repr=False)
+    kept: Mapping[str, Partition] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     inputs: Mapping[str, str] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     shared: int = field(default=1, kw_only=True, compare=False)
 
@@ -104,7 +107,7 @@ class ReportData:
             raise FxApproxError("the model that this graph was planned for is gone; fxapprox.explain plans anew")
 
         return replace(
-            self, joint=None, forward=None, backward=None, activations=(), spliced=(), recomputed=(),
+            self, joint=None, forward=None, backward=None, activations=(), spliced=(), recomputed=(), kept={},
             baseline_timeline=lambda: baseline, settings=gone,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from fxapprox.errors import FxApproxError
 from fxapprox.ir.storage import Fate
 from fxapprox.report.data import ReportData
 from fxapprox.show.table import shape_text
-from fxapprox.show.view import Box, GraphView, graph_view
+from fxapprox.show.view import Box, GraphView, graph_view, graphs_at
 
 if TYPE_CHECKING:
     import pydot
@@ -49,7 +49,7 @@ def drawing(reports: Sequence[ReportData], stages: Sequence[str]) -> pydot.Dot:
 
     Args:
         reports: of one graph each.
-        stages: see :func:`fxapprox.show.view.graph_view`.
+        stages: see :func:`fxapprox.show.view.graphs_at`.
 
     Raises:
         FxApproxError: pydot is not installed.
@@ -60,12 +60,12 @@ def drawing(reports: Sequence[ReportData], stages: Sequence[str]) -> pydot.Dot:
     whole.set_node_defaults(shape="box", style='"filled,rounded"', margin='"0.08,0.04"', height=0.3, **defaults)
     whole.set_edge_defaults(color='"#707070"', arrowsize=0.6)
     groups: set[str] = set()
-    for i, report in enumerate(reports):
-        for stage in stages:
-            view = graph_view(report, stage)
-            title = f"graph {i}: {stage}" if len(reports) > 1 else stage
-            whole.add_subgraph(_drawn(pydot, view, f"g{i}_{stage}", title))
-            groups.update(storage_group(box) for box in view.boxes)
+    graphs = ((i, drawn) for i, report in enumerate(reports) for stage in stages for drawn in graphs_at(report, stage))
+    for i, (title, report, stage) in graphs:
+        view = graph_view(report, stage)
+        place = f"g{i}_{title.replace(' ', '_')}"
+        whole.add_subgraph(_drawn(pydot, view, place, f"graph {i}: {title}" if len(reports) > 1 else title))
+        groups.update(storage_group(box) for box in view.boxes)
     whole.add_subgraph(_legend(pydot, groups))
     return whole
 

@@ -9,14 +9,14 @@ from torch import fx
 from fxapprox.amounts import size_text
 from fxapprox.report.data import ReportData
 from fxapprox.show.table import shape_text
-from fxapprox.show.view import Box, GraphView, graph_view
+from fxapprox.show.view import Box, GraphView, graph_view, graphs_at
 
 COMMENTS = 80  # the column in which what is known of a line stands, if the line is shorter
 TITLES = {
-    "joint": "forward and backward, as torch traced them",
-    "plan": "forward and backward, with what happens to each value",
-    "forward": "what training runs, and what it leaves for backward",
-    "backward": "what training runs",
+    "joint": "joint: forward and backward, as torch traced them",
+    "plan": "plan: forward and backward, with what happens to each value",
+    "forward": "forward: what training runs, and what it leaves for backward",
+    "backward": "backward: what training runs",
 }
 
 
@@ -25,20 +25,21 @@ def graphs_text(reports: Sequence[ReportData], stages: Sequence[str]) -> str:
 
     Args:
         reports: of one graph each.
-        stages: see :func:`fxapprox.show.view.graph_view`.
+        stages: see :func:`fxapprox.show.view.graphs_at`.
     """
     many = len(reports) > 1
     parts = [
-        view_text(graph_view(report, stage), f"graph {i}: {stage}" if many else stage)
+        view_text(graph_view(own, half), (f"graph {i}: " if many else "") + TITLES.get(title, title))
         for i, report in enumerate(reports)
         for stage in stages
+        for title, own, half in graphs_at(report, stage)
     ]
     return "\n".join(parts)
 
 
 def view_text(view: GraphView, title: str) -> str:
     """A view, one line for each box."""
-    return "\n".join([f"# {title}: {TITLES[view.stage]}", *(_line(box, view.stage) for box in view.boxes)]) + "\n"
+    return "\n".join([f"# {title}", *(_line(box, view.stage) for box in view.boxes)]) + "\n"
 
 
 def _line(box: Box, stage: str) -> str:
@@ -82,7 +83,12 @@ def _made(box: Box) -> str:
 
 def raw_text(reports: Sequence[ReportData], stages: Sequence[str]) -> str:
     """The graphs as torch prints them, node by node, codecs in full."""
-    graphs = ((f"graph {i}: {stage}", _graph(report, stage)) for i, report in enumerate(reports) for stage in stages)
+    graphs = (
+        (f"graph {i}: {title}", _graph(own, half))
+        for i, report in enumerate(reports)
+        for stage in stages
+        for title, own, half in graphs_at(report, stage)
+    )
     return "\n".join(f"# {title}\n{gm.print_readable(print_output=False)}" for title, gm in graphs)
 
 

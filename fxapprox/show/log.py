@@ -14,7 +14,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.amounts import size_text
 from fxapprox.ir.records import Decision
 from fxapprox.report.data import ReportData
-from fxapprox.show.fx import view_text
+from fxapprox.show.fx import TITLES, view_text
 from fxapprox.show.json import document
 from fxapprox.show.table import report_text
 from fxapprox.show.view import graph_view
@@ -46,7 +46,7 @@ def artifacts(report: ReportData, index: int) -> dict[str, tuple[str, Callable[[
 
 
 def _graph(report: ReportData, stage: str, index: int) -> str:
-    return view_text(graph_view(report, stage), f"graph {index}: {stage}")
+    return view_text(graph_view(report, stage), f"graph {index}: {TITLES[stage]}")
 
 
 def _line(report: ReportData, index: int) -> str:

@@ -26,6 +26,7 @@ from fxapprox.ir.tensors import nbytes, tensor_of
 from fxapprox.report.data import ReportData
 
 STAGES = ("joint", "plan", "forward", "backward")
+AFTER = "after:"  # and a pass: the two graphs as it left them
 HINTS = (adapter.IN_MEMORY, adapter.IN_ORDER, adapter.FENCE, adapter.AFTER)  # words to Inductor about what they return
 
 Kind = Literal["input", "operator", "quantize", "dequantize", "boundary", "output"]
@@ -111,6 +112,21 @@ class _Kept:
 
     how: Storage | None
     reason: str
+
+
+def graphs_at(report: ReportData, stage: str) -> Iterator[tuple[str, ReportData, str]]:
+    """The graphs of a report that a stage means: (what each is called, the report that has it, its stage there).
+
+    Args:
+        stage: one of ``STAGES``, or "after:" and the name of a pass; of one that the report has not kept, no graph.
+    """
+    name = stage.removeprefix(AFTER)
+    if name == stage:
+        yield stage, report, stage
+    elif name in report.kept:
+        forward, backward = report.kept[name]
+        left = replace(report, forward=forward, backward=backward)
+        yield from ((f"{half} after {name}", left, half) for half in ("forward", "backward"))
 
 
 def graph_view(report: ReportData, stage: str) -> GraphView:

@@ -87,6 +87,35 @@ def test_fx(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "def forward(self" in capsys.readouterr().out
 
 
+def test_graphs_as_passes_leave_them(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = ("--stage", "after:partition", "--stage", "after:pin inputs")
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "fx", *stages) == 0
+    parts = f"\n{capsys.readouterr().out}".split("\n# ")
+    titles = [f"{half} after {name}\n" for name in ("partition", "pin inputs") for half in ("forward", "backward")]
+    found = [next(part for part in parts if part.startswith(title)) for title in titles]
+    assert ["to 8-bit threshold" in part for part in found] == [False, False, True, False]
+    assert ["from 8-bit threshold" in part for part in found] == [False, False, False, True]
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "fx", "--raw", *stages) == 0
+    assert capsys.readouterr().out.count("def forward(self") == 4
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "dot", *stages) == 0
+    assert "forward after pin inputs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [("middle", "--stage middle: expected one of joint, plan, forward, backward, or after:PASS"),
+     ("after:coding", "no pass 'coding' has two graphs to show; expected one of partition, find images, encode, "),
+     ("after:checkpoint", "--stage after:checkpoint: with these options, this pass does not run")],
+)  # fmt: skip
+def test_stages_that_there_are_not(
+    target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str, message: str
+) -> None:
+    assert run(monkeypatch, "dump", f"{target}:make", "--format", "fx", "--stage", stage) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_dot(target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "dump", f"{target}:make", "--format", "dot") == 0
     out = capsys.readouterr().out
