@@ -120,6 +120,7 @@ from fxapprox.torch_adapter.tracing import (
     take_place,
     tensors_in,
     trace,
+    traces_of,
     views_to_reshapes,
 )
 
@@ -224,6 +225,7 @@ __all__ = [
     "trace",
     "trace_artifact",
     "traced_half",
+    "traces_of",
     "user_error",
     "views_to_reshapes",
     "wants_saved",

@@ -18,6 +18,7 @@ from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from fxapprox.torch_adapter.complex_scatters import complex_scatters_apart
 from fxapprox.torch_adapter.custom_ops import lower_hints
@@ -199,7 +200,10 @@ def compile_eager(
         _widen_counters(graph)
         return make_boxed_func(backward(graph))
 
-    with functorch_config.patch(enable_autograd_cache=False):
+    with (
+        functorch_config.patch(enable_autograd_cache=False),
+        _use_lazy_graph_module(True),  # as under Inductor: nobody calls most of the modules that passes make
+    ):
         return aot_autograd(
             fw_compiler=run, bw_compiler=run_backward, partition_fn=partition, decompositions=select_decomp_table,
             keep_inference_input_mutations=True,

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -42,6 +42,11 @@ def trace(fn: Callable[..., Any], values: Sequence[Any], fake_mode: FakeTensorMo
     """``fn`` as an FX graph over ``values`` (fake tensors and symbolic sizes), in Inductor's decompositions."""
     with fake_mode, _quiet_symbols(fake_mode), _any_product_of_sizes():
         return make_fx(fn, decomposition_table=select_decomp_table(), tracing_mode="real")(*values)
+
+
+def traces_of(fake_mode: FakeTensorMode) -> dict[Hashable, fx.GraphModule]:
+    """What has been traced under a fake mode, by what it does; it goes with the mode, which it refers to."""
+    return vars(fake_mode).setdefault("_fxapprox_traces", {})
 
 
 def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> fx.Node:

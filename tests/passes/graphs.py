@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-import fxapprox
 from fxapprox import Options
-from fxapprox.frontend.backend import Backend, wrapped
+from fxapprox import torch_adapter as adapter
+from fxapprox.collector import collector_paused
+from fxapprox.frontend.tracing import fresh
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.records import Activation
-from fxapprox.passes.classify import classify
+from fxapprox.passes.pipeline import PREPARE
 from fxapprox.passes.rewrite import Rewrite, rewrite
+from fxapprox.passes.runner import Clock, State, run
+
+
+def prepared(model: Callable[..., Any], *args: Any) -> State:
+    """The joint graph of a model, and its values classified: what there is to decide on."""
+    found = traced(model, *args)
+    adapter.prepare_joint(found.gm)
+    return run(State(Joint(found.gm, found.outputs), Options(min_bytes=0)), PREPARE, Clock())
 
 
 def joint_of(model: Callable[..., Any], *args: Any) -> Joint:
-    """The prepared joint graph of a model that returns one tensor."""
-    report = fxapprox.explain(model, *args, min_bytes=0)
-    assert report.joint is not None
-    outputs = len(report.joint.graph.find_nodes(op="output")[0].args[0])  # type: ignore[arg-type]
-    assert outputs
-    return Joint(report.joint, 1)
+    """The prepared joint graph of a model."""
+    return prepared(model, *args).joint
 
 
 def classified(model: Callable[..., Any], *args: Any) -> dict[str, Activation]:
     """Every forward value by its name."""
-    return {a.name: a for a in classify(joint_of(model, *args), min_bytes=0)}
+    return {a.name: a for a in prepared(model, *args).activations}
 
 
 def of_op(values: dict[str, Activation], op: str) -> list[Activation]:
@@ -44,7 +50,7 @@ class Traced:
     Attributes:
         gm: the graph.
         outputs: how many of its outputs are forward's.
-        inputs: parameters and buffers among them.
+        inputs: parameters and buffers among them; the model's own, which nothing here changes.
     """
 
     gm: fx.GraphModule
@@ -58,7 +64,7 @@ class Traced:
 
     def step(self, halves: Rewrite) -> Step:
         """Runs forward and backward, on copies of the inputs."""
-        inputs = [value.detach().clone() if isinstance(value, Tensor) else value for value in self.inputs]
+        inputs = [*map(_copied, self.inputs)]
         torch.manual_seed(5)
         returned = halves.forward(*inputs)
         outputs, saved = returned[: self.outputs], returned[self.outputs :]
@@ -68,6 +74,15 @@ class Traced:
         tangents = [torch.randn_like(o) for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
         gradients = halves.backward(*saved, *tangents)
         return Step(outputs, inputs, [g for g in gradients if g is not None], stored)
+
+    def gradients(self, halves: Rewrite, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Of a loss, the model's only output, with respect to the model's parameters; 0 for those that it leaves out."""
+        returned = halves.forward(*map(_copied, self.inputs))
+        loss, saved = returned[self.outputs - 1], returned[self.outputs :]
+        found = halves.backward(*saved, torch.ones_like(loss))
+        inputs = self.inputs[-len(found) :]  # tokens, which come first, have none
+        of = {id(given): gradient for given, gradient in zip(inputs, found, strict=True) if gradient is not None}
+        return [of.get(id(each), torch.zeros_like(each)) for each in parameters]
 
 
 @dataclass(frozen=True)
@@ -100,30 +115,40 @@ class Step:
         return torch.cat([g.flatten() for g in self.gradients])
 
 
-class _Recorder(Backend):
-    """Keeps what the compiled graph is called with."""
+class _Caught(Exception):
+    """Ends a compilation, and then the call: there is a joint graph, and its inputs are known."""
 
-    def __call__(self, gm: fx.GraphModule, inputs: Any, **kwargs: Any) -> Callable[..., Any]:
-        run = super().__call__(gm, inputs, **kwargs)
 
-        def recorded(*args: Any) -> Any:
-            self.given = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
-            return run(*args)
+class _Catcher:
+    """A backend of torch.compile that takes the joint graph before our first pass, and runs nothing."""
 
-        return recorded
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        def catch(joint: fx.GraphModule, _: Sequence[Any], *, num_fwd_outputs: int, **kwargs: Any) -> adapter.Partition:
+            self.joint, self.outputs = joint, num_fwd_outputs
+            raise _Caught
+
+        with suppress(_Caught), collector_paused():
+            adapter.compile_eager(gm, inputs, adapter.JointPartitioner(catch, None), {})
+        return self._called
+
+    def _called(self, *given: Any) -> Any:
+        self.given = given
+        raise _Caught
 
 
 def traced(model: Callable[..., Any], *args: Any) -> Traced:
     """The joint graph of a model without graph breaks, and its inputs."""
-    recorder = _Recorder(Options(bits=None, min_bytes=2**60, lowering="eager", strict=True))
-    compiled = wrapped(model, recorder, dynamic=False)
-    compiled(*args)
-    (report,) = fxapprox.reports(compiled)
-    assert report.joint is not None
-    inputs = [n for n in report.joint.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
-    (output,) = report.joint.graph.find_nodes(op="output")
-    return Traced(report.joint, len(output.args[0]) - len(inputs), recorder.given)  # type: ignore[arg-type]
+    catcher = _Catcher()
+    with suppress(_Caught):
+        torch.compile(fresh(model), backend=catcher, dynamic=False)(*args)
+    inputs = [n for n in catcher.joint.graph.find_nodes(op="placeholder") if not adapter.is_tangent(n)]
+    tokens = [torch.empty(0)] * (len(inputs) - len(catcher.given))  # of operators with effects
+    return Traced(catcher.joint, catcher.outputs, (*tokens, *catcher.given))
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
