@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxapprox import Options
 from fxapprox import torch_adapter as adapter
@@ -19,6 +19,8 @@ from fxapprox.ir.records import Activation
 from fxapprox.passes.pipeline import PREPARE
 from fxapprox.passes.rewrite import Rewrite, rewrite
 from fxapprox.passes.runner import Clock, State, run
+from fxapprox.report.accounting import report_of
+from fxapprox.report.result import Report
 
 
 def prepared(model: Callable[..., Any], *args: Any) -> State:
@@ -75,14 +77,15 @@ class Traced:
         gradients = halves.backward(*saved, *tangents)
         return Step(outputs, inputs, [g for g in gradients if g is not None], stored)
 
-    def gradients(self, halves: Rewrite, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Of a loss, the model's only output, with respect to the model's parameters; 0 for those that it leaves out."""
+    def gradients(self, halves: Rewrite, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """A loss, the model's only output, and its gradients; 0 for parameters that the model does not read."""
+        torch.manual_seed(5)
         returned = halves.forward(*map(_copied, self.inputs))
         loss, saved = returned[self.outputs - 1], returned[self.outputs :]
         found = halves.backward(*saved, torch.ones_like(loss))
         inputs = self.inputs[-len(found) :]  # tokens, which come first, have none
         of = {id(given): gradient for given, gradient in zip(inputs, found, strict=True) if gradient is not None}
-        return [of.get(id(each), torch.zeros_like(each)) for each in parameters]
+        return loss, [of.get(id(each), torch.zeros_like(each)) for each in parameters]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,37 @@ class Step:
         return torch.cat([g.flatten() for g in self.gradients])
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training step gives.
+
+    Attributes:
+        loss: of forward.
+        gradient: of all parameters, in one vector.
+        report: what is stored.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    report: Report
+
+    def error(self, exact: Trained) -> float:
+        """Of the gradient, relative to that of another step."""
+        return float((self.gradient - exact.gradient).norm() / exact.gradient.norm())
+
+
+def training(model: nn.Module, *inputs: Any, loss: Callable[..., Tensor] | None = None) -> Callable[..., Trained]:
+    """Traces a model that returns a loss, or one and its loss, once: what a step gives for any options."""
+    joint = traced(loss or model, *inputs)
+
+    def train(**options: Any) -> Trained:
+        halves = joint.split(**options)
+        found, gradients = joint.gradients(halves, list(model.parameters()))
+        return Trained(found, torch.cat([g.flatten() for g in gradients]), report_of(halves, lowering="eager"))
+
+    return train
+
+
 class _Caught(Exception):
     """Ends a compilation, and then the call: there is a joint graph, and its inputs are known."""
 
@@ -140,7 +174,7 @@ def traced(model: Callable[..., Any], *args: Any) -> Traced:
     """The joint graph of a model without graph breaks, and its inputs."""
     catcher = _Catcher()
     with suppress(_Caught):
-        torch.compile(fresh(model), backend=catcher, dynamic=False)(*args)
+        torch.compile(fresh(model), backend=catcher, dynamic=False, fullgraph=True)(*args)
     inputs = [n for n in catcher.joint.graph.find_nodes(op="placeholder") if not adapter.is_tangent(n)]
     tokens = [torch.empty(0)] * (len(inputs) - len(catcher.given))  # of operators with effects
     return Traced(catcher.joint, catcher.outputs, (*tokens, *catcher.given))
