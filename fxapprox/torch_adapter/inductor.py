@@ -18,14 +18,13 @@ from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from fxapprox.torch_adapter.complex_scatters import complex_scatters_apart
 from fxapprox.torch_adapter.custom_ops import lower_hints
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
 from fxapprox.torch_adapter.speedups import SWITCH, are_on
 from fxapprox.torch_adapter.speedups.switch import sped_up
-from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, name_part, trace
+from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, lazy_modules, name_part, trace
 
 
 def prefers_channels_last(gm: fx.GraphModule) -> bool:
@@ -202,7 +201,7 @@ def compile_eager(
 
     with (
         functorch_config.patch(enable_autograd_cache=False),
-        _use_lazy_graph_module(True),  # as under Inductor: nobody calls most of the modules that passes make
+        lazy_modules(),
     ):
         return aot_autograd(
             fw_compiler=run, bw_compiler=run_backward, partition_fn=partition, decompositions=select_decomp_table,
