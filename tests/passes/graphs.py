@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
+from textwrap import dedent
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.fx.proxy import GraphAppendingTracer
 
 from fxapprox import Options
 from fxapprox import torch_adapter as adapter
@@ -21,6 +26,7 @@ from fxapprox.passes.rewrite import Rewrite, rewrite
 from fxapprox.passes.runner import Clock, State, run
 from fxapprox.report.accounting import report_of
 from fxapprox.report.result import Report
+from tests.dumps import DTYPES
 
 
 def prepared(model: Callable[..., Any], *args: Any) -> State:
@@ -43,6 +49,57 @@ def classified(model: Callable[..., Any], *args: Any) -> dict[str, Activation]:
 def of_op(values: dict[str, Activation], op: str) -> list[Activation]:
     """The values that an operator made."""
     return [a for a in values.values() if a.op == op]
+
+
+def written(text: str) -> Joint:
+    """A joint graph as text, without a model: a line an input, ``x: f32[8, 4]``, or a value, ``h = aten.mm(x, w)``.
+
+    The last line has what forward and backward return: ``return h | dx, dw``. Tangents are inputs of this name.
+    """
+    graph, mode = fx.Graph(), adapter.fake_mode()
+    tracer, values = GraphAppendingTracer(graph), dict[str, fx.Proxy]()
+    *lines, returned = dedent(text).strip().splitlines()
+    for line in lines:
+        if given := re.fullmatch(r"(\w+): (\w+)\[(.*)\]", line):
+            name, dtype, sizes = given.groups()
+            made = graph.placeholder(name)
+            like = torch.empty([*map(int, sizes.split(", "))], dtype=getattr(torch, LONG[dtype]), device="meta")
+            made.meta["val"] = adapter.fake_like(like, mode, torch.device("cpu"))
+        else:
+            name, operator, args = re.fullmatch(r"(\w+) = aten\.([\w.]+)\((.*)\)", line).groups()  # type: ignore[union-attr]
+            target = attrgetter(operator if "." in operator else f"{operator}.default")(torch.ops.aten)
+            made = eval(f"target({args})", {"target": target}, values).node
+            made._rename(name)
+            with mode:
+                made.meta["val"] = target(*map_arg(made.args, lambda node: node.meta["val"]))
+        values[name] = fx.Proxy(made, tracer)
+    halves = [
+        [values[name].node for name in half.split(", ")] for half in returned.removeprefix("return ").split(" | ")
+    ]
+    graph.output((*halves[0], *halves[1]))
+    return Joint(fx.GraphModule({}, graph), len(halves[0]))
+
+
+LONG = {short: name for name, short in DTYPES.items()}
+
+# two layers with a tanh between; the gradients of their weights
+LAYERS = """
+    x: f32[32, 16]
+    w: f32[16, 16]
+    v: f32[16, 4]
+    tangents_1: f32[32, 4]
+    h = aten.mm(x, w)
+    y = aten.tanh(h)
+    z = aten.mm(y, v)
+    yt = aten.permute(y, [1, 0])
+    dv = aten.mm(yt, tangents_1)
+    vt = aten.permute(v, [1, 0])
+    dy = aten.mm(tangents_1, vt)
+    dh = aten.tanh_backward(dy, y)
+    xt = aten.permute(x, [1, 0])
+    dw = aten.mm(xt, dh)
+    return z | dw, dv
+"""
 
 
 @dataclass(frozen=True)
