@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 
@@ -210,6 +213,10 @@ class _Caught(Exception):
     """Ends a compilation, and then the call: there is a joint graph, and its inputs are known."""
 
 
+# One for all: what codecs are traced as, which takes longest, serves every graph of a session.
+_MODE = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+
+
 class _Catcher:
     """A backend of torch.compile that takes the joint graph before our first pass, and runs nothing."""
 
@@ -218,8 +225,9 @@ class _Catcher:
             self.joint, self.outputs = joint, num_fwd_outputs
             raise _Caught
 
-        with suppress(_Caught), collector_paused():
-            adapter.compile_eager(gm, inputs, adapter.JointPartitioner(catch, None), {})
+        with suppress(_Caught), collector_paused(), tracing(None):  # Dynamo's own mode is set there
+            fakes = [adapter.fake_like(x, _MODE, x.device) if isinstance(x, Tensor) else x for x in inputs]
+            adapter.compile_eager(gm, fakes, adapter.JointPartitioner(catch, None), {})
         return self._called
 
     def _called(self, *given: Any) -> Any:
