@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.collector import collector_paused
 from fxapprox.errors import FxApproxError, UnsupportedGraph
 from fxapprox.ir.joint import Joint
@@ -76,7 +77,7 @@ class Attempts:
 
     def pareto(self) -> tuple[Point, ...]:
         """The rungs of the ladder that a budget chooses from, tried."""
-        with collector_paused():
+        with collector_paused(), adapter.lazy_modules():
             return tuple(self._try(rung.setting)[1] for rung in ladder(self.start.options))
 
     def exact_bytes(self, again: Collection[str]) -> int:

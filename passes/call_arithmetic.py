@@ -84,7 +84,7 @@ def _flat(node: fx.Node) -> fx.Node:
 def _spell_out(function: fx.GraphModule) -> None:
     """Puts the operators of small ones in their place, as there is no calling from a function."""
     small = _small_in(function.graph)
-    writer = Inliner(function, {})
+    writer = Inliner(function)
     for node in small:
         results = writer.inline(_compute(node), node.all_input_nodes, before=node, key=_key(node))
         for part in list(node.users):

@@ -141,7 +141,7 @@ class _Again:
     def __post_init__(self) -> None:
         self.inputs = {n.name: n for n in self.backward.graph.find_nodes(op="placeholder")}
         self.forward_nodes = {n.name: n for n in self.forward.graph.nodes}
-        self.writers = Inliner(self.forward, {}), Inliner(self.backward, {})
+        self.writers = Inliner(self.forward), Inliner(self.backward)
 
     def run(self, targets: Sequence[fx.Node]) -> list[fx.Node]:
         """Computes saved values again before their first reader, and saves them no more; returns what is run again."""

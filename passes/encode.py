@@ -67,8 +67,7 @@ def encode(
     outputs = _Outputs(forward, num_fwd_outputs)
     inputs = {n.name: n for n in backward.graph.nodes if n.op == "placeholder"}
     produced = {n.name: n for n in forward.graph.nodes}
-    traces: dict[Hashable, fx.GraphModule] = {}
-    writers = Inliner(forward, traces), Inliner(backward, traces)
+    writers = Inliner(forward), Inliner(backward)
     parts = []
     for entry in plan.stored:
         if entry.name not in inputs and not any(p in inputs for p in entry.predicates):

@@ -80,7 +80,7 @@ def _decide_clamps(backward: fx.GraphModule, plan: Plan) -> None:
     if not plan.clamps:
         return
     nodes = {node.name: node for node in backward.graph.nodes}
-    writer = Inliner(backward, {})
+    writer = Inliner(backward)
     for name, clamp in plan.clamps:
         node, predicate = nodes.get(name), nodes.get(clamp.predicate)
         if node is None:
@@ -105,7 +105,7 @@ def _move_before(node: fx.Node, value: fx.Node) -> None:
 def _bound_exponentials(backward: fx.GraphModule, plan: Plan) -> None:
     """Keeps approximate operands of exponentials where the exact ones are: elsewhere the result is not read."""
     nodes = {node.name: node for node in backward.graph.nodes} if plan.ceilings else {}
-    writer = Inliner(backward, {})
+    writer = Inliner(backward)
     for name, ceiling in plan.ceilings:
         if (node := nodes.get(name)) is None:
             continue  # backward turned out not to read it

@@ -32,11 +32,12 @@ def stand_in(joint: Joint) -> Joint:
     graph, same = adapter.copy_graph(joint.gm.graph)
     gm = fx.GraphModule(joint.gm, graph)
     gm.meta = joint.gm.meta.copy()
-    writer = Inliner(gm, {})
+    writer = Inliner(gm)
     for node, operand in found:
         value = tensor_of(operand)
         assert value is not None
-        (empty,) = writer.inline(lambda value=value: (_empty(value),), [], before=same[node], key=signature(value))
+        key = "empty", signature(value)
+        (empty,) = writer.inline(lambda value=value: (_empty(value),), [], before=same[node], key=key)
         _replace(same[node], same[operand], empty)
     erase_unused(graph)
     return replace(joint, gm=gm)

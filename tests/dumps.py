@@ -28,6 +28,15 @@ def decisions_dump(decisions: tuple[Decision, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def storage_dump(decisions: tuple[Decision, ...]) -> str:
+    """One line for each class of value and way to store it: how many there are, and their bytes in all."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for d in decisions:
+        storage = re.sub(r"in the code of .*", "in a code", d.storage)
+        found.setdefault((d.kind.value, storage), []).append(d.bytes_after)
+    return "".join(f"{kind}; {how}: {len(sizes)}, {sum(sizes)}\n" for (kind, how), sizes in sorted(found.items()))
+
+
 def reason(decision: Decision) -> str:
     """The reason, without names of other values."""
     return re.sub(r"_\d+\b", "", decision.reason)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-import fxapprox
+from fxapprox import Options
 from fxapprox.measure.gradient_error import Tally, counted, total_error
+from tests.passes.graphs import traced
 
 LIMITS = {8: (0.03, 0.10), 4: (0.25, 0.45)}  # of all parameters together, and of each
 
@@ -33,11 +34,21 @@ def scalar(out: Tensor) -> Tensor:
     return weighted.square().mean() + weighted.mean()
 
 
-def errors(model: nn.Module, *inputs: Tensor, bits: int) -> tuple[float, float]:
+def require_near(model: nn.Module, *inputs: Tensor, bits: Sequence[int] = tuple(LIMITS)) -> None:
+    """Fails where gradients at these numbers of bits are farther off plain autograd's than ``LIMITS``."""
+    model(*inputs).backward()  # lazy layers get their sizes
+    parameters = list(model.parameters())
+    exact = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    joint = traced(model, *inputs)
+    for each in bits:
+        halves = joint.split(bits=each, min_bytes=Options().min_bytes)
+        total, worst = _errors(exact, joint.gradients(halves, parameters)[1])
+        assert total <= LIMITS[each][0], f"{total:.1%} in all at {each} bits"
+        assert worst <= LIMITS[each][1], f"{worst:.1%} of one parameter at {each} bits"
+
+
+def _errors(exact: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[float, float]:
     """The relative error of all gradients together, and of the parameter that is the farthest off."""
-    model(*inputs)  # lazy layers get their sizes
-    exact = _gradients(model, model, inputs)
-    found = _gradients(model, fxapprox.compile(model, bits=bits, lowering="eager"), inputs)
     tallies = [Tally() for _ in exact]
     for tally, own, true in zip(tallies, found, exact, strict=True):
         tally.add(own, true)
@@ -45,16 +56,3 @@ def errors(model: nn.Module, *inputs: Tensor, bits: int) -> tuple[float, float]:
     total = total_error(tallies).error
     assert total is not None
     return total, max(each[i] or 0.0 for i in counted([tally.exact**0.5 for tally in tallies]))
-
-
-def require_near(model: nn.Module, *inputs: Tensor, bits: int) -> None:
-    """Fails where gradients are farther off than ``LIMITS``."""
-    found = errors(model, *inputs, bits=bits)
-    assert found[0] <= LIMITS[bits][0], f"{found[0]:.1%} in all"
-    assert found[1] <= LIMITS[bits][1], f"{found[1]:.1%} of one parameter"
-
-
-def _gradients(model: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    model.zero_grad(set_to_none=True)
-    run(*inputs).backward()
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]

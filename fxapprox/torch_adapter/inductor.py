@@ -24,7 +24,7 @@ from fxapprox.torch_adapter.custom_ops import lower_hints
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
 from fxapprox.torch_adapter.speedups import SWITCH, are_on
 from fxapprox.torch_adapter.speedups.switch import sped_up
-from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, name_part, trace
+from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, lazy_modules, name_part, trace
 
 
 def prefers_channels_last(gm: fx.GraphModule) -> bool:
@@ -199,7 +199,10 @@ def compile_eager(
         _widen_counters(graph)
         return make_boxed_func(backward(graph))
 
-    with functorch_config.patch(enable_autograd_cache=False):
+    with (
+        functorch_config.patch(enable_autograd_cache=False),
+        lazy_modules(),
+    ):
         return aot_autograd(
             fw_compiler=run, bw_compiler=run_backward, partition_fn=partition, decompositions=select_decomp_table,
             keep_inference_input_mutations=True,

@@ -7,7 +7,8 @@ import contextlib
 import functools
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import sympy
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
@@ -42,6 +44,16 @@ def trace(fn: Callable[..., Any], values: Sequence[Any], fake_mode: FakeTensorMo
     """``fn`` as an FX graph over ``values`` (fake tensors and symbolic sizes), in Inductor's decompositions."""
     with fake_mode, _quiet_symbols(fake_mode), _any_product_of_sizes():
         return make_fx(fn, decomposition_table=select_decomp_table(), tracing_mode="real")(*values)
+
+
+def lazy_modules() -> AbstractContextManager[None]:
+    """Makes Python of graph modules when they are first called, as under Inductor: most never are."""
+    return _use_lazy_graph_module(True)
+
+
+def traces_of(fake_mode: FakeTensorMode) -> dict[Hashable, fx.GraphModule]:
+    """What has been traced under a fake mode, by what it does; it goes with the mode, which it refers to."""
+    return vars(fake_mode).setdefault("_fxapprox_traces", {})
 
 
 def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> fx.Node:
@@ -70,7 +82,7 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
 
 def copy_module(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy of a graph module, with a graph of its own."""
-    copied = fx.GraphModule(gm, copy_graph(gm.graph)[0])
+    copied = _make_graph_module(gm, copy_graph(gm.graph)[0])
     copied.meta.update(gm.meta)
     return copied
 

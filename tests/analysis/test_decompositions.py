@@ -87,10 +87,9 @@ class Whitener(nn.Module):
         return scalar(self.last(torch.tanh(self.function(self.second(torch.tanh(self.first(x)))))))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_are_near(name: str, bits: int) -> None:
-    require_near(Whitener(FUNCTIONS[name]), torch.randn(96, 32), bits=bits)
+def test_gradients_are_near(name: str) -> None:
+    require_near(Whitener(FUNCTIONS[name]), torch.randn(96, 32))
 
 
 def test_layers_before_a_decomposition_are_coded() -> None:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import fxapprox
 from fxapprox.analysis.selected import ceilings
 from fxapprox.codecs import Identity
 from fxapprox.ir.operators import op_name
-from tests.passes.graphs import joint_of
-from tools.zoo.training import gradients, relative
+from tests.passes.graphs import joint_of, training
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -49,20 +47,12 @@ class Net(nn.Module):
 )
 def test_gradients_of_exponentials_hold(name: str, scale: str) -> None:
     torch.manual_seed(0)
-    model, x = Net(FUNCTIONS[name]), SCALES[scale] * torch.randn(96, 32)
-    found = []
-    for policy in (None, lambda _: Identity(), lambda _: None):
-        torch._dynamo.reset()
-        model.zero_grad()
-        bits = None if policy is None else 8
-        run = fxapprox.compile(model, bits=bits, lowering="eager", min_bytes=0, strict=True, policy=policy)
-        run(x).backward()
-        found.append(gradients(model))
-    (report,) = fxapprox.reports(run)
-    assert torch.equal(found[0], found[1])
-    assert found[2].isfinite().all()
-    assert relative(found[2], found[0]) < 0.02
-    assert report.saved_bytes <= report.baseline_bytes / 1.9
+    train = training(Net(FUNCTIONS[name]), SCALES[scale] * torch.randn(96, 32))
+    exact, same, coded = train(bits=None), train(policy=lambda _: Identity()), train(bits=8)
+    assert torch.equal(exact.gradient, same.gradient)
+    assert coded.gradient.isfinite().all()
+    assert coded.error(exact) < 0.02
+    assert coded.report.saved_bytes <= coded.report.baseline_bytes / 1.9
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in WRITTEN])
@@ -71,11 +61,8 @@ def test_one_huge_element_makes_nothing_overflow(name: str) -> None:
     torch.manual_seed(0)
     model, x = Net(FUNCTIONS[name]), torch.randn(96, 32)
     x[::5] *= 1e6
-    for bits in (8, 2):
-        torch._dynamo.reset()
-        model.zero_grad()
-        fxapprox.compile(model, bits=bits, lowering="eager", min_bytes=0, strict=True)(x).backward()
-        assert gradients(model).isfinite().all()
+    train = training(model, x)
+    assert all(train(bits=bits).gradient.isfinite().all() for bits in (8, 2))
 
 
 def ceilings_of(function: Callable[[Tensor, Tensor], Tensor]) -> list[float]:

@@ -310,7 +310,7 @@ def test_a_bfloat16_by_its_bits_is_the_nearest_or_the_next_one_up(number: float)
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [pytest.param(8, marks=pytest.mark.long), 4])
 def test_compiled_codes_are_those_of_the_stored_range(bits: int) -> None:
     """Inductor leaves a cast to bfloat16 and back out: codes would be of another radius than the one beside them."""
     x = torch.randn(512, 64)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import fxapprox
 from fxapprox.codecs import Identity
 from fxapprox.ir.operator_table import ROWS, TABLE
+from tests.passes.graphs import training
 from tools.zoo.training import gradients, relative
 
 
@@ -96,16 +95,9 @@ def test_gradients_hold_without_loss_and_at_8_bits(name: str) -> None:
     function, dims = CASES[name]
     model, x = Net(function, dims), torch.randn(4, 2, *(10,) * dims if dims == 2 else (6,) * dims)
     model(x).backward()
-    eager, found = gradients(model), []
-    ways: list[dict[str, Any]] = [{"bits": None}, {"policy": lambda _: Identity()}, {"bits": 8}]
-    for options in ways:
-        torch._dynamo.reset()
-        model.zero_grad()
-        run = fxapprox.compile(model, lowering="eager", min_bytes=0, strict=True, **options)
-        run(x).backward()
-        found.append(gradients(model))
-        (report,) = fxapprox.reports(run)
-        assert not [d for d in report.decisions if "unknown operator" in d.reason]
-    assert relative(found[0], eager) < 1e-5
-    assert torch.equal(found[0], found[1])
-    assert relative(found[2], found[0]) < 0.02
+    train = training(model, x)
+    exact, same, coded = train(bits=None), train(policy=lambda _: Identity()), train(bits=8)
+    assert not [d for way in (exact, same, coded) for d in way.report.decisions if "unknown operator" in d.reason]
+    assert relative(exact.gradient, gradients(model)) < 1e-5
+    assert torch.equal(exact.gradient, same.gradient)
+    assert coded.error(exact) < 0.02

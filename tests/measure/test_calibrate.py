@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -27,11 +28,17 @@ def gradient_error(case: Case, **options: object) -> float:
     return relative(step(case, fxapprox.compile(case.model, lowering="eager", strict=True, **options))[1], exact)
 
 
+@cache
+def calibrated(name: str) -> tuple[Case, Sensitivities]:
+    """A model, and what was measured of it."""
+    case = models.MODELS[name]()
+    return case, fxapprox.calibrate(case.model, case.loss, case.args, progress=False)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "demo_resnet", "mlp_dropout"])
 def test_one_value_in_few_bits_errs_as_measured(name: str, one_thread: None) -> None:
     """A policy that stores all other values exactly gives the error that was measured for this one."""
-    case = getattr(models, name)()
-    measured = fxapprox.calibrate(case.model, case.loss, case.args, progress=False)
+    case, measured = calibrated(name)
     (graph,) = measured.graphs
     value = max(graph, key=lambda v: graph[v][4])
     codec = next(e.codec for e in fxapprox.explain(case.model, *case.args, bits=4).plan.graphs[0] if e.value == value)
@@ -41,8 +48,7 @@ def test_one_value_in_few_bits_errs_as_measured(name: str, one_thread: None) -> 
 
 
 def test_the_sum_predicts_the_whole_plan(one_thread: None) -> None:
-    case = models.gpt2()
-    measured = fxapprox.calibrate(case.model, case.loss, case.args, progress=False)
+    case, measured = calibrated("gpt2")
     (graph,) = measured.graphs
     bits = {e.value: e.codec.bits for e in fxapprox.explain(case.model, *case.args, bits=4).plan.graphs[0]}
     predicted = math.sqrt(sum(errors[bits[value] or 8] for value, errors in graph.items()))
@@ -50,8 +56,7 @@ def test_the_sum_predicts_the_whole_plan(one_thread: None) -> None:
 
 
 def test_auto_is_no_worse_than_uniform_in_the_same_bytes(one_thread: None) -> None:
-    case = models.demo_resnet()
-    measured = fxapprox.calibrate(case.model, case.loss, case.args, progress=False)
+    case, measured = calibrated("demo_resnet")
     auto = {"bits": "auto", "average_bits": 4, "sensitivities": measured}
     assert gradient_error(case, **auto) <= gradient_error(case, bits=4)
     sizes = [fxapprox.explain(case.model, *case.args, **options).saved_bytes for options in (auto, {"bits": 4})]

@@ -165,7 +165,7 @@ def test_the_real_peak_run_operator_by_operator(
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("bits", [pytest.param(None, marks=pytest.mark.long), 4])
 def test_the_real_peak_under_inductor(bits: int | None) -> None:
     torch.manual_seed(0)
     model, x = mlp()
@@ -177,8 +177,12 @@ def test_the_real_peak_under_inductor(bits: int | None) -> None:
 @pytest.mark.inductor
 @pytest.mark.parametrize(
     ("build", "bits"),
-    [(small_cnn, None), (small_cnn, 4), (group_norms, None), (group_norms, 8), (group_norms, 4), (upsampled, 8)],
-)
+    [
+        (group_norms, 4),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in
+          [(small_cnn, None), (small_cnn, 4), (group_norms, None), (group_norms, 8), (upsampled, 8)]),
+    ],
+)  # fmt: skip
 def test_the_real_peak_of_convolutions(build: Callable[[], tuple[nn.Module, Tensor]], bits: int | None) -> None:
     """Copies into another layout, results in place of operands, scatters: each would be an image more or less."""
     torch.manual_seed(0)

@@ -2,39 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
+from textwrap import dedent
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch._guards import tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.node import map_arg
+from torch.fx.proxy import GraphAppendingTracer
 
-import fxapprox
 from fxapprox import Options
-from fxapprox.frontend.backend import Backend, wrapped
+from fxapprox import torch_adapter as adapter
+from fxapprox.collector import collector_paused
+from fxapprox.frontend.tracing import fresh
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.records import Activation
-from fxapprox.passes.classify import classify
+from fxapprox.passes.pipeline import PREPARE
 from fxapprox.passes.rewrite import Rewrite, rewrite
+from fxapprox.passes.runner import Clock, State, run
+from fxapprox.report.accounting import report_of
+from fxapprox.report.result import Report
+from tests.dumps import DTYPES
+
+
+def prepared(model: Callable[..., Any], *args: Any) -> State:
+    """The joint graph of a model, and its values classified: what there is to decide on."""
+    found = traced(model, *args)
+    adapter.prepare_joint(found.gm)
+    return run(State(Joint(found.gm, found.outputs), Options(min_bytes=0)), PREPARE, Clock())
 
 
 def joint_of(model: Callable[..., Any], *args: Any) -> Joint:
-    """The prepared joint graph of a model that returns one tensor."""
-    report = fxapprox.explain(model, *args, min_bytes=0)
-    assert report.joint is not None
-    outputs = len(report.joint.graph.find_nodes(op="output")[0].args[0])  # type: ignore[arg-type]
-    assert outputs
-    return Joint(report.joint, 1)
+    """The prepared joint graph of a model."""
+    return prepared(model, *args).joint
 
 
 def classified(model: Callable[..., Any], *args: Any) -> dict[str, Activation]:
     """Every forward value by its name."""
-    return {a.name: a for a in classify(joint_of(model, *args), min_bytes=0)}
+    return {a.name: a for a in prepared(model, *args).activations}
 
 
 def of_op(values: dict[str, Activation], op: str) -> list[Activation]:
     """The values that an operator made."""
     return [a for a in values.values() if a.op == op]
+
+
+def written(text: str) -> Joint:
+    """A joint graph as text, without a model: a line an input, ``x: f32[8, 4]``, or a value, ``h = aten.mm(x, w)``.
+
+    The last line has what forward and backward return: ``return h | dx, dw``. Tangents are inputs of this name.
+    """
+    graph, mode = fx.Graph(), adapter.fake_mode()
+    tracer, values = GraphAppendingTracer(graph), dict[str, fx.Proxy]()
+    *lines, returned = dedent(text).strip().splitlines()
+    for line in lines:
+        if given := re.fullmatch(r"(\w+): (\w+)\[(.*)\]", line):
+            name, dtype, sizes = given.groups()
+            made = graph.placeholder(name)
+            like = torch.empty([*map(int, sizes.split(", "))], dtype=getattr(torch, LONG[dtype]), device="meta")
+            made.meta["val"] = adapter.fake_like(like, mode, torch.device("cpu"))
+        else:
+            name, operator, args = re.fullmatch(r"(\w+) = aten\.([\w.]+)\((.*)\)", line).groups()  # type: ignore[union-attr]
+            target = attrgetter(operator if "." in operator else f"{operator}.default")(torch.ops.aten)
+            made = eval(f"target({args})", {"target": target}, values).node
+            made._rename(name)
+            with mode:
+                made.meta["val"] = target(*map_arg(made.args, lambda node: node.meta["val"]))
+        values[name] = fx.Proxy(made, tracer)
+    halves = [
+        [values[name].node for name in half.split(", ")] for half in returned.removeprefix("return ").split(" | ")
+    ]
+    graph.output((*halves[0], *halves[1]))
+    return Joint(fx.GraphModule({}, graph), len(halves[0]))
+
+
+LONG = {short: name for name, short in DTYPES.items()}
+
+# two layers with a tanh between; the gradients of their weights
+LAYERS = """
+    x: f32[32, 16]
+    w: f32[16, 16]
+    v: f32[16, 4]
+    tangents_1: f32[32, 4]
+    h = aten.mm(x, w)
+    y = aten.tanh(h)
+    z = aten.mm(y, v)
+    yt = aten.permute(y, [1, 0])
+    dv = aten.mm(yt, tangents_1)
+    vt = aten.permute(v, [1, 0])
+    dy = aten.mm(tangents_1, vt)
+    dh = aten.tanh_backward(dy, y)
+    xt = aten.permute(x, [1, 0])
+    dw = aten.mm(xt, dh)
+    return z | dw, dv
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +112,7 @@ class Traced:
     Attributes:
         gm: the graph.
         outputs: how many of its outputs are forward's.
-        inputs: parameters and buffers among them.
+        inputs: parameters and buffers among them; the model's own, which nothing here changes.
     """
 
     gm: fx.GraphModule
@@ -58,7 +126,7 @@ class Traced:
 
     def step(self, halves: Rewrite) -> Step:
         """Runs forward and backward, on copies of the inputs."""
-        inputs = [value.detach().clone() if isinstance(value, Tensor) else value for value in self.inputs]
+        inputs = [*map(_copied, self.inputs)]
         torch.manual_seed(5)
         returned = halves.forward(*inputs)
         outputs, saved = returned[: self.outputs], returned[self.outputs :]
@@ -68,6 +136,16 @@ class Traced:
         tangents = [torch.randn_like(o) for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
         gradients = halves.backward(*saved, *tangents)
         return Step(outputs, inputs, [g for g in gradients if g is not None], stored)
+
+    def gradients(self, halves: Rewrite, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """A loss, the model's only output, and its gradients; 0 for parameters that the model does not read."""
+        torch.manual_seed(5)
+        returned = halves.forward(*map(_copied, self.inputs))
+        loss, saved = returned[self.outputs - 1], returned[self.outputs :]
+        found = halves.backward(*saved, torch.ones_like(loss))
+        inputs = self.inputs[-len(found) :]  # tokens, which come first, have none
+        of = {id(given): gradient for given, gradient in zip(inputs, found, strict=True) if gradient is not None}
+        return loss, [of.get(id(each), torch.zeros_like(each)) for each in parameters]
 
 
 @dataclass(frozen=True)
@@ -100,30 +178,76 @@ class Step:
         return torch.cat([g.flatten() for g in self.gradients])
 
 
-class _Recorder(Backend):
-    """Keeps what the compiled graph is called with."""
+@dataclass(frozen=True)
+class Trained:
+    """What a training step gives.
 
-    def __call__(self, gm: fx.GraphModule, inputs: Any, **kwargs: Any) -> Callable[..., Any]:
-        run = super().__call__(gm, inputs, **kwargs)
+    Attributes:
+        loss: of forward.
+        gradient: of all parameters, in one vector.
+        report: what is stored.
+    """
 
-        def recorded(*args: Any) -> Any:
-            self.given = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
-            return run(*args)
+    loss: Tensor
+    gradient: Tensor
+    report: Report
 
-        return recorded
+    def error(self, exact: Trained) -> float:
+        """Of the gradient, relative to that of another step."""
+        return float((self.gradient - exact.gradient).norm() / exact.gradient.norm())
+
+
+def training(model: nn.Module, *inputs: Any, loss: Callable[..., Tensor] | None = None) -> Callable[..., Trained]:
+    """Traces a model that returns a loss, or one and its loss, once: what a step gives for any options."""
+    joint = traced(loss or model, *inputs)
+
+    def train(**options: Any) -> Trained:
+        halves = joint.split(**options)
+        found, gradients = joint.gradients(halves, list(model.parameters()))
+        return Trained(found, torch.cat([g.flatten() for g in gradients]), report_of(halves, lowering="eager"))
+
+    return train
+
+
+class _Caught(Exception):
+    """Ends a compilation, and then the call: there is a joint graph, and its inputs are known."""
+
+
+# One for all: what codecs are traced as, which takes longest, serves every graph of a session.
+_MODE = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+
+
+class _Catcher:
+    """A backend of torch.compile that takes the joint graph before our first pass, and runs nothing."""
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        def catch(joint: fx.GraphModule, _: Sequence[Any], *, num_fwd_outputs: int, **kwargs: Any) -> adapter.Partition:
+            self.joint, self.outputs = joint, num_fwd_outputs
+            raise _Caught
+
+        with suppress(_Caught), collector_paused(), tracing(None):  # Dynamo's own mode is set there
+            fakes = [adapter.fake_like(x, _MODE, x.device) if isinstance(x, Tensor) else x for x in inputs]
+            adapter.compile_eager(gm, fakes, adapter.JointPartitioner(catch, None), {})
+        return self._called
+
+    def _called(self, *given: Any) -> Any:
+        self.given = given
+        raise _Caught
 
 
 def traced(model: Callable[..., Any], *args: Any) -> Traced:
     """The joint graph of a model without graph breaks, and its inputs."""
-    recorder = _Recorder(Options(bits=None, min_bytes=2**60, lowering="eager", strict=True))
-    compiled = wrapped(model, recorder, dynamic=False)
-    compiled(*args)
-    (report,) = fxapprox.reports(compiled)
-    assert report.joint is not None
-    inputs = [n for n in report.joint.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
-    (output,) = report.joint.graph.find_nodes(op="output")
-    return Traced(report.joint, len(output.args[0]) - len(inputs), recorder.given)  # type: ignore[arg-type]
+    catcher = _Catcher()
+    with suppress(_Caught):
+        torch.compile(fresh(model), backend=catcher, dynamic=False, fullgraph=True)(*args)
+    inputs = [n for n in catcher.joint.graph.find_nodes(op="placeholder") if not adapter.is_tangent(n)]
+    tokens = [torch.empty(0)] * (len(inputs) - len(catcher.given))  # of operators with effects
+    return Traced(catcher.joint, catcher.outputs, (*tokens, *catcher.given))
 
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -21,7 +21,8 @@ from fxapprox.memory.timeline import Timeline
 from fxapprox.passes.budget import Rung, Setting, budget_bytes, choose, estimated_error, estimated_time, ladder
 from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
-from tests.passes.graphs import joint_of, traced
+from fxapprox.report.accounting import report_of
+from tests.passes.graphs import Traced, joint_of, traced
 from tools.zoo.models import Case, demo_resnet, gpt
 from tools.zoo.training import relative, step, unrewritten
 
@@ -148,17 +149,22 @@ def small_gpt() -> Case:
 
 
 def small_resnet() -> Case:
-    return demo_resnet(depth=14, batch=4, width=4)
+    return demo_resnet(depth=8, batch=4, width=4)
 
 
 CASES = {"gpt": small_gpt, "resnet": small_resnet}
 
 
 @cache
+def joint(name: str) -> Traced:
+    case = CASES[name]()
+    return traced(case.model, *case.args)
+
+
+@cache
 def settings_of(name: str) -> fxapprox.Report:
     """A report whose settings have been tried."""
-    case = CASES[name]()
-    report = fxapprox.explain(case.model, *case.args, memory_budget=1.0, lowering="eager", min_bytes=0)
+    report = report_of(joint(name).split(memory_budget=1.0), lowering="eager")
     report.settings()
     return report
 
@@ -210,11 +216,10 @@ def test_a_budget_is_met_and_trains() -> None:
     exact = step(case, unrewritten(case.model))
     assert torch.equal(loss, exact[0])
     assert relative(gradient, exact[1]) < 0.05
-    torch._dynamo.reset()
     with pytest.raises(OptionError, match="smallest budget") as caught:
-        fxapprox.explain(case.model, *case.args, memory_budget="1KiB", **ours)
+        joint("gpt").split(memory_budget="1KiB")
     smallest = float(re.search(r"is ([\d.]+) of plain", str(caught.value)).group(1))  # type: ignore[union-attr]
-    least = fxapprox.explain(case.model, *case.args, memory_budget=smallest, **ours)
+    least = report_of(joint("gpt").split(memory_budget=smallest), lowering="eager")
     assert least.peak_bytes <= smallest * baseline
     assert least.setting == known.pareto()[-1].setting
 

@@ -72,7 +72,8 @@ def test_symbolic_sizes_stay_operators() -> None:
     assert call_arithmetic(report.backward) is report.backward
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.inductor
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.long)])
 def test_compiled_by_inductor(bits: int) -> None:
     torch.manual_seed(0)
     model, x = Blocks(2), torch.randn(4, 8, 16, 16)

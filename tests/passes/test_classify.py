@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxapprox.ir.records import Class, Reach, Use
-from tests.passes.graphs import classified, of_op
+from fxapprox.passes.classify import classify
+from tests.passes.graphs import LAYERS, classified, of_op, written
 
 
 def weight(*shape: int) -> Tensor:
@@ -108,6 +109,15 @@ def test_products_of_experts_are_linear_in_rows_and_weights() -> None:
     values = classified(mixed, X, ends)
     assert of_op(values, "aten.tanh")[0].kind is Class.SMOOTH
     assert any(a.reason == "linear in aten._grouped_mm" for a in values.values())
+
+
+@pytest.mark.parametrize(("operator", "kind"), [("mul.Tensor", Class.LINEAR), ("igamma", Class.SENSITIVE)])
+def test_an_operator_of_backward_says_what_its_operand_is(operator: str, kind: Class) -> None:
+    """A product in place of tanh's gradient; nobody has described igamma."""
+    joint = written(LAYERS.replace("tanh_backward", operator))
+    values = {a.name: a for a in classify(joint, min_bytes=0)}
+    assert values["y"].kind is kind
+    assert values["h"].demand is None
 
 
 def test_an_unknown_operator_is_sensitive() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,8 @@ import fxapprox
 from fxapprox.codecs import Group, Identity, Standard, Threshold, Zero
 from fxapprox.errors import UnsupportedGraph
 from fxapprox.ir.verify import verify
-from fxapprox.measure.memory import stored_bytes
-from tests.passes.graphs import joint_of
+from fxapprox.report.accounting import report_of
+from tests.passes.graphs import Trained, joint_of, traced, training
 from tools.zoo.models.blocks import blocks
 
 LAYERS = {
@@ -43,14 +45,9 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-def gradients(model: nn.Module, x: Tensor, **options) -> tuple[Tensor, list[Tensor], list[fxapprox.Report]]:
-    torch._dynamo.reset()
-    model.zero_grad()
-    torch.manual_seed(3)
-    compiled = fxapprox.compile(model, lowering="eager", min_bytes=0, strict=True, **options)
-    loss = compiled(x).square().mean()
-    loss.backward()
-    return loss.detach(), [p.grad.clone() for p in model.parameters()], list(fxapprox.reports(compiled))  # type: ignore[union-attr]
+def squares(model: nn.Module, x: Tensor) -> Callable[..., Trained]:
+    """A step on the mean of the squares of what the model returns, for any options."""
+    return training(model, x, loss=lambda x: model(x).square().mean())
 
 
 @settings(max_examples=6, deadline=None)
@@ -60,16 +57,13 @@ def test_identity_is_bitwise_and_real_codecs_keep_the_forward(names: list[str], 
     inner = nn.Sequential(nn.Linear(32, 32), *(LAYERS[name]() for name in names))
     model = nn.Sequential(Residual(inner) if residual else inner, nn.Linear(32, 4))
     x = torch.randn(24, 32)
-    exact = gradients(model, x, bits=None)
-    same = gradients(model, x, policy=lambda _: Identity())
-    assert torch.equal(exact[0], same[0])
-    assert all(torch.equal(a, b) for a, b in zip(exact[1], same[1], strict=True))
-    eight = gradients(model, x, bits=8)
-    assert torch.equal(eight[0], exact[0])
-    assert all(g.isfinite().all() for g in eight[1])
-    total = torch.cat([g.flatten() for g in exact[1]])
-    error = torch.cat([g.flatten() for g in eight[1]]) - total
-    assert float(error.norm()) <= 0.1 * float(total.norm()) + 1e-7
+    train = squares(model, x)
+    exact, same, eight = train(bits=None), train(policy=lambda _: Identity()), train(bits=8)
+    assert torch.equal(exact.loss, same.loss)
+    assert torch.equal(exact.gradient, same.gradient)
+    assert torch.equal(eight.loss, exact.loss)
+    assert eight.gradient.isfinite().all()
+    assert float((eight.gradient - exact.gradient).norm()) <= 0.1 * float(exact.gradient.norm()) + 1e-7
 
 
 class Block(nn.Module):
@@ -85,31 +79,29 @@ class Block(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:fxapprox. what the policy chose does not fit")
-@pytest.mark.parametrize("codec", [Group(3), Threshold(3), Zero(3), Standard(3)], ids=lambda c: c.label)
 @pytest.mark.parametrize("batch", [4, 5])
-def test_three_bits_by_policy_train_with_the_same_forward(codec, batch: int) -> None:
+def test_three_bits_by_policy_train_with_the_same_forward(batch: int) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Block(), Block()), torch.randn(batch, 3, 11, 11)
-    exact = gradients(model, x, bits=None)
-    three = gradients(model, x, policy=lambda _: codec)
-    assert torch.equal(three[0], exact[0])
-    assert {d.storage for d in three[2][0].decisions} >= {f"3-bit {codec.label}"}
-    total = torch.cat([g.flatten() for g in exact[1]])
-    error = torch.cat([g.flatten() for g in three[1]]) - total
-    assert 0 < float(error.norm()) < 0.4 * float(total.norm())
+    train = squares(model, x)
+    exact = train(bits=None)
+    for codec in (Group(3), Threshold(3), Zero(3), Standard(3)):
+        three = train(policy=lambda _, codec=codec: codec)
+        assert torch.equal(three.loss, exact.loss)
+        assert {d.storage for d in three.report.decisions} >= {f"3-bit {codec.label}"}
+        assert 0 < three.error(exact) < 0.4
 
 
 @pytest.mark.filterwarnings("ignore:fxapprox. what the policy chose does not fit")
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
-def test_standardized_values_store_what_was_planned(bits: int) -> None:
+def test_standardized_values_store_what_was_planned() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Block(), Block()), torch.randn(16, 3, 12, 12)
-    compiled = fxapprox.compile(model, lowering="eager", min_bytes=0, strict=True, policy=lambda _: Standard(bits))
-    scores = compiled(x)
-    (report,) = fxapprox.reports(compiled)
-    held = stored_bytes(scores, exclude=[*model.parameters(), *model.buffers(), x])
-    assert sum(d.storage == f"{bits}-bit standard" for d in report.decisions) >= 2
-    assert held == report.saved_bytes
+    joint = traced(model, x)
+    for bits in (8, 4, 3, 2):
+        halves = joint.split(policy=lambda _, bits=bits: Standard(bits))
+        report = report_of(halves, lowering="eager")
+        assert sum(d.storage == f"{bits}-bit standard" for d in report.decisions) >= 2
+        assert joint.step(halves).stored == report.saved_bytes
 
 
 def test_verify_finds_a_decision_on_an_approximate_value() -> None:
@@ -132,8 +124,7 @@ def test_codes_of_channels_last_images_come_back_in_their_places(bits: int | Non
     x = torch.randn(8, 3, 8, 8).to(memory_format=torch.channels_last)
     model(x).square().mean().backward()
     exact = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
-    _, found, _ = gradients(model, x, bits=bits)
-    assert float((torch.cat([g.flatten() for g in found]) - exact).norm() / exact.norm()) < limit
+    assert float((squares(model, x)(bits=bits).gradient - exact).norm() / exact.norm()) < limit
 
 
 class Ties(nn.Module):
@@ -152,11 +143,11 @@ class Ties(nn.Module):
 def test_a_code_carries_no_decision_that_differs_from_its_own_at_the_threshold() -> None:
     torch.manual_seed(0)
     model, x = Ties(), torch.randn(64, 32)
-    _, exact, _ = gradients(model, x, bits=None)
-    _, found, (report,) = gradients(model, x, bits=8)
-    for mine, theirs in zip(found, exact, strict=True):
+    train, sizes = squares(model, x), [p.numel() for p in model.parameters()]
+    exact, found = train(bits=None), train(bits=8)
+    for mine, theirs in zip(found.gradient.split(sizes), exact.gradient.split(sizes), strict=True):
         assert float((mine - theirs).norm() / theirs.norm()) < 0.02
-    decisions = {d.value: d.storage for d in report.decisions if d.value in ("gt_1", "ge")}
+    decisions = {d.value: d.storage for d in found.report.decisions if d.value in ("gt_1", "ge")}
     assert sorted(storage.startswith("in the code") for storage in decisions.values()) == [False, True]
 
 
@@ -166,9 +157,8 @@ def test_codes_of_permuted_values_come_back_in_order() -> None:
     images, x = (value.to(memory_format=torch.channels_last) for value in (images, torch.randn(4, 3, 9, 9)))
     torch.manual_seed(3)
     images(x).square().mean().backward()
-    expected = [p.grad.clone() for p in images.parameters()]  # type: ignore[union-attr]
-    found = gradients(images, x, bits=None)[1]
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    expected = torch.cat([p.grad.flatten() for p in images.parameters()])  # type: ignore[union-attr]
+    assert torch.allclose(squares(images, x)(bits=None).gradient, expected, rtol=1e-4, atol=1e-6)
 
     w = torch.randn(16, 8, requires_grad=True)
     (expected,) = torch.autograd.grad((x[0, 0, :, :8] @ w.T).T.abs().sum(), w)
@@ -180,10 +170,8 @@ def test_codes_of_permuted_values_come_back_in_order() -> None:
 @pytest.mark.parametrize("layer", [nn.ELU(), nn.SELU(), nn.CELU(0.5), nn.Softplus(), nn.LogSigmoid(), nn.Mish()])
 def test_gradients_of_exponentials_hold_for_large_inputs(layer: nn.Module) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(32, 64), layer, nn.Linear(64, 4)), 20 * torch.randn(64, 32)
-    exact, eight = gradients(model, x, bits=None), gradients(model, x, bits=8)
-    total, found = (torch.cat([g.flatten() for g in way[1]]) for way in (exact, eight))
-    assert float((found - total).norm()) < 0.02 * float(total.norm())
+    train = squares(nn.Sequential(nn.Linear(32, 64), layer, nn.Linear(64, 4)), 20 * torch.randn(64, 32))
+    assert train(bits=8).error(train(bits=None)) < 0.02
 
 
 def test_sines_of_many_turns_keep_their_gradients() -> None:
@@ -192,14 +180,11 @@ def test_sines_of_many_turns_keep_their_gradients() -> None:
             return torch.sin(30 * x)
 
     torch.manual_seed(0)
-    model, x = (
-        nn.Sequential(nn.Linear(32, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 4)),
-        torch.randn(64, 32),
-    )
-    exact, eight = gradients(model, x, bits=None), gradients(model, x, bits=8)
-    total, found = (torch.cat([g.flatten() for g in way[1]]) for way in (exact, eight))
-    assert float((found - total).norm()) < 0.02 * float(total.norm())
-    assert eight[2][0].saved_bytes < eight[2][0].baseline_bytes / 2
+    model = nn.Sequential(nn.Linear(32, 64), Sine(), nn.Linear(64, 64), Sine(), nn.Linear(64, 4))
+    train = squares(model, torch.randn(64, 32))
+    eight = train(bits=8)
+    assert eight.error(train(bits=None)) < 0.02
+    assert eight.report.saved_bytes < eight.report.baseline_bytes / 2
 
 
 @pytest.mark.parametrize("lowering", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
@@ -226,14 +211,11 @@ def test_under_autocast_a_code_holds_a_normalized_value_and_its_decision(dtype: 
     torch.manual_seed(0)
     model, x = blocks(3), torch.randn(8, 8, 16, 16)
     with torch.autocast("cpu", dtype):
-        exact = gradients(model, x, bits=None)
-        coded = gradients(model, x, bits=8)
-    (report,) = coded[2]
-    assert [d.storage for d in report.decisions if d.bits is not None] == ["8-bit threshold"] * 3
-    assert torch.equal(coded[0], exact[0])
-    total = torch.cat([g.flatten() for g in exact[1]])
-    error = torch.cat([g.flatten() for g in coded[1]]) - total
-    assert float(error.norm()) < 0.03 * float(total.norm())
+        train = squares(model, x)
+    exact, coded = train(bits=None), train(bits=8)
+    assert [d.storage for d in coded.report.decisions if d.bits is not None] == ["8-bit threshold"] * 3
+    assert torch.equal(coded.loss, exact.loss)
+    assert coded.error(exact) < 0.03
 
 
 def test_zeros_that_rounding_made_are_on_the_side_that_forward_took() -> None:

@@ -80,7 +80,7 @@ def test_what_segments_compute_from_codes_is_laid_out() -> None:
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_images_are_not_there_twice(dynamic: bool) -> None:
     torch.manual_seed(0)
     model, x = network(16, 6), torch.randn(16, 16, 32, 32)

@@ -91,7 +91,14 @@ def test_codes_of_one_shape_are_one_function() -> None:
     assert joint.step(found).same_as(joint.step(halves))
 
 
-@pytest.mark.parametrize(("name", "bits"), [("gpt2", 2), ("llama", 8), ("bert", 4), ("mlp_dropout", 4)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("gpt2", 2),
+        ("mlp_dropout", 4),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in [("llama", 8), ("bert", 4)]),
+    ],
+)
 def test_no_bit_changes(name: str, bits: int) -> None:
     case = MODELS[name]()
     joint = traced(case.model, *case.args)
@@ -169,7 +176,11 @@ def test_symbolic_sizes_stay() -> None:
 @pytest.mark.inductor
 @pytest.mark.parametrize(
     ("network", "shape"),
-    [(Perceptrons, (32, 64)), (Rectified, (4, 16, 16, 16)), (Rectified, (1, 16, 16, 16)), (Rectified, (3, 16, 16, 16))],
+    [
+        (Perceptrons, (32, 64)),
+        (Rectified, (3, 16, 16, 16)),
+        *(pytest.param(Rectified, (batch, 16, 16, 16), marks=pytest.mark.long) for batch in (1, 4)),
+    ],
 )
 def test_compiled_by_inductor(network: type[nn.Module], shape: tuple[int, ...], one_thread: None) -> None:
     """The same loss and gradients with the calls and without; elements of odd batches share bytes along channels."""

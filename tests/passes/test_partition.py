@@ -15,9 +15,18 @@ from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.partition import partition
 from fxapprox.passes.plan import plan
-from tests.passes.graphs import joint_of
+from tests.passes.graphs import LAYERS, joint_of, written
 
 W = torch.randn(16, 16, requires_grad=True)
+
+
+def test_what_backward_reads_is_saved_once() -> None:
+    joint = written(LAYERS)
+    chosen = plan(classify(joint, min_bytes=0), Options(bits=None, min_bytes=0))
+    assert chosen.saved_names == ("y",)
+    forward, backward = partition(joint, chosen)
+    assert [n.name for n in forward.graph.nodes if n.op == "call_function"] == ["h", "y", "z"]
+    assert "h" not in {n.name for n in backward.graph.nodes}
 
 
 def test_forward_returns_what_backward_takes() -> None:
@@ -30,10 +39,9 @@ def test_forward_returns_what_backward_takes() -> None:
 
 
 def test_a_plan_of_another_graph_is_refused() -> None:
-    joint = joint_of(lambda x: (x @ W).sum(), torch.randn(32, 16))
     stranger = Plan((Stored("not_here", Exact(), Class.LINEAR, 0, ""),), ())
     with pytest.raises(InvalidPlan, match="not_here"):
-        partition(joint, stranger)
+        partition(written(LAYERS), stranger)
 
 
 def test_masks_are_taken_where_their_operands_are_made() -> None:

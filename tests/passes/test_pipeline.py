@@ -33,14 +33,16 @@ class Passes(nn.Module):
 
 
 @pytest.mark.parametrize("bits", [None, 8, "auto"])
-@pytest.mark.parametrize("name", [each.name for each in (*PREPARE, *SPLIT) if not each.required])
-def test_forward_is_the_same_without(name: str, bits: int | str | None) -> None:
+def test_forward_is_the_same_without_a_pass(bits: int | str | None) -> None:
     """Whatever is left out, the outputs are bitwise the same; in exact mode the gradients are."""
     torch.manual_seed(0)
     joint = traced(Passes(), torch.randn(16, 3, 8, 8))
     whole = joint.step(joint.split(bits=bits, checkpoint="sqrt"))
-    with leaving_out(name):
-        found = joint.step(joint.split(bits=bits, checkpoint="sqrt"))
-    assert torch.equal(found.outputs[0], whole.outputs[0])
-    if bits is None:
-        assert found.same_as(whole)
+    for name in [each.name for each in (*PREPARE, *SPLIT) if not each.required]:
+        with leaving_out(name):
+            found = joint.step(joint.split(bits=bits, checkpoint="sqrt"))
+        assert torch.equal(found.outputs[0], whole.outputs[0]), name
+        if (
+            bits is None and name != "advance"
+        ):  # which multiplies by the loss's gradient elsewhere: the same bits if it is 1
+            assert found.same_as(whole), name

@@ -11,8 +11,9 @@ import fxapprox
 from fxapprox.codecs import Exact, Group, Mask, Standard, Threshold, Zero
 from fxapprox.ir.records import Class
 from fxapprox.options import Options
+from fxapprox.passes.classify import classify
 from fxapprox.passes.plan import plan
-from tests.passes.graphs import classified, of_op
+from tests.passes.graphs import LAYERS, classified, of_op, written
 
 W = torch.randn(64, 64, requires_grad=True)
 X = torch.randn(128, 64)
@@ -126,6 +127,13 @@ def test_dropout_masks_are_stored_as_bits_never_drawn_again() -> None:
 def test_large_rounding_option_reaches_the_codec() -> None:
     (entry,) = large(planned(lambda x: ((x @ W) @ W).sum(), X, bits=4, rounding="stochastic"))
     assert entry.codec == Group(4, "stochastic")
+
+
+def test_one_value_is_stored_for_all_that_read_it() -> None:
+    """A product, and tanh's own gradient, which takes its result: not the operand of tanh beside it."""
+    joint = written(LAYERS.replace("tanh_backward", "mul.Tensor"))
+    stored = plan(classify(joint, min_bytes=0), Options(bits=8, min_bytes=0)).stored
+    assert [(entry.name, entry.codec.bits) for entry in stored] == [("y", 8)]
 
 
 def test_everything_needed_is_stored_free_or_recomputed() -> None:

@@ -64,7 +64,7 @@ TEXTS = st.text(
 
 
 @pytest.mark.filterwarnings("ignore:.* deprecated:DeprecationWarning")  # pydot's parser calls pyparsing by old names
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(names=st.lists(TEXTS, min_size=4, max_size=4, unique=True), reason=TEXTS, source=TEXTS)
 def test_any_text_is_drawn_as_it_is(names: list[str], reason: str, source: str) -> None:
     module, other, op, argument = names

@@ -16,23 +16,31 @@ from torch.nn import functional as F
 
 import fxapprox
 from fxapprox.frontend.target import Target
+from fxapprox.report.accounting import report_of
 from fxapprox.show.dot import dot_text
 from fxapprox.show.fx import graphs_text
 from fxapprox.show.table import report_text
 from fxapprox.show.view import STAGES
-from tests.dumps import activations_dump, decisions_dump, graph_dump
-from tests.passes.graphs import classified
+from tests.dumps import activations_dump, decisions_dump, graph_dump, storage_dump
+from tests.passes.graphs import classified, traced
 from tools.zoo import models
 from tools.zoo.models.blocks import blocks, mean_square
 
 WEIGHT = torch.ones(16, 16, requires_grad=True)
 
 
+@pytest.mark.filterwarnings("ignore:average_bits=4 cannot be had")
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_what_is_stored(name: str, golden: Callable[[str, str], None]) -> None:
     case = models.MODELS[name]()
-    report = fxapprox.explain(lambda *args: case.loss(case.model(*args)), *case.args, bits=4)
-    golden(f"stored/{name}.txt", decisions_dump(report.decisions))
+    joint = traced(lambda *args: case.loss(case.model(*args)), *case.args)
+
+    def decisions(bits: int | str) -> tuple[fxapprox.Decision, ...]:
+        return report_of(joint.split(bits=bits, lowering="inductor", min_bytes=4096)).decisions
+
+    golden(f"stored/{name}.txt", decisions_dump(decisions(4)))
+    for bits in (8, "auto") if name in ("demo_resnet", "gpt", "mlp_dropout", "unet") else ():
+        golden(f"stored/{name}_{bits}.txt", storage_dump(decisions(bits)))
 
 
 def softmax_layer(x: Tensor) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import sympy
 import torch
 from torch import Tensor, fx
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
@@ -21,9 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.collector import collector_paused
-from fxapprox.ir.inline import Inliner
 from fxapprox.ir.joint import Joint
-from fxapprox.passes import encode
 from fxapprox.passes.rewrite import Rewrite
 from fxapprox.sizes import evaluate, hints_of
 from tools.fuzz.program import BATCH, SIZES, Program
@@ -31,7 +27,6 @@ from tools.fuzz.program import BATCH, SIZES, Program
 Way = Callable[..., Rewrite | None]  # (gm, joint inputs, **what AOTAutograd tells a partition function)
 # Examples with fixed sizes share a mode, so that codecs' traces serve all of them: tracing is what costs time.
 _MODE = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
-_TRACES: dict[Hashable, fx.GraphModule] = {}
 
 
 class _Split(Exception):
@@ -67,14 +62,10 @@ def split(program: Program, ways: Mapping[str, Way]) -> Traced:
         gm.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))  # as partitions do
         raise _Split
 
-    if len(_TRACES) > 2000:
-        _TRACES.clear()
+    if len(known := adapter.traces_of(_MODE)) > 2000:
+        known.clear()
     try:
-        with (
-            collector_paused(),
-            _use_lazy_graph_module(True),  # as under Inductor: nobody calls most of the modules that passes make
-            patch.object(encode, "Inliner", partial(_inliner, {} if program.dynamic else _TRACES)),
-        ):
+        with collector_paused():
             adapter.compile_eager(_graph_of(program), _fakes(program), adapter.JointPartitioner(partition, None), {})
     except _Split:
         pass
@@ -101,11 +92,6 @@ def values_of(gm: fx.GraphModule, sizes: Mapping[str, int]) -> dict[str, int]:
     """The values of a joint graph's symbols, by name."""
     given = {hint: sizes[name] for name, hint in SIZES.items()}
     return {symbol: given.get(hint, hint) for symbol, hint in hints_of(adapter.dynamic_sizes(gm)).items()}
-
-
-def _inliner(traces: dict[Hashable, fx.GraphModule], gm: fx.GraphModule, _: object) -> Inliner:
-    """Shares traces between graphs: all that are static, and those of one shape environment."""
-    return Inliner(gm, traces)
 
 
 def _graph_of(program: Program) -> fx.GraphModule:
