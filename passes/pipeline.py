@@ -133,7 +133,7 @@ def _slice(state: State) -> State:
     count = state.options.slices
     forward, backward, slices = run_in_slices(
         *state.halves, None if count == "auto" else count, num_fwd_outputs=state.joint.num_fwd_outputs,
-        lowering=state.options.lowering, hints=state.hints,
+        lowering=state.options.lowering, hints=state.hints, images=state.images,
     )  # fmt: skip
     return replace(state, forward=forward, backward=backward, slices=slices)
 

@@ -13,14 +13,15 @@ Slices stand in the graph as they run, one after the other. For Inductor each be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.analysis.layouts import images_of
 from fxapprox.analysis.separable import Region, Steps, products, regions, size_of, width_of
 from fxapprox.ir.joint import erase_unused
 from fxapprox.ir.operator_table import Along
@@ -31,7 +32,7 @@ from fxapprox.ir.tensors import numel, storage_of, tensor_of
 from fxapprox.memory.timeline import Half, timeline
 from fxapprox.sizes import evaluate
 
-SMALLEST = 2**20  # bytes of the widest value at a product: below, calls cost more than is saved
+SMALLEST = 2**21  # bytes of the widest value at a product: below, calls cost more than is saved
 SLICE = 2**19  # bytes of the widest value in a slice, at least
 WORTH = 0.9  # of the predicted peak, at most, is left
 LOW = 0.25  # of the predicted peak: what is alive at a product that is not worth a look
@@ -45,7 +46,7 @@ Sliced = tuple[fx.GraphModule, fx.GraphModule, tuple[Slices, ...]]  # the two gr
 
 def run_in_slices(
     forward: fx.GraphModule, backward: fx.GraphModule, count: int | None, *,
-    num_fwd_outputs: int, lowering: str, hints: Mapping[str, int],
+    num_fwd_outputs: int, lowering: str, hints: Mapping[str, int], images: Collection[str] = (),
 ) -> Sliced:  # fmt: skip
     """Runs the separable parts around wide products slice by slice.
 
@@ -59,13 +60,14 @@ def run_in_slices(
         count: how many slices, of every wide part; None: of those parts that the predicted peak hangs on, as many as
             make a slice small, if that takes a tenth off the peak.
         hints: values of the symbolic sizes.
+        images: the values of forward that Inductor lays out channels-last.
 
     Returns: (forward, backward, the parts); the graphs given, where there are none.
     """
 
     halves: dict[Half, fx.GraphModule] = {"forward": forward, "backward": backward}
     if count is not None:
-        return _written(halves, [cut for half, gm in halves.items() for cut in _wide_parts(half, gm, count)])
+        return _written(halves, images, [cut for half, gm in halves.items() for cut in _wide_parts(half, gm, count)])
     if all(width_of(node) < SMALLEST for gm in halves.values() for node in products(gm.graph)):
         return forward, backward, ()
 
@@ -79,7 +81,7 @@ def run_in_slices(
     left, chosen = _parts_alive(halves, now), list[_Cut]()
     while more := _above_the_rest(left, now):
         left, chosen = [cut for cut in left if cut not in more], chosen + more
-        sliced = _written(halves, chosen)
+        sliced = _written(halves, images, chosen)
         now = levels(*sliced)
     return sliced if max(now.values()) <= most else (forward, backward, ())
 
@@ -142,7 +144,7 @@ def _length(region: Region, count: int | None) -> int:
     return min(region.units, math.ceil(units / region.step) * region.step)
 
 
-def _written(halves: Mapping[Half, fx.GraphModule], cuts: Sequence[_Cut]) -> Sliced:
+def _written(halves: Mapping[Half, fx.GraphModule], images: Collection[str], cuts: Sequence[_Cut]) -> Sliced:
     """Copies of the graphs with these parts in slices; a graph itself, if it has none."""
     made, slices = [], []
     for half, gm in halves.items():
@@ -150,7 +152,8 @@ def _written(halves: Mapping[Half, fx.GraphModule], cuts: Sequence[_Cut]) -> Sli
         if mode is not None and own:
             gm = adapter.copy_module(gm)
             nodes = {node.name: node for node in gm.graph.nodes}
-            writers = [_Writer(gm.graph, half, cut.region.within(nodes), mode) for cut in own]
+            known = images if half == "forward" else images_of(gm.graph, images) if images else ()
+            writers = [_Writer(gm.graph, half, cut.region.within(nodes), mode, known) for cut in own]
             slices += [writer.write(cut.length) for writer, cut in zip(writers, own, strict=True)]
             erase_unused(gm.graph)
             gm.recompile()
@@ -180,6 +183,8 @@ class _Writer:
     half: Half
     region: Region
     mode: Any
+    images: Collection[str]
+    ordered: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def write(self, length: int) -> Slices:
         region = self.region
@@ -237,7 +242,7 @@ class _Writer:
 
             def part_of(operand: fx.Node, part: Part | None, node: fx.Node = node, along: Steps = along) -> fx.Node:
                 if part is None:
-                    return operand
+                    return self._in_order(operand)
                 if operand in made.slices:
                     return made.slices[operand]
                 cut = self._cut(operand, along.of(part), start, stop)
@@ -258,9 +263,21 @@ class _Writer:
     def _cut(self, operand: fx.Node, along: Steps, start: int, stop: int) -> fx.Node:
         low, high = _steps(along, start), _steps(along, stop)
         assert along.dim is not None
+        operand = self._in_order(operand)
         if (low, high) == (0, _of(operand).shape[along.dim]):
             return operand
         return self._call(torch.ops.aten.slice.Tensor, (operand, along.dim, low, high))
+
+    def _in_order(self, operand: fx.Node) -> fx.Node:
+        """What comes from outside, as Inductor lays it out: all that call one function have to agree on strides."""
+        image = operand.name in self.images
+        if operand.target is adapter.IN_ORDER or not (image or operand.op == "call_function"):
+            return operand
+        if operand not in self.ordered:
+            kept = self._call(adapter.IN_MEMORY, (operand,)) if operand.op == "call_function" else operand
+            like = torch.empty_like(_of(operand), memory_format=torch.channels_last) if image else _of(operand)
+            self.ordered[operand] = self._call(adapter.IN_ORDER, (kept, list(like.stride())))
+        return self.ordered[operand]
 
     def _zeros(self, node: fx.Node) -> fx.Node:
         """What slices are added to."""

@@ -7,18 +7,19 @@ image: those of attention are made by products, which write rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import fx
 
 from fxapprox import torch_adapter as adapter
+from fxapprox.ir.arguments import argument
 from fxapprox.ir.operator_table import Kind
 from fxapprox.ir.operators import is_view, kind_of, op_name
 from fxapprox.ir.tensors import element_of, flops, is_dense, memory_order, symbolic_shape, tensor_of
 from fxapprox.sizes import Size
 
-CONVOLUTION = "aten.convolution"
+CONVOLUTION, BACKWARD = "aten.convolution", "aten.convolution_backward"
 
 
 def channels_last_images(forward: fx.GraphModule) -> frozenset[str]:
@@ -27,11 +28,16 @@ def channels_last_images(forward: fx.GraphModule) -> frozenset[str]:
     What is computed from an image is one, too, until a product or a permutation; through views of other shapes it is
     followed, as GroupNorm's, but they are none themselves.
     """
-    if not adapter.prefers_channels_last(forward):
-        return frozenset()
+    return images_of(forward.graph, ()) if adapter.prefers_channels_last(forward) else frozenset()
+
+
+def images_of(graph: fx.Graph, saved: Collection[str]) -> frozenset[str]:
+    """Names of the images of a graph in which they are laid out so; ``saved``: of those that it takes."""
     shapes: dict[fx.Node, tuple[Size, ...]] = {}
-    for node in forward.graph.nodes:
-        if (shape := _image_shape(node, shapes)) is not None:
+    for node in graph.nodes:
+        taken = node.op == "placeholder" and node.name in saved
+        shape = _shape(tensor_of(node)) if taken else _image_shape(node, shapes)
+        if shape is not None:
             shapes[node] = shape
     return frozenset(node.name for node, shape in shapes.items() if _shape(tensor_of(node)) == shape)
 
@@ -55,7 +61,9 @@ def _image_shape(node: fx.Node, known: Mapping[fx.Node, tuple[Size, ...]]) -> tu
     if value is None:
         return None
     own = _shape(value) if value.dim() == 4 else None
-    if op_name(node) == CONVOLUTION or is_channels_last(value):
+    source = argument(node, 0)
+    gradient = isinstance(source, fx.Node) and op_name(source) == BACKWARD and argument(node, 1) == 0
+    if op_name(node) == CONVOLUTION or gradient or is_channels_last(value):
         return own
     sources = [source for source in node.all_input_nodes if source in known]
     if not sources or flops(node) or kind_of(node) is Kind.PERMUTATION:

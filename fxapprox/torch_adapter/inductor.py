@@ -20,6 +20,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 
 from fxapprox.torch_adapter.complex_scatters import complex_scatters_apart
+from fxapprox.torch_adapter.function_inputs import function_inputs_kept
 from fxapprox.torch_adapter.custom_ops import lower_hints
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
 from fxapprox.torch_adapter.speedups import SWITCH, are_on
@@ -148,7 +149,7 @@ def compile_half(*args: Any, **kwargs: Any) -> Any:
         "realize_reads_threshold": limits.reads, "realize_acc_reads_threshold": limits.all_reads,
         "realize_opcount_threshold": limits.ops,
     }  # fmt: skip
-    with sped_up(half), complex_scatters_apart(), inductor_config.patch(patches):
+    with sped_up(half), complex_scatters_apart(), function_inputs_kept(), inductor_config.patch(patches):
         return compile_fx_inner(*args, **kwargs)
 
 
