@@ -77,7 +77,8 @@ class Attempts:
 
     def pareto(self) -> tuple[Point, ...]:
         """The rungs of the ladder that a budget chooses from, tried."""
-        with collector_paused(), adapter.lazy_modules():
+        shared = adapter.sharing_traces(adapter.fake_mode_of(self.traced.gm))
+        with collector_paused(), adapter.lazy_modules(), shared:
             return tuple(self._try(rung.setting)[1] for rung in ladder(self.start.options))
 
     def exact_bytes(self, again: Collection[str]) -> int:

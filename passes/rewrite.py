@@ -118,7 +118,10 @@ def rewrite(
         UnsupportedGraph: the graph cannot be handled, and ``options.strict`` is set.
         OptionError: no setting fits ``options.memory_budget``.
     """
-    with collector_paused(), adapter.lazy_modules(), adapter.general_sizes(gm):
+    with (
+        collector_paused(), adapter.lazy_modules(), adapter.sharing_traces(adapter.fake_mode_of(gm)),
+        adapter.general_sizes(gm),
+    ):  # fmt: skip
         clock = Clock()
         _warn_of_idle(gm, options)
         adapter.prepare_joint(gm)

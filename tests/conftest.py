@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent
 GOLDEN = ROOT / "golden"
-# What takes longest of all tests and repeats on whole models what others show of a part: `make long`.
+# What takes longest of all tests and repeats on whole models what others show of a part: `make long`. Cases of a test
+# of which one more would show the same are marked where they stand.
 LONG = (
     "bench", "docs", "tools", "torch_adapter", "training_loops", "whole", "memory/test_held.py",
     "passes/test_checkpoint.py", "test_huggingface.py",

@@ -17,13 +17,15 @@ from fxapprox.ir.tensors import symbolic_shape
 class Inliner:
     """Traces functions and splices them into one graph; a function traced before for equal inputs is not traced again.
 
-    Equal layers make equal codecs, and tracing is what costs time: all graphs of one fake mode share their traces.
+    Equal layers make equal codecs, and tracing is what costs time: so do settings that are tried one after the other
+    (``adapter.sharing_traces``).
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
         self._symbols = adapter.size_symbols(gm)
         self._mode = adapter.fake_mode_of(gm)
+        self._traces = adapter.traces_of(self._mode)
 
     def inline(
         self, fn: Callable[..., Any], args: Sequence[fx.Node], *, before: fx.Node, key: Hashable
@@ -57,12 +59,12 @@ class Inliner:
         if self._mode is None:
             raise UnsupportedGraph("inline", "the graph has no tensor")
         values = [n.meta["val"] for n in inputs]
-        full_key, known = (key, tuple(map(signature, values))), adapter.traces_of(self._mode)
-        if full_key not in known:
+        full_key = key, tuple(map(signature, values))
+        if full_key not in self._traces:
             traced = adapter.trace(lambda *given: fn(*given[:count]), values, self._mode)
             erase_unused(traced.graph)
-            known[full_key] = traced
-        return known[full_key]
+            self._traces[full_key] = traced
+        return self._traces[full_key]
 
 
 def signature(value: Any) -> Hashable:

@@ -51,9 +51,30 @@ def lazy_modules() -> AbstractContextManager[None]:
     return _use_lazy_graph_module(True)
 
 
-def traces_of(fake_mode: FakeTensorMode) -> dict[Hashable, fx.GraphModule]:
-    """What has been traced under a fake mode, by what it does; it goes with the mode, which it refers to."""
-    return vars(fake_mode).setdefault("_fxapprox_traces", {})
+TRACES = "_fxapprox_traces"  # where a fake mode keeps them
+
+
+@contextlib.contextmanager
+def sharing_traces(fake_mode: FakeTensorMode | None) -> Iterator[None]:
+    """Lets all graphs of a fake mode share what is traced meanwhile. Then it goes: what is compiled keeps its mode."""
+    if fake_mode is None or TRACES in vars(fake_mode):
+        yield
+        return
+    keep_traces(fake_mode)
+    try:
+        yield
+    finally:
+        del vars(fake_mode)[TRACES]
+
+
+def keep_traces(fake_mode: FakeTensorMode) -> dict[Hashable, fx.GraphModule]:
+    """What is traced under a fake mode from now on, by what it does, for as long as the mode is there."""
+    return vars(fake_mode).setdefault(TRACES, {})
+
+
+def traces_of(fake_mode: FakeTensorMode | None) -> dict[Hashable, fx.GraphModule]:
+    """What is shared by all graphs of a fake mode now; a place for the caller's own where nothing is."""
+    return {} if fake_mode is None else vars(fake_mode).get(TRACES, {})
 
 
 def copy_node(node: fx.Node, graph: fx.Graph, env: Callable[[fx.Node], Any]) -> fx.Node:

@@ -174,8 +174,12 @@ def test_files_that_are_not_ours(kind: type[SavedPlan] | type[Sensitivities], tm
         fxapprox.compile(nn.Linear(2, 2), plan=3)
 
 
+def small(layers: int) -> models.Case:
+    return models.gpt(layers=layers, width=32, sequence=32, batch=4, vocab=64)
+
+
 def test_a_model_takes_up_its_plan(one_thread: None, tmp_path: Path) -> None:
-    case = models.gpt2()
+    case = small(layers=2)
     measured = fxapprox.calibrate(case.model, case.loss, case.args, progress=False)
     first = fxapprox.compile(
         case.model, bits="auto", average_bits=5, sensitivities=measured, lowering="eager", strict=True
@@ -192,13 +196,13 @@ def test_a_model_takes_up_its_plan(one_thread: None, tmp_path: Path) -> None:
     assert fxapprox.reports(first)[0].saved_bytes == fxapprox.reports(second)[0].saved_bytes
 
     torch.compiler.reset()
-    other = models.gpt2(layers=1)
+    other = small(layers=1)
     with pytest.raises(InvalidPlan, match="the graph has no value"):
         step(other, fxapprox.compile(other.model, plan=tmp_path / "plan.json", lowering="eager"))
 
 
 def test_a_plan_changed_by_hand_cannot_undercut_a_class(tmp_path: Path) -> None:
-    case = models.gpt2()
+    case = small(layers=1)
     compiled = fxapprox.compile(case.model, bits=8, lowering="eager")
     step(case, compiled)
     fxapprox.save_plan(compiled, tmp_path / "plan.json")

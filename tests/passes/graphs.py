@@ -215,6 +215,7 @@ class _Caught(Exception):
 
 # One for all: what codecs are traced as, which takes longest, serves every graph of a session.
 _MODE = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+adapter.keep_traces(_MODE)
 
 
 class _Catcher:

@@ -27,6 +27,7 @@ from tools.fuzz.program import BATCH, SIZES, Program
 Way = Callable[..., Rewrite | None]  # (gm, joint inputs, **what AOTAutograd tells a partition function)
 # Examples with fixed sizes share a mode, so that codecs' traces serve all of them: tracing is what costs time.
 _MODE = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+_TRACES = adapter.keep_traces(_MODE)
 
 
 class _Split(Exception):
@@ -62,8 +63,8 @@ def split(program: Program, ways: Mapping[str, Way]) -> Traced:
         gm.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))  # as partitions do
         raise _Split
 
-    if len(known := adapter.traces_of(_MODE)) > 2000:
-        known.clear()
+    if len(_TRACES) > 2000:
+        _TRACES.clear()
     try:
         with collector_paused():
             adapter.compile_eager(_graph_of(program), _fakes(program), adapter.JointPartitioner(partition, None), {})
