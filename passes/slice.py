@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import images_of
 from fxapprox.analysis.separable import Region, Steps, products, regions, size_of, width_of
+from fxapprox.ir.arguments import operands
 from fxapprox.ir.joint import erase_unused
 from fxapprox.ir.operator_table import Along
 from fxapprox.ir.operators import is_view, op_name, operator_of
@@ -191,6 +192,8 @@ class _Writer:
         slices = []
         pieces: dict[fx.Node, list[fx.Node]] = {node: [] for node in region.results}
         with self.graph.inserting_before(self._place()):
+            for operand in self._taken():
+                self._in_order(operand)
             totals = {node: self._zeros(node) for node in pieces if region.inside[node].dim is None}
             for start in range(0, region.units, length):
                 done = [*totals.values()]
@@ -215,9 +218,16 @@ class _Writer:
                 adapter.take_place(wholes[node], node)
             elif not node.users:
                 self.graph.erase_node(node)
-        rows = max(_steps(along, length) for along in region.inside.values())
+        rows = _steps(region.inside[max(region.wide, key=size_of)], length)
         names = tuple(node.name for node in region.inside)
         return Slices(self.half, tuple(slices), names, rows, region.wide_bytes)
+
+    def _taken(self) -> Iterator[fx.Node]:
+        """What slices read of other parts of the graph, or whole."""
+        for node, taken in self.region.takes.items():
+            for (_, operand), part in zip(operands(node), taken.parts, strict=True):
+                if part is None or operand not in self.region.inside:
+                    yield operand
 
     def _place(self) -> fx.Node:
         """What the slices are written in front of; whatever they read is brought before that."""

@@ -298,16 +298,18 @@ class _Growth:
                     continue
                 if operand in self.core and self.core[operand][1] != own.of(part):
                     raise _Conflict(operand)
-                if operand in self.core or operand in self.along or not self._is_worth(operand):
+                if operand in self.core or operand in self.along or not self._is_worth(operand, node):
                     continue
                 if (found := self.search.rows(operand, part.dim)) is not None:
                     self.core[operand] = found, own.of(part)
                     stack.append(operand)
         return len(self.core) > before
 
-    def _is_worth(self, operand: fx.Node) -> bool:
-        """Whether an operand is sliced for its size, or for that of what it is made of."""
-        return self._is_wide(operand) or NARROW * self.search.remade.get(operand, 0) >= self._width
+    def _is_worth(self, operand: fx.Node, reader: fx.Node) -> bool:
+        """Whether an operand is sliced for its size, or for that of what it is made of, or what is made of it."""
+        widest = self.search.remade.get(operand, 0)
+        chain = reader in self.search.remade and NARROW * widest >= self._width
+        return self._is_wide(operand) or 2 * widest > self._width or chain
 
     def _is_wide(self, node: fx.Node) -> bool:
         """Whether it has as many elements as the widest value at the product, or nearly."""

@@ -20,8 +20,8 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 
 from fxapprox.torch_adapter.complex_scatters import complex_scatters_apart
-from fxapprox.torch_adapter.function_inputs import function_inputs_kept
 from fxapprox.torch_adapter.custom_ops import lower_hints
+from fxapprox.torch_adapter.function_inputs import function_inputs_kept
 from fxapprox.torch_adapter.joint import Half, Partition, Partitioner
 from fxapprox.torch_adapter.speedups import SWITCH, are_on
 from fxapprox.torch_adapter.speedups.switch import sped_up

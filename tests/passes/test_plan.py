@@ -17,6 +17,7 @@ from tests.passes.graphs import LAYERS, classified, of_op, written
 
 W = torch.randn(64, 64, requires_grad=True)
 X = torch.randn(128, 64)
+KERNEL, GAMMA = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
 
 
 def planned(model, *args: Tensor, **options):
@@ -24,7 +25,7 @@ def planned(model, *args: Tensor, **options):
 
 
 def norm_block(x: Tensor) -> Tensor:
-    w, gamma = torch.ones(8, 8, 3, 3, requires_grad=True), torch.ones(8, requires_grad=True)
+    w, gamma = KERNEL, GAMMA
     h = F.batch_norm(F.conv2d(x, w), None, None, gamma, gamma, training=True)
     return F.conv2d(F.relu(h), w).square().sum()
 
@@ -47,8 +48,7 @@ def test_one_code_for_each_conv_norm_relu() -> None:
 
 def residual_block(x: Tensor, *, groups: int | None = None) -> Tensor:
     """A convolution, a normalization without a decision after it, and a residual addition."""
-    torch.manual_seed(0)
-    w, gamma = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+    w, gamma = KERNEL, GAMMA
     h = F.conv2d(x, w, padding=1)
     h = F.group_norm(h, groups, gamma) if groups else F.batch_norm(h, None, None, gamma, gamma, training=True)
     return F.conv2d(F.relu(h + x), w, padding=1).square().sum()
@@ -146,7 +146,6 @@ def test_everything_needed_is_stored_free_or_recomputed() -> None:
 
 
 def test_bits_by_module_path() -> None:
-    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.GELU())
     model.append(torch.nn.Linear(64, 4))
     report = fxapprox.explain(model, X, bits={"[01]": 4, "*": None}, min_bytes=0)
@@ -162,7 +161,8 @@ def test_logits_over_a_vocabulary_are_computed_again() -> None:
 
 
 def test_a_first_layer_is_not_computed_again() -> None:
-    stored = planned(lambda x: F.gelu(x @ torch.randn(64, 1024, requires_grad=True)).sum(), X, bits=8)
+    wide = torch.randn(64, 1024, requires_grad=True)
+    stored = planned(lambda x: F.gelu(x @ wide).sum(), X, bits=8)
     assert len(large(stored)) == 1
 
 
