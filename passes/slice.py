@@ -67,8 +67,10 @@ def run_in_slices(
     """
 
     halves: dict[Half, fx.GraphModule] = {"forward": forward, "backward": backward}
+    in_place = lowering == "inductor"
     if count is not None:
-        return _written(halves, images, [cut for half, gm in halves.items() for cut in _wide_parts(half, gm, count)])
+        cuts = [cut for half, gm in halves.items() for cut in _wide_parts(half, gm, count)]
+        return _written(halves, images, in_place, cuts)
     if all(width_of(node) < SMALLEST for gm in halves.values() for node in products(gm.graph)):
         return forward, backward, ()
 
@@ -82,7 +84,7 @@ def run_in_slices(
     left, chosen = _parts_alive(halves, now), list[_Cut]()
     while more := _above_the_rest(left, now):
         left, chosen = [cut for cut in left if cut not in more], chosen + more
-        sliced = _written(halves, images, chosen)
+        sliced = _written(halves, images, in_place, chosen)
         now = levels(*sliced)
     return sliced if max(now.values()) <= most else (forward, backward, ())
 
@@ -145,7 +147,9 @@ def _length(region: Region, count: int | None) -> int:
     return min(region.units, math.ceil(units / region.step) * region.step)
 
 
-def _written(halves: Mapping[Half, fx.GraphModule], images: Collection[str], cuts: Sequence[_Cut]) -> Sliced:
+def _written(
+    halves: Mapping[Half, fx.GraphModule], images: Collection[str], in_place: bool, cuts: Sequence[_Cut]
+) -> Sliced:
     """Copies of the graphs with these parts in slices; a graph itself, if it has none."""
     made, slices = [], []
     for half, gm in halves.items():
@@ -154,7 +158,7 @@ def _written(halves: Mapping[Half, fx.GraphModule], images: Collection[str], cut
             gm = adapter.copy_module(gm)
             nodes = {node.name: node for node in gm.graph.nodes}
             known = images if half == "forward" else images_of(gm.graph, images) if images else ()
-            writers = [_Writer(gm.graph, half, cut.region.within(nodes), mode, known) for cut in own]
+            writers = [_Writer(gm.graph, half, cut.region.within(nodes), mode, known, in_place) for cut in own]
             slices += [writer.write(cut.length) for writer, cut in zip(writers, own, strict=True)]
             erase_unused(gm.graph)
             gm.recompile()
@@ -178,14 +182,25 @@ class _Made(NamedTuple):
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes one part's slices into its graph."""
+    """Writes one part's slices into its graph.
+
+    Attributes:
+        images: values of the graph that Inductor lays out channels-last.
+        in_place: whether rows are written into their place as they come.
+        ordered: what comes from outside, in one order.
+        rows: results of which some rows are there: all of it, as it is so far.
+        over: {what comes from outside and is read for the last time: the result whose rows are written over it}.
+    """
 
     graph: fx.Graph
     half: Half
     region: Region
     mode: Any
     images: Collection[str]
+    in_place: bool
     ordered: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    rows: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    over: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def write(self, length: int) -> Slices:
         region = self.region
@@ -195,6 +210,8 @@ class _Writer:
             for operand in self._taken():
                 self._in_order(operand)
             totals = {node: self._zeros(node) for node in pieces if region.inside[node].dim is None}
+            if self.in_place:
+                self.rows.update((node, self._room(node)) for node in pieces if node not in totals)
             for start in range(0, region.units, length):
                 done = [*totals.values()]
                 made, products, waiting = self._slice(start, min(start + length, region.units), done)
@@ -202,7 +219,10 @@ class _Writer:
                 copies = (source for node in read.values() for source in node.all_input_nodes)
                 slices.append(_names({*made.values(), *copies, *read.values(), *waiting}))
                 for node, piece in read.items():
-                    if region.inside[node].dim is not None:
+                    if node in self.rows:
+                        along = region.inside[node]
+                        self.rows[node] = adapter.with_part_put(self.rows[node], piece, along.dim, _steps(along, start))
+                    elif node not in totals:
                         pieces[node].append(piece)
                     else:  # in memory, so that the slice need not wait
                         added = self._call(torch.ops.aten.add.Tensor, (totals[node], piece))
@@ -273,10 +293,40 @@ class _Writer:
     def _cut(self, operand: fx.Node, along: Steps, start: int, stop: int) -> fx.Node:
         low, high = _steps(along, start), _steps(along, stop)
         assert along.dim is not None
-        operand = self._in_order(operand)
+        operand = self.rows[self.over[operand]] if operand in self.over else self._in_order(operand)
         if (low, high) == (0, _of(operand).shape[along.dim]):
             return operand
         return self._call(torch.ops.aten.slice.Tensor, (operand, along.dim, low, high))
+
+    def _room(self, node: fx.Node) -> fx.Node:
+        """Where rows are written: over what is read row by row for the last time, or into memory of their own."""
+        for operand in self._taken():
+            if operand not in self.over and self._is_like(operand, node) and self._is_last_read(operand, node):
+                self.over[operand] = node
+                return self._in_order(operand)
+        like, image = _of(node), node.name in self.images
+        laid_out = torch.empty_like(like, memory_format=torch.channels_last if image else torch.contiguous_format)
+        given = {"dtype": like.dtype, "layout": torch.strided, "device": like.device, "pin_memory": False}
+        return self._call(torch.ops.aten.empty_strided.default, (list(like.shape), list(laid_out.stride())), given)
+
+    def _is_like(self, operand: fx.Node, node: fx.Node) -> bool:
+        one, other = _of(operand), _of(node)
+        alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+        return alike and (operand.name in self.images) == (node.name in self.images)
+
+    def _is_last_read(self, operand: fx.Node, node: fx.Node) -> bool:
+        """Whether a value was computed, and is read by the slices alone, each reading the rows that it writes."""
+        inside, read = self.region.inside, {operand}
+        while operand.target is adapter.IN_ORDER or is_view(operand):
+            operand = operand.all_input_nodes[0]
+            read.add(operand)
+        readers = {user for each in read for user in each.users} - read
+        return operand.op == "call_function" and readers <= inside.keys() and all(
+            part is not None and inside[reader].of(part) == inside[node]
+            for reader in readers
+            for (_, source), part in zip(operands(reader), self.region.takes[reader].parts, strict=True)
+            if source in read
+        )
 
     def _in_order(self, operand: fx.Node) -> fx.Node:
         """What comes from outside, as Inductor lays it out: all that call one function have to agree on strides."""
@@ -318,8 +368,10 @@ class _Writer:
     def _whole(self, node: fx.Node, pieces: list[fx.Node], totals: dict[fx.Node, fx.Node]) -> fx.Node:
         """A result of the part, from its slices."""
         dim = self.region.inside[node].dim
-        if dim is None:
+        if node in totals:
             return self._cast(totals[node], _of(node).dtype)
+        if node in self.rows:
+            return self.rows[node]
         return self._call(torch.ops.aten.cat.default, (pieces, dim))
 
     def _call(

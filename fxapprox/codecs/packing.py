@@ -82,7 +82,7 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int], *, within: bool = Fa
     place = axis + (dim is not None and _in_rows(shape, axis))
     if bits == 3:
         if place > axis:
-            wide = wide.unflatten(axis, (-1, 3))
+            wide = wide.reshape(-1, 3, *shape[1:])
             low, high = wide.narrow(place, 0, 2).flatten(axis, place), wide.select(place, 2)
         else:
             upper = packed.shape[axis] // 3

@@ -89,7 +89,7 @@ class Realizer:
             for value in _flat(operands):  # an operator with effects alone
                 self._realize(value)
             return None
-        if (total := adapter.added_to(node)) is not None and not self._eager:
+        if (total := adapter.written_to(node)) is not None and not self._eager:
             for value in _flat(operands):
                 self._realize(value)
             self._append(Operation(node.name, (), frozenset(_flat(operands)), part=self._part))

@@ -19,13 +19,14 @@ from fxapprox.torch_adapter.custom_ops import (
     FENCE,
     IN_MEMORY,
     IN_ORDER,
-    added_to,
     arithmetic_of,
     code_in_memory,
     materialize,
     seed_random_numbers,
     small,
+    with_part_put,
     with_product_added,
+    written_to,
 )
 from fxapprox.torch_adapter.dynamo import (
     callback_of,
@@ -141,7 +142,6 @@ __all__ = [
     "Partitioner",
     "RealizeLimits",
     "activation_memory_budget",
-    "added_to",
     "arithmetic_of",
     "beginning_call",
     "call_function",
@@ -235,5 +235,7 @@ __all__ = [
     "user_error",
     "views_to_reshapes",
     "wants_saved",
+    "with_part_put",
     "with_product_added",
+    "written_to",
 ]

@@ -42,6 +42,16 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 
 _LIBRARY.impl("add_product", _add_product, "CompositeExplicitAutograd")
+# Writes a part of a value in place, from a step of a dimension on.
+_LIBRARY.define("put_part(Tensor(a!) total, Tensor part, int dim, int start) -> ()")
+PUT_PART = torch.ops.fxapprox.put_part.default
+
+
+def _put_part(total: torch.Tensor, part: torch.Tensor, dim: int, start: int) -> None:
+    total.narrow(dim, start, part.shape[dim]).copy_(part)
+
+
+_LIBRARY.impl("put_part", _put_part, "CompositeExplicitAutograd")
 
 
 def with_product_added(total: fx.Node, left: fx.Node, right: fx.Node) -> fx.Node:
@@ -49,19 +59,29 @@ def with_product_added(total: fx.Node, left: fx.Node, right: fx.Node) -> fx.Node
 
     Inductor adds it in place; run as it is, the graph copies the sum.
     """
-    graph = total.graph
-    call = graph.call_function(
-        auto_functionalized, (ADD_PRODUCT,), {"total": total, "left": left, "right": right}
-    )  # fmt: skip
+    return _written(ADD_PRODUCT, total, left=left, right=right)
+
+
+def with_part_put(total: fx.Node, part: fx.Node, dim: int, start: int) -> fx.Node:
+    """A value with a part of it replaced, behind ``part`` in the graph; the value given is not read again.
+
+    Inductor writes it in place; run as it is, the graph copies the value.
+    """
+    return _written(PUT_PART, total, part=part, dim=dim, start=start)
+
+
+def _written(target: Any, total: fx.Node, **rest: Any) -> fx.Node:
+    call = total.graph.call_function(auto_functionalized, (target,), {"total": total, **rest})
     call.meta["val"] = None, total.meta["val"]
-    added = graph.call_function(operator.getitem, (call, 1))
-    added.meta["val"] = total.meta["val"]
-    return added
+    found = total.graph.call_function(operator.getitem, (call, 1))
+    found.meta["val"] = total.meta["val"]
+    return found
 
 
-def added_to(node: fx.Node) -> fx.Node | None:
-    """The sum that a node adds a product to, which is what its results lie in; None for other nodes."""
-    return node.kwargs["total"] if node.target is auto_functionalized and node.args[0] is ADD_PRODUCT else None  # type: ignore[return-value]
+def written_to(node: fx.Node) -> fx.Node | None:
+    """The value that a node writes to, which is what its results lie in; None for other nodes."""
+    writes = node.target is auto_functionalized and node.args[0] in (ADD_PRODUCT, PUT_PART)
+    return node.kwargs["total"] if writes else None  # type: ignore[return-value]
 
 
 def _random_of_seed(
