@@ -316,16 +316,21 @@ class _Writer:
 
     def _is_last_read(self, operand: fx.Node, node: fx.Node) -> bool:
         """Whether a value was computed, and is read by the slices alone, each reading the rows that it writes."""
-        inside, read = self.region.inside, {operand}
+        ordered = self._in_order(operand)
+        inside, read = self.region.inside, {operand, ordered, *ordered.all_input_nodes}
         while operand.target is adapter.IN_ORDER or is_view(operand):
             operand = operand.all_input_nodes[0]
             read.add(operand)
         readers = {user for each in read for user in each.users} - read
-        return operand.op == "call_function" and readers <= inside.keys() and all(
-            part is not None and inside[reader].of(part) == inside[node]
-            for reader in readers
-            for (_, source), part in zip(operands(reader), self.region.takes[reader].parts, strict=True)
-            if source in read
+        return (
+            operand.op == "call_function"
+            and readers <= inside.keys()
+            and all(
+                part is not None and inside[reader].of(part) == inside[node]
+                for reader in readers
+                for (_, source), part in zip(operands(reader), self.region.takes[reader].parts, strict=True)
+                if source in read
+            )
         )
 
     def _in_order(self, operand: fx.Node) -> fx.Node:

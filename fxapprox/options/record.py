@@ -179,8 +179,8 @@ class Options:
         metadata=_about(
             help='run what is around the widest products in so many slices of their rows; `"auto"`: where the predicted'
             " peak falls by a tenth; `None`: never",
-            more="Logits, their softmax and their gradient are never whole then. Exact, but for the order in which sums"
-            " over rows are added up.",
+            more="Logits and their gradient, and the decoded operands of a convolution's gradients, are never whole then."
+            " Exact, but for the order in which sums over rows are added up.",
             expected='None, "auto", or a number of slices from 2 to 1024',
             check=is_slices,
             typed="Run wide parts slice by slice: auto (where the peak falls by a tenth), a number of slices, or none.",

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import fxapprox
+from fxapprox import torch_adapter as adapter
 from fxapprox.ir.operators import op_name
 from fxapprox.measure.memory import peak_bytes
 from fxapprox.passes import slice as pass_
 from fxapprox.passes.rewrite import for_inductor
 from tests.analysis.test_separable import LOSSES, ROWS, WIDTH, Head, forward_of
 from tests.passes.graphs import Traced, traced
+from tools.zoo.models import unet
 
 VOCABULARY, TOKENS = 512, 512
 Loss = Callable[[Tensor], Tensor]
@@ -146,6 +148,132 @@ def test_the_report_says_so() -> None:
     report = fxapprox.explain(Language(), tokens, targets, bits=8, min_bytes=0, slices=4)
     assert "in 4 slices of 128 rows; " in str(report)
     assert "slices" not in str(fxapprox.explain(Language(), tokens, targets, bits=8, min_bytes=0))
+
+
+class Blocks(nn.Module):
+    """Images: convolutions, each with a normalization and a decision before it, and a residual sum."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.norms = nn.ModuleList([norm(width) for _ in range(3)])
+        self.convs = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            h = h + conv(norm(h).relu())
+        return h.square().mean()
+
+
+class Perceptron(nn.Module):
+    """A layer wider than its input, gated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(16, 256), nn.Linear(16, 256), nn.Linear(256, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x)).square().mean()
+
+
+IMAGES = torch.randn(16, 3, 16, 16)
+BACKWARD: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "norms over the batch": (lambda: Blocks(nn.BatchNorm2d), IMAGES),
+    "norms of an image": (lambda: Blocks(lambda width: nn.GroupNorm(2, width)), IMAGES),
+    "a U-Net": (lambda: unet(batch=1, width=8, levels=2).model, IMAGES),
+    "a gated layer": (Perceptron, torch.randn(512, 16)),
+}
+
+
+@pytest.mark.parametrize("bits", [None, 4, 2])
+@pytest.mark.parametrize("name", BACKWARD)
+def test_backward(name: str, bits: int | None) -> None:
+    """Convolutions and wide layers from codes: decoded and differentiated a slice at a time."""
+    make, x = BACKWARD[name]
+    joint = traced(nn.Sequential(make()), x)
+    close(joint, bits, same=name != "a gated layer", rtol=1e-3, atol=1e-5)
+    assert any(part.half == "backward" for part in joint.split(bits=bits, slices=2).slices)
+
+
+def test_what_is_decoded_is_never_whole() -> None:
+    model, x = Blocks(nn.BatchNorm2d), torch.randn(16, 3, 32, 32)
+    joint = traced(model, x)
+
+    def decoded(slices: int | None) -> int:
+        """Images made of codes alone that convolutions' gradients read whole."""
+        graph = joint.split(bits=4, slices=slices).backward.graph
+        calls = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default)
+        return max(call.args[1].meta["val"].shape[0] for call in calls if call.args[1].op == "call_function")
+
+    assert decoded(None) == 16
+    assert decoded(4) == 4
+
+
+def test_rows_that_share_bytes_stay_together() -> None:
+    """At 2 bits four images share a byte: a slice has four, or eight, of sixteen."""
+    joint = traced(Blocks(nn.BatchNorm2d), IMAGES)
+    whole = joint.step(joint.split(bits=2, slices=None))
+    halves = joint.split(bits=2, slices=16)
+    found = joint.step(halves)
+    for a, b in zip(found.gradients, whole.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert all(len(part.names) <= 4 for part in halves.slices if part.half == "backward" and len(part.operators) > 20)
+
+
+@pytest.mark.parametrize("lowering", ["eager", "inductor"])
+def test_rows_are_written_into_their_place(lowering: str) -> None:
+    """For Inductor over what is read for the last time, or into memory of their own; and the result is the same."""
+    joint = traced(Blocks(nn.BatchNorm2d), IMAGES)
+    whole = joint.step(joint.split(bits=None, slices=None, lowering=lowering))
+    halves = joint.split(bits=None, slices=4, lowering=lowering)
+    written = [n for n in halves.backward.graph.nodes if adapter.written_to(n) is not None]
+    assert bool(written) == (lowering == "inductor")
+    if written:
+        rooms = {op_name(room) for n in written if (room := adapter.written_to(n)) is not None}
+        assert "aten.empty_strided" in rooms
+    for a, b in zip(joint.step(halves).gradients, whole.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_where_the_pass_fails_the_graph_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("three is not two")
+
+    joint = traced(Blocks(nn.BatchNorm2d), IMAGES)
+    monkeypatch.setattr(pass_, "regions", fail)
+    with pytest.warns(UserWarning, match="leaves out 'slice' for this graph: .*three is not two"):
+        halves = joint.split(bits=4, slices=2, strict=False)
+    assert not halves.slices
+    assert halves.parts, "and the codes stay"
+    with pytest.raises(fxapprox.errors.FxApproxError, match="three is not two"):
+        joint.split(bits=4, slices=2, strict=True)
+
+
+@pytest.mark.inductor
+def test_backward_compiled_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are those without slices: functions, called again and again, leave what they are given alone."""
+    monkeypatch.setattr(pass_, "SMALLEST", 2**18)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1))
+    for _ in range(3):
+        model.extend([nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)])
+    model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)])
+    x = torch.randn(32, 3, 32, 32)
+    found = {}
+    for slices in (None, "auto"):
+        torch._dynamo.reset()
+        compiled = fxapprox.compile(model, bits=4, slices=slices, min_bytes=0, dynamic=False)
+
+        def step(compiled: Any = compiled) -> None:
+            model.zero_grad()
+            nn.functional.cross_entropy(compiled(x), torch.zeros(32, dtype=torch.int64)).backward()
+
+        step()
+        found[slices] = peak_bytes(step).peak, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    assert found["auto"][0] < 0.95 * found[None][0]
+    largest = max(float(g.norm()) for g in found[None][1])
+    for a, b in zip(found["auto"][1], found[None][1], strict=True):
+        assert float((a - b).norm()) < 1e-3 * float(b.norm()) + 1e-6 * largest
 
 
 @pytest.mark.inductor
