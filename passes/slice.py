@@ -123,9 +123,16 @@ def _parts_alive(halves: Mapping[Half, fx.GraphModule], levels: Mapping[Place, i
 
 def _above_the_rest(cuts: Sequence[_Cut], levels: Mapping[Place, int]) -> list[_Cut]:
     """Those of the parts during which more is alive than at any time outside of all of them."""
-    own = [{(cut.half, node.name) for node in cut.region.inside} & levels.keys() for cut in cuts]
-    rest = max((levels[place] for place in levels.keys() - set().union(*own)), default=0)
-    return [cut for cut, places in zip(cuts, own, strict=True) if any(levels[place] > rest for place in places)]
+    spans = [_span(cut, [*levels]) for cut in cuts]
+    rest = max((levels[place] for place in levels.keys() - set().union(*spans)), default=0)
+    return [cut for cut, span in zip(cuts, spans, strict=True) if any(levels[place] > rest for place in span)]
+
+
+def _span(cut: _Cut, order: Sequence[Place]) -> Sequence[Place]:
+    """When a part runs, from its first operator to its last: loops are known by the last of what is one with them."""
+    own = {(cut.half, node.name) for node in cut.region.inside}
+    at = [number for number, place in enumerate(order) if place in own]
+    return order[at[0] : at[-1] + 1] if at else ()
 
 
 def _cuts(half: Half, gm: fx.GraphModule, seeds: Sequence[fx.Node], count: int | None) -> Iterator[_Cut]:
