@@ -66,7 +66,7 @@ class Bench:
         """Seconds of a step; every round begins with another system."""
         names = list(self.running)
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(rounds):
+        for turn in range(rounds if names else 0):
             for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
                 running = self.running[name]
                 gc.collect()

@@ -111,7 +111,7 @@ def why_not(model: Model, system: str) -> str:
         if not hasattr(F, "linear_cross_entropy"):
             return f"torch {torch.__version__} has none"
         if model.head is None:
-            return "no cross-entropy of a linear layer"
+            return "no cross-entropy of a wide linear layer"
     return ""
 
 
@@ -227,7 +227,7 @@ MODELS = {
     ),
     "vit": Model("ViT, 128 images of 64", lambda: benchmarks.vit(128), layers=lambda model: [model.vit.layers]),
     "bert": Model(
-        "BERT shape, 32 x 128 tokens", lambda: benchmarks.bert(32), layers=lambda model: [model.bert.encoder.layer],
+        "BERT shape, 16 x 128 tokens", lambda: benchmarks.bert(16), layers=lambda model: [model.bert.encoder.layer],
         head=_bert,
     ),
 }  # fmt: skip

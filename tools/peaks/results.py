@@ -58,8 +58,8 @@ def _cells(row: Row, found: dict[str, Row]) -> list[str]:
     if row.system == "plain":
         predicted = next((other.predicted_plain for other in found.values() if other.predicted_plain), None)
     notes = [row.plan] if row.plan else []
-    if plain and not _same_loss(row, plain):
-        notes.append("another loss (other random numbers, or wrong)")
+    if plain and (other := _other_loss(row, plain)):
+        notes.append(other)
     return [
         title,
         _mib(row.peak),
@@ -73,10 +73,10 @@ def _cells(row: Row, found: dict[str, Row]) -> list[str]:
     ]
 
 
-def _same_loss(row: Row, plain: Row) -> bool:
-    """But for rounding, which is coarse in bfloat16."""
+def _other_loss(row: Row, plain: Row) -> str:
+    """Of a loss that is not plain's, with rounding in bfloat16 allowed for: other random numbers, or wrong."""
     own, other = (float.fromhex(r.loss) if r.loss else 0.0 for r in (row, plain))
-    return abs(own - other) <= 1e-2 * abs(other)
+    return "" if abs(own - other) <= 1e-2 * abs(other) else f"loss {own:.3f} for {other:.3f}"
 
 
 def _mib(count: int) -> str:

@@ -53,6 +53,7 @@ def test_what_raises_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(models.MODELS, "absent", Model("absent", absent))
     assert Bench("absent").row("plain").failed == "ValueError: no such thing"
+    assert Bench("absent").in_turns(2) == {}
     assert Bench("absent").row("checkpoint").failed == "no blocks"
     assert why_not(models.MODELS["vit"], "linear-cross-entropy")
 
@@ -74,7 +75,8 @@ def test_what_died_is_a_row_and_what_ran_before_has_no_times(tmp_path: Path, mon
 
 
 def test_table() -> None:
-    lines = table([FAILED, OURS, PLAIN]).splitlines()
+    other = replace(OURS, system="fxapprox-8", loss="0x1p+1")
+    lines = table([FAILED, OURS, PLAIN, other]).splitlines()
     (summary,) = (line for line in lines if line.startswith("| vit |"))
     assert summary.startswith("| vit | 100.0 | - |")
     assert "| 0.250 |" in summary
@@ -84,6 +86,7 @@ def test_table() -> None:
         in lines
     )
     assert any("| no / way |" in line for line in lines)
+    assert any("; loss 2.000 for 1.000 |" in line for line in lines)
 
 
 def test_heads_have_the_loss_of_their_models() -> None:
