@@ -50,7 +50,7 @@ ZOO: dict[str, tuple[Callable[[], Case], tuple[float, float, float] | None]] = {
     "ViT, 4 layers, width 192": (vit, (8, 5.5, 1.5)),
     "ConvNeXt": (convnext, (12, 6.5, 1.75)),
     "Llama shape, width 384, vocabulary 8192": (llama, (8, 5, 1.3)),
-    "Llama shape, width 384, vocabulary 50257": (lambda: llama(50257), None),
+    "Llama shape, width 384, vocabulary 50257": (lambda: llama(vocab=50257), None),
     "BERT shape, width 256, dropout 0.1, vocabulary 8192": (bert, None),
     "MobileNetV2": (mobilenet, None),
     "MobileNetV3-large": (lambda: classifier("mobilenet-v3-large", mobilenet_v3(LARGE), images(16, 64)), None),

@@ -80,6 +80,11 @@ def activation_memory_budget(fraction: float) -> contextlib.AbstractContextManag
     return functorch_config.patch(activation_memory_budget=fraction)
 
 
+def auto_chunker() -> contextlib.AbstractContextManager[None]:
+    """torch's own slices of logits, for what is compiled inside."""
+    return inductor_config.patch({"auto_chunker.enable": True})
+
+
 def fp8_activations() -> contextlib.AbstractContextManager[None]:
     """torch's own codes for what is compiled inside: e4m3 with a scale for each row, for floats of any size."""
     settings = {"quant_type": "torch.float8_e4m3fn", "use_scaling": True, "size_in_mb": 0, "exclude_primals": True,

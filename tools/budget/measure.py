@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from tools.budget.models import Step, build, runner
 from tools.budget.records import Record, of, same_plan, saved
 from tools.zoo.training import gradients, relative
 
+R = TypeVar("R", bound=Record)
 TIMED = 5  # steps, of which the fastest counts
 
 
@@ -70,20 +71,27 @@ def measured(
     step = make()
     run, context = compiled(step)
     with context:
-        start = time.perf_counter()
-        loss = run(*step.args)
-        loss.backward()
-        compile_seconds = time.perf_counter() - start
-        error = relative(gradients(step), exact)
-        first = float(loss.detach()).hex()
-        stored = held(step, run)
-        gc.collect()
-        step.zero_grad(set_to_none=True)
-        peak = peak_bytes(lambda: run(*step.args).backward()).peak
-        seconds = min(timed(step, run) for _ in range(TIMED))
+        record = first_steps(record, step, run, exact)
+        return replace(record, step_seconds=min(timed(step, run) for _ in range(TIMED)))
+
+
+def first_steps(record: R, step: Step, run: Callable[..., Tensor], exact: Tensor) -> R:
+    """The record with what three steps show, the first of which may compile; their gradients are gone."""
+    start = time.perf_counter()
+    loss = run(*step.args)
+    loss.backward()
+    compile_seconds = time.perf_counter() - start
+    error = relative(gradients(step).float(), exact.float())
+    first = float(loss.detach()).hex()
+    del loss
+    stored = held(step, run)
+    step.zero_grad(set_to_none=True)
+    gc.collect()
+    peak = peak_bytes(lambda: run(*step.args).backward())
+    step.zero_grad(set_to_none=True)
     return replace(
-        record, stored=stored, peak=peak, gradient_error=error, loss=first, compile_seconds=compile_seconds,
-        step_seconds=seconds,
+        record, stored=stored, peak=peak.peak, kept=peak.kept, gradient_error=error, loss=first,
+        compile_seconds=compile_seconds,
     )  # fmt: skip
 
 

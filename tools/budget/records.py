@@ -22,6 +22,7 @@ class Record:
         failed: why there are no numbers, or "".
         stored: bytes held between forward and backward.
         peak: bytes by which a step raises the memory in use, gradients included.
+        kept: those that are still in use at its end: gradients.
         predicted: the peak that the plan was expected to have; None: the system does not say.
         predicted_plain: the same of plain torch.compile.
         gradient_error: relative, over all parameters, against the eager model.
@@ -39,6 +40,7 @@ class Record:
     failed: str = ""
     stored: int = 0
     peak: int = 0
+    kept: int = 0
     predicted: int | None = None
     predicted_plain: int | None = None
     gradient_error: float = 0.0

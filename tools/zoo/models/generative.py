@@ -177,10 +177,11 @@ class DiffusionUNet(nn.Module):
         return self.head(F.silu(h))
 
 
-def diffusion_unet(*, seed: int = 0, batch: int = 4) -> Case:
+def diffusion_unet(*, seed: int = 0, batch: int = 4, width: int = 16, size: int = 16) -> Case:
     """One step of denoising diffusion."""
     torch.manual_seed(seed)
-    model, clean, noise = DiffusionUNet(16), torch.randn(batch, 3, 16, 16), torch.randn(batch, 3, 16, 16)
+    model, clean = DiffusionUNet(width), torch.randn(batch, 3, size, size)
+    noise = torch.randn(batch, 3, size, size)
     times = torch.randint(1000, (batch,))
     kept = torch.cos(times / 1000 * math.pi / 2).square()[:, None, None, None]
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise

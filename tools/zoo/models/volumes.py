@@ -128,9 +128,9 @@ class DynamicUNet(nn.Module):
         return found[::-1]
 
 
-def dynamic_unet(*, seed: int = 0, batch: int = 2) -> Case:
+def dynamic_unet(*, seed: int = 0, batch: int = 2, width: int = 8, shape: Sequence[int] = (8, 16, 16)) -> Case:
     """A 3-d U-Net with deep supervision; pooling differs by dimension."""
-    return segmented("dynamic_unet", lambda: DynamicUNet(8), batch=batch, seed=seed, shape=(8, 16, 16))
+    return segmented("dynamic_unet", lambda: DynamicUNet(width), batch=batch, seed=seed, shape=shape)
 
 
 class VNetStage(nn.Module):
