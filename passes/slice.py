@@ -228,6 +228,7 @@ class _Writer:
                 for node, piece in read.items():
                     if node in self.rows:
                         along = region.inside[node]
+                        assert along.dim is not None
                         self.rows[node] = adapter.with_part_put(self.rows[node], piece, along.dim, _steps(along, start))
                     elif node not in totals:
                         pieces[node].append(piece)

@@ -179,7 +179,7 @@ class Options:
         metadata=_about(
             help='run what is around the widest products in so many slices of their rows; `"auto"`: where the predicted'
             " peak falls by a tenth; `None`: never",
-            more="Logits and their gradient, and the decoded operands of a convolution's gradients, are never whole then."
+            more="Logits and their gradient, and decoded operands of a convolution's gradients, are never whole then."
             " Exact, but for the order in which sums over rows are added up.",
             expected='None, "auto", or a number of slices from 2 to 1024',
             check=is_slices,

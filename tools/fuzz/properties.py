@@ -31,9 +31,12 @@ FALLBACK = "fxapprox stores this graph exactly: "
 NAMED = re.compile(r"at node '\w+'.*: (?!.*\(\)).+")  # a graph is left alone for a value with a name, and a reason
 FREE = {"policy", "checkpoint", "memory_budget", "min_bytes"}  # with these more may be stored than by the exact plan
 TOLD = (  # how documented warnings begin
-    FALLBACK, "average_bits=", "checkpoint_bits has nothing to work on", "fxapprox: what the policy chose does not fit: ",
+    FALLBACK,
+    "average_bits=",
+    "checkpoint_bits has nothing to work on",
     "fxapprox computes nothing of this graph again: ",
-)  # fmt: skip
+    "fxapprox: what the policy chose does not fit: ",
+)
 
 
 def check(program: Program, *, lossless: str = "identity", report: bool = False, **options: Any) -> list[str]:

@@ -29,7 +29,7 @@ class Model:
     Attributes:
         about: what it is, in words.
         build: makes it, from torch's global seed.
-        aim: what part of plain torch.compile's peak ours is to take, in words.
+        aim: what part of plain torch.compile's peak ours is to take at most.
         layers: what eager checkpoints run again, each by itself; None: there are no such blocks.
         head: what ``F.linear_cross_entropy`` takes, of the model and its inputs; None: no linear layer before the loss.
         apart: the model is compiled, and its loss taken of what it returns, as in the Trainer; else both together.
@@ -179,55 +179,65 @@ def _lora(about: str, dtype: torch.dtype = torch.float32, **rest: Any) -> Model:
     return Model(
         f"Llama shape with LoRA on all projections, {about}, 2 layers of 128, vocabulary 128,256, 2 x 256 tokens,"
         " labels given to the model as in the Trainer",
-        build, layers=lambda model: [model.inner.model.layers], head=_labelled, apart=True, **rest,
+        build, aim="0.20", layers=lambda model: [model.inner.model.layers], head=_labelled, apart=True, **rest,
     )  # fmt: skip
 
 
 MODELS = {
     "wide-head": Model(
-        "embedding, MLP of 128, 50,304 logits of 2,048 tokens, cross-entropy", benchmarks.wide_head, head=_wide
+        "embedding, MLP of 128, 50,304 logits of 2,048 tokens, cross-entropy", benchmarks.wide_head, head=_wide,
+        aim="0.17",
     ),
     "gpt2-trainer": Model(
         "GPT-2 shape, 4 layers of 128, vocabulary 50,304, 8 x 256 tokens, labels given to the model as in the Trainer",
         lambda: benchmarks.labelled(benchmarks.gpt2(layers=4, width=128, vocab=50_304, batch=8, length=256)),
         layers=lambda model: [model.inner.transformer.h],
         head=_labelled, apart=True,
+        aim="0.20",
     ),
     "gpt2": Model(
         "GPT-2 shape, 4 layers of 384, vocabulary 8,192, 8 x 256 tokens",
         lambda: benchmarks.gpt2(layers=4, width=384, vocab=8192, batch=8, length=256),
         layers=lambda model: [model.transformer.h], head=_language,
+        aim="0.30",
     ),
     "llama": Model(
         "Llama shape, 4 layers of 384, vocabulary 8,192, 8 x 256 tokens", lambda: benchmarks.llama(length=256),
         layers=lambda model: [model.model.layers], head=_language,
+        aim="0.30",
     ),
     "lora-bf16": _lora("bfloat16", torch.bfloat16),
     "lora-autocast": _lora("float32 in autocast", autocast=True),
     "unet": Model(
         "U-Net with GroupNorm and SiLU, 3 levels, 8 images of 64", lambda: unet(batch=8, width=32, size=64),
         layers=_unet,
+        aim="0.35",
     ),
     "unet-128": Model(
-        "the same with 2 levels, 8 images of 128", lambda: unet(batch=8, width=32, size=128, levels=2), layers=_unet
+        "the same with 2 levels, 8 images of 128", lambda: unet(batch=8, width=32, size=128, levels=2), layers=_unet,
+        aim="0.35",
     ),
     "diffusion-unet": Model(
         "diffusion U-Net with attention, 8 images of 64",
         lambda: generative.diffusion_unet(batch=8, width=32, size=64), layers=_unet,
+        aim="0.35",
     ),
     "volumes": Model(
         "3-d U-Net with InstanceNorm and LeakyReLU, 2 volumes of 16 x 64 x 64",
         lambda: volumes.dynamic_unet(width=16, shape=(16, 64, 64)), layers=_unet,
+        aim="0.35",
     ),
-    "resnet-18": Model("ResNet-18, 32 images of 64", lambda: benchmarks.resnet_18(32), layers=_resnet),
-    "resnet-50": Model("ResNet-50, 32 images of 64", lambda: benchmarks.resnet_50(32), layers=_resnet),
+    "resnet-18": Model("ResNet-18, 32 images of 64", lambda: benchmarks.resnet_18(32), layers=_resnet, aim="0.35"),
+    "resnet-50": Model("ResNet-50, 32 images of 64", lambda: benchmarks.resnet_50(32), layers=_resnet, aim="0.35"),
     "preact-29": Model(
         "pre-activation ResNet-29 of bottlenecks, 16 images of 32", lambda: benchmarks.preact(29, 16, bottleneck=True),
         layers=lambda model: [model.blocks],
+        aim="0.15",
     ),
-    "vit": Model("ViT, 128 images of 64", lambda: benchmarks.vit(128), layers=lambda model: [model.vit.layers]),
+    "vit": Model("ViT, 128 images of 64", lambda: benchmarks.vit(128), layers=lambda model: [model.vit.layers], aim="0.20"),
     "bert": Model(
         "BERT shape, 16 x 128 tokens", lambda: benchmarks.bert(16), layers=lambda model: [model.bert.encoder.layer],
         head=_bert,
+        aim="0.20",
     ),
 }  # fmt: skip
