@@ -234,7 +234,9 @@ MODELS = {
         layers=lambda model: [model.blocks],
         aim="0.15",
     ),
-    "vit": Model("ViT, 128 images of 64", lambda: benchmarks.vit(128), layers=lambda model: [model.vit.layers], aim="0.20"),
+    "vit": Model(
+        "ViT, 128 images of 64", lambda: benchmarks.vit(128), layers=lambda model: [model.vit.layers], aim="0.20"
+    ),
     "bert": Model(
         "BERT shape, 16 x 128 tokens", lambda: benchmarks.bert(16), layers=lambda model: [model.bert.encoder.layer],
         head=_bert,
