@@ -289,11 +289,11 @@ class _Writer:
                     made.waiting.append(cut)
                 return cut
 
-            args, kwargs = self.region.takes[node].arguments(node, part_of, _steps(along, stop - start))
+            target, args, kwargs = self.region.takes[node].call(node, part_of, _steps(along, stop - start))
             if along.dim is None and op_name(node) == "aten.mm":
                 made.products[node] = args[0], args[1]
                 continue
-            made.slices[node] = self._call(node.target, args, kwargs, like=node)
+            made.slices[node] = self._call(target, args, kwargs, like=node)
             if along.dim is None:
                 made.slices[node] = self._cast(made.slices[node], _kept_in(node))
         return made
@@ -313,7 +313,7 @@ class _Writer:
                 self.over[operand] = node
                 return self._in_order(operand)
         like, image = _of(node), node.name in self.images
-        laid_out = torch.empty_like(like, memory_format=torch.channels_last if image else torch.contiguous_format)
+        laid_out = torch.empty_like(like, memory_format=torch.channels_last if image else torch.preserve_format)
         given = {"dtype": like.dtype, "layout": torch.strided, "device": like.device, "pin_memory": False}
         return self._call(torch.ops.aten.empty_strided.default, (list(like.shape), list(laid_out.stride())), given)
 
@@ -346,9 +346,12 @@ class _Writer:
         image = operand.name in self.images
         if operand.target is adapter.IN_ORDER or not (image or operand.op == "call_function"):
             return operand
+        if 0 in _of(operand).stride():  # expanded: there is no such memory
+            return operand
         if operand not in self.ordered:
             kept = self._call(adapter.IN_MEMORY, (operand,)) if operand.op == "call_function" else operand
-            like = torch.empty_like(_of(operand), memory_format=torch.channels_last) if image else _of(operand)
+            dense = torch.channels_last if image else torch.preserve_format  # a part of a value is copied out of it
+            like = torch.empty_like(_of(operand), memory_format=dense)
             self.ordered[operand] = self._call(adapter.IN_ORDER, (kept, list(like.stride())))
         return self.ordered[operand]
 
@@ -379,13 +382,21 @@ class _Writer:
         return self._call(torch.ops.prims.convert_element_type.default, (node, dtype))
 
     def _whole(self, node: fx.Node, pieces: list[fx.Node], totals: dict[fx.Node, fx.Node]) -> fx.Node:
-        """A result of the part, from its slices."""
-        dim = self.region.inside[node].dim
-        if node in totals:
-            return self._cast(totals[node], _of(node).dtype)
+        """A result of the part, from its slices; laid out as it was, as views of it may only be had so."""
+        dim, strides = self.region.inside[node].dim, _of(node).stride()
         if node in self.rows:
             return self.rows[node]
-        return self._call(torch.ops.aten.cat.default, (pieces, dim))
+        if dim is None:
+            whole = self._cast(totals[node], _of(node).dtype)
+            return whole if _of(whole).stride() == strides else self._call(adapter.IN_ORDER, (whole, list(strides)))
+        whole = self._call(torch.ops.aten.cat.default, (pieces, dim))
+        if _of(whole).stride() == strides:
+            return whole
+        self.graph.erase_node(whole)
+        order = sorted(range(len(strides)), key=lambda d: (-strides[d], d))
+        pieces = [self._call(torch.ops.aten.permute.default, (piece, order)) for piece in pieces]
+        whole = self._call(torch.ops.aten.cat.default, (pieces, order.index(dim)))
+        return self._call(torch.ops.aten.permute.default, (whole, [order.index(d) for d in range(len(order))]))
 
     def _call(
         self, target: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None,

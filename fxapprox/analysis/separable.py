@@ -210,6 +210,10 @@ class _Growth:
             if not self._pull(inner | ends):
                 break
         whole = _leading_to(inner | ends, self.along)
+        several = [user for node in whole if not isinstance(node.meta["val"], Tensor) for user in node.users]
+        if not self.along.keys() >= set(several):
+            return None  # a result of several is wanted whole
+        whole.update(several)
         inside = {node: each for node, each in self.along.items() if node in whole}
         remade = frozenset(self.remade & inside.keys())
         hidden = frozenset(n for n in wide if n in inside and (n in remade or n.users.keys() <= inside.keys()))

@@ -217,6 +217,7 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("mm bmm", linear(Kind.CONTRACTION, factors=(0, 1), rows=Along.PRODUCT)),
     ("addmm baddbmm", linear(Kind.CONTRACTION, factors=(1, 2), rows=Along.PRODUCT)),
     ("mv dot", linear(Kind.CONTRACTION, rows=Along.PRODUCT)),
+    ("fxapprox.add_product fxapprox.put_part", linear()),
     ("convolution", linear(Kind.CONTRACTION, rows=Along.CONVOLUTION)),
     ("convolution_backward", linear(read_for={1: 1, 2: 0}, rows=Along.GRADIENTS)),
     ("_grouped_mm", Operator((L, L, E, L))),

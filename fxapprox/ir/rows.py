@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import sympy
+import torch
 from torch import fx
 from torch.fx.node import map_arg
 
@@ -53,13 +54,13 @@ class Rows:
     parts: tuple[Part | None, ...]
     sizes: tuple[tuple[str, int], ...] = ()
 
-    def arguments(
+    def call(
         self, node: fx.Node, of: Callable[[fx.Node, Part | None], Any], length: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """(args, kwargs) that the node's operator makes a slice from.
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """(operator, args, kwargs) that make a slice: the node's, but where it counts from where memory begins.
 
         Args:
-            of: gives the part of an operand, or all of it where the part is None; for ``view`` in memory of its own.
+            of: gives the part of an operand, or all of it where the part is None.
             length: of the slice.
         """
         parts = iter(self.parts)
@@ -73,7 +74,9 @@ class Rows:
                 kwargs[name] = sizes
             else:
                 args[at] = sizes
-        return tuple(args), kwargs
+        if op_name(node) == "aten.as_strided":
+            return torch.ops.aten.reshape.default, (args[0], *(args[1:2] or [kwargs["size"]])), {}
+        return node.target, tuple(args), kwargs
 
 
 Rule = Callable[[fx.Node, int, Shape], Rows | None]  # of a node, a dimension of its result, the result's shape

@@ -44,7 +44,7 @@ def verify(backward: fx.GraphModule, approximate: Mapping[fx.Node, str]) -> None
                 node=node.name, source=source_line(node), values=_read(touched, tainted),
             )  # fmt: skip
         for position, source in touched:
-            if table_use(node, position) is None and adapter.written_to(node) is None:  # rows are put into it
+            if table_use(node, position) is None:
                 raise UnsupportedGraph(
                     "verify", f"unknown operator {op_name(node)} reads the approximate value {source.name!r}",
                     node=node.name, source=source_line(node), values=_read(touched, tainted),

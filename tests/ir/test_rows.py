@@ -45,16 +45,14 @@ def call(target: Any, *args: Any, **kwargs: Any) -> tuple[fx.Node, Values]:
 def cut(value: Any, part: Part | None, start: int, stop: int) -> Any:
     if part is None:
         return value
-    if isinstance(value, (tuple, list)):
-        return [cut(v, part, start, stop) for v in value]
     first, last = start * part.times, stop * part.times
     return value.narrow(part.dim, int(first), int(last - first)).contiguous()
 
 
 def run(node: fx.Node, way: Rows, values: Values, start: int, stop: int) -> Any:
     """The node's result from the slices of its operands."""
-    args, kwargs = way.arguments(node, lambda n, part: cut(values[n], part, start, stop), stop - start)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    target, args, kwargs = way.call(node, lambda n, part: cut(values[n], part, start, stop), stop - start)
+    return target(*args, **kwargs)
 
 
 def splits(size: int, way: Rows) -> Iterator[list[tuple[int, int]]]:
@@ -75,20 +73,31 @@ def close(found: Tensor, whole: Tensor) -> None:
 
 
 def check(node: fx.Node, values: Values) -> tuple[set[int], int]:
-    """Holds what a node claims against its whole result; the dimensions that it claims, and how many sums."""
+    """Holds what a node claims against its whole result; the dimensions that it claims, and how many sums.
+
+    A gradient of a convolution's weight or bias is the sum of those of slices; what one result of several takes is
+    checked with the operator that makes all.
+    """
     whole, claimed = leaves(values[node]), set[int]()
-    rank = whole[0].dim() if whole and isinstance(whole[0], Tensor) else 0
+    shape = next((result.shape for result in whole if isinstance(result, Tensor)), torch.Size())
+    added: tuple[int, ...] = ()
+    if op_name(node) == "aten.convolution_backward":
+        shape, added = values[node.all_input_nodes[0]].shape, (1, 2)
+    if op_name(node) == "getitem":
+        return {dim for dim in range(len(shape)) if rows(node, dim) is not None}, len(sums(node))
+    rank = len(shape)
     for dim in range(rank):
         way = rows(node, dim)
         if way is None:
             continue
         claimed.add(dim)
         assert len(way.parts) == len(list(operands(node)))
-        for pieces in splits(whole[0].shape[dim], way):
+        for pieces in splits(shape[dim], way):
             made = [leaves(run(node, way, values, *piece)) for piece in pieces]
             for at, result in enumerate(whole):
                 if isinstance(result, Tensor) and result.dim() and "empty" not in op_name(node):
-                    close(torch.cat([each[at] for each in made], dim), result)
+                    found = [each[at] for each in made]
+                    close(sum(found) if at in added else torch.cat(found, dim), result)  # type: ignore[arg-type]
     ways = sums(node)
     for way in ways:
         pairs = zip(way.parts, (operand for _, operand in operands(node)), strict=True)
@@ -108,6 +117,19 @@ IDS = torch.randint(0, 9, (4, 6))
 PLACES = torch.randint(0, 5, (4, 6, 5))
 Q, K = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 6, 4)
 conv = (None, [1, 1], [0, 0], [1, 1])
+
+
+def gradients(
+    weight: Tensor, *, stride: int = 1, transposed: bool = False, groups: int = 1, mask: Sequence[bool] = (True,) * 3
+) -> tuple[fx.Node, Values]:
+    """A call of what makes the gradients of a convolution of four images with a bias."""
+    image = torch.randn(4, weight.shape[0] if transposed else weight.shape[1] * groups, 8, 8)
+    bias = [weight.shape[1] * groups if transposed else len(weight)]
+    how = ([stride] * 2, [1, 1], [1, 1], transposed, [0, 0], groups)
+    outer = torch.randn_like(aten.convolution.default(image, weight, None, *how))
+    return call(aten.convolution_backward.default, outer, image, weight, bias, *how, list(mask))
+
+
 # per case: the dimensions that have to be claimed
 CASES: dict[str, tuple[set[int], Callable[[], tuple[fx.Node, Values]]]] = {
     "aten.view: merged": ({0, 1}, lambda: call(aten.view.default, X, [24, 5])),
@@ -190,6 +212,23 @@ CASES: dict[str, tuple[set[int], Callable[[], tuple[fx.Node, Values]]]] = {
     ),
     "aten.convolution: groups": (
         {0}, lambda: call(aten.convolution.default, IMAGE, WEIGHT[:, :3], *conv, False, [0, 0], 2)
+    ),
+    "aten.convolution_backward": ({0}, lambda: gradients(WEIGHT, stride=2)),
+    "aten.convolution_backward: transposed": ({0}, lambda: gradients(WEIGHT, stride=2, transposed=True)),
+    "aten.convolution_backward: groups": ({0}, lambda: gradients(WEIGHT[:, :3], groups=2)),
+    "aten.convolution_backward: transposed groups": ({0}, lambda: gradients(WEIGHT, transposed=True, groups=4)),
+    "aten.convolution_backward: depthwise": ({0}, lambda: gradients(WEIGHT[:, :1], groups=4)),
+    "aten.convolution_backward: of parameters": ({0}, lambda: gradients(WEIGHT, mask=(False, True, True))),
+    "aten.convolution_backward: of images": ({0}, lambda: gradients(WEIGHT, mask=(True, False, False))),
+    "aten.as_strided: in order": ({0}, lambda: call(aten.as_strided.default, X, [24, 5], [5, 1])),
+    "aten.as_strided: split": ({0}, lambda: call(aten.as_strided.default, M, [3, 2, 5], [10, 5, 1], 0)),
+    "aten.as_strided: by name": ({0}, lambda: call(aten.as_strided.default, X, size=[24, 5], stride=[5, 1])),
+    "aten.as_strided: a window": (set(), lambda: call(aten.as_strided.default, M, [5, 2], [5, 1])),
+    "prims.inductor_force_stride_order": (
+        {0}, lambda: call(prims.inductor_force_stride_order.default, IMAGE, [384, 1, 48, 6])
+    ),
+    "prims.inductor_force_stride_order: columns": (
+        {2}, lambda: call(prims.inductor_force_stride_order.default, X, [1, 4, 24])
     ),
     "aten.sum": ({0, 1}, lambda: call(aten.sum.dim_IntList, X, [1])),
     "aten.sum: kept": ({1}, lambda: call(aten.sum.dim_IntList, X, [0, -1], True)),

@@ -43,6 +43,50 @@ def test_losses(loss: str) -> None:
     close(forward_of(LOSSES[loss]), None, same=loss != "a divergence")
 
 
+class Convolutions(nn.Module):
+    """Images through convolutions, of which some gate each image's channels, some have weights that are computed."""
+
+    def __init__(self, *, gated: bool = False, normed: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        if normed:
+            self.first = nn.utils.parametrizations.weight_norm(self.first)
+        self.gate = nn.Conv2d(16, 16, 1) if gated else None
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.silu(self.first(x))
+        if self.gate is not None:
+            hidden = hidden * self.gate(hidden.mean((2, 3), keepdim=True)).sigmoid()
+        return self.last(hidden).square().mean()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("options", [{}, {"gated": True}, {"normed": True}], ids=str)
+def test_convolutions(options: dict[str, Any], bits: int | None) -> None:
+    """Where a gradient runs through a convolution of few pixels; where a weight is not read but for its shape."""
+    close(traced(Convolutions(**options), torch.randn(8, 3, 16, 16)), bits, same=False)
+
+
+class Attention(nn.Module):
+    """Queries, keys and values are views of one value, and what attention makes is laid out as queries are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.wide, self.narrow = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 64), nn.Linear(64, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        hidden = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.narrow(nn.functional.gelu(self.wide(hidden))).square().mean()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_layouts(bits: int | None) -> None:
+    """What is no value of its own in memory is copied; views of results are had as they were."""
+    close(traced(Attention(), torch.randn(8, 32, WIDTH)), bits, same=False)
+
+
 class Language(nn.Module):
     """A head that may be the embedding, with adapters of low rank, in the type given; returns logits as well."""
 
