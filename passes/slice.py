@@ -121,7 +121,7 @@ def _parts_alive(halves: Mapping[Half, fx.GraphModule], levels: Mapping[Place, i
 
 def _above_the_rest(cuts: Sequence[_Cut], levels: Mapping[Place, int]) -> list[_Cut]:
     """Those of the parts during which more is alive than at any time outside of all of them."""
-    own = [{(cut.half, node.name) for node in cut.region.inside} & levels.keys() for cut in cuts]
+    own: list[set[Place]] = [{(cut.half, node.name) for node in cut.region.inside} & levels.keys() for cut in cuts]
     rest = max((levels[place] for place in levels.keys() - set().union(*own)), default=0)
     return [cut for cut, places in zip(cuts, own, strict=True) if any(levels[place] > rest for place in places)]
 
