@@ -61,7 +61,7 @@ def teach(operator: str, *uses: str, cheap: bool = False) -> None:
 def op_name(node: fx.Node) -> str:
     """Name of the operator packet, e.g. "aten.mul"; for other targets a readable name."""
     if adapter.written_to(node) is not None:  # torch puts one operator in place of all that write to their operands
-        return _target_name(node.args[0])
+        return _target_name(node.args[0])  # type: ignore[arg-type]
     return _target_name(node.target) if node.op == "call_function" else node.op
 
 

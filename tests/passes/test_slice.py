@@ -236,7 +236,7 @@ def test_backward(name: str, bits: int | None) -> None:
     """Convolutions and wide layers from codes: decoded and differentiated a slice at a time."""
     make, x = BACKWARD[name]
     joint = traced(nn.Sequential(make()), x)
-    close(joint, bits, same=name != "a gated layer", rtol=1e-3, atol=1e-5)
+    close(joint, bits, same=name != "a gated layer", rtol=1e-3, atol=1e-4)
     assert any(part.half == "backward" for part in joint.split(bits=bits, slices=2).slices)
 
 
