@@ -197,6 +197,8 @@ class _Writer:
         ordered: what comes from outside, in one order.
         rows: results of which some rows are there: all of it, as it is so far.
         over: {what comes from outside and is read for the last time: the result whose rows are written over it}.
+        known: values of the operators that are written next, the last one first; none: they have to be traced.
+        traced: values of those that were.
     """
 
     graph: fx.Graph
@@ -208,10 +210,13 @@ class _Writer:
     ordered: dict[fx.Node, fx.Node] = field(default_factory=dict)
     rows: dict[fx.Node, fx.Node] = field(default_factory=dict)
     over: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    known: list[Any] = field(default_factory=list)
+    traced: list[Any] = field(default_factory=list)
 
     def write(self, length: int) -> Slices:
         region = self.region
         slices = []
+        values: dict[int, list[Any]] = {}  # that were traced for a slice of so many units: the next one's are like them
         pieces: dict[fx.Node, list[fx.Node]] = {node: [] for node in region.results}
         with self.graph.inserting_before(self._place()):
             for operand in self._taken():
@@ -220,8 +225,10 @@ class _Writer:
             if self.in_place:
                 self.rows.update((node, self._room(node)) for node in pieces if node not in totals)
             for start in range(0, region.units, length):
-                done = [*totals.values()]
-                made, products, waiting = self._slice(start, min(start + length, region.units), done)
+                done, stop = [*totals.values()], min(start + length, region.units)
+                self.known[:] = reversed(values.get(stop - start, []))
+                self.traced.clear()
+                made, products, waiting = self._slice(start, stop, done)
                 read = self._in_memory([node for node in pieces if node in made], made)
                 copies = (source for node in read.values() for source in node.all_input_nodes)
                 slices.append(_names({*made.values(), *copies, *read.values(), *waiting}))
@@ -238,6 +245,8 @@ class _Writer:
                         totals[node] = self._call(adapter.IN_ORDER, (kept, list(_of(totals[node]).stride())))
                 for node, (left, right) in products.items():
                     totals[node] = adapter.with_product_added(totals[node], left, right)
+                values.setdefault(stop - start, [*self.traced])
+            self.known.clear()
             wholes = {node: self._whole(node, pieces[node], totals) for node in pieces}
         for node, whole in wholes.items():
             node.replace_all_uses_with(whole, delete_user_cb=lambda user: user not in region.inside)
@@ -403,10 +412,14 @@ class _Writer:
         like: fx.Node | None = None,
     ) -> fx.Node:  # fmt: skip
         made = self.graph.call_function(target, tuple(args), kwargs or {})
-        given = fx.map_arg((made.args, made.kwargs), lambda n: n.meta["val"])
         made.meta = {} if like is None else like.meta.copy()
+        if self.known:
+            made.meta["val"] = self.known.pop()
+            return made
+        given = fx.map_arg((made.args, made.kwargs), lambda n: n.meta["val"])
         with self.mode:
             made.meta["val"] = target(*given[0], **given[1])
+        self.traced.append(made.meta["val"])
         return made
 
 
