@@ -127,7 +127,8 @@ def test_hollow_levels_keep_the_derivative_of_what_saturates(
     if y.numel():
         off, largest = ((1 - found.square()) - (1 - y.square())).abs().max(), (1 - y.square()).max()
         share = (4 if rounding == "stochastic" else 2) / (2**bits - 1)
-        assert float(off) <= share * float(largest) + 16 * torch.finfo(y.dtype).eps
+        rounded = 32 * torch.finfo(y.dtype).eps  # of y near 1, twice as much in its square
+        assert float(off) <= share * float(largest) + rounded
 
 
 def test_hollow_levels_end_where_the_values_do() -> None:
