@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import images_of
-from fxapprox.analysis.separable import Region, Steps, products, regions, size_of, width_of
+from fxapprox.analysis.separable import Region, Search, Steps, products, size_of, width_of
 from fxapprox.ir.arguments import operands
 from fxapprox.ir.joint import erase_unused
 from fxapprox.ir.operator_table import Along
@@ -36,7 +36,7 @@ from fxapprox.sizes import evaluate
 SMALLEST = 2**21  # bytes of the widest value at a product: below, calls cost more than is saved
 SLICE = 2**19  # bytes of the widest value in a slice, at least
 WORTH = 0.9  # of the predicted peak, at most, is left
-LOW = 0.25  # of the predicted peak: what is alive at a product that is not worth a look
+NEAR = 0.5  # of the predicted peak: where less is alive, no part is looked for yet
 FEWEST_ROWS = 64  # a library's products of matrices are slow with fewer
 MOST = 32  # slices
 ACCUMULATED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums over slices are kept in
@@ -68,8 +68,9 @@ def run_in_slices(
 
     halves: dict[Half, fx.GraphModule] = {"forward": forward, "backward": backward}
     in_place = lowering == "inductor"
+    searches = {half: Search(gm.graph) for half, gm in halves.items()}
     if count is not None:
-        cuts = [cut for half, gm in halves.items() for cut in _wide_parts(half, gm, count)]
+        cuts = [cut for half, search in searches.items() for cut in _wide_parts(half, search, count)]
         return _written(halves, images, in_place, cuts)
     if all(width_of(node) < SMALLEST for gm in halves.values() for node in products(gm.graph)):
         return forward, backward, ()
@@ -81,8 +82,11 @@ def run_in_slices(
     now = levels(forward, backward)
     most = WORTH * max(now.values())
     sliced: Sliced = forward, backward, ()
-    left, chosen = _parts_alive(halves, now), list[_Cut]()
-    while more := _above_the_rest(left, now):
+    tried, left, chosen = set[Place](), list[_Cut](), list[_Cut]()
+    while True:
+        left += [cut for half, search in searches.items() for cut in _parts_alive(half, search, now, tried)]
+        if not (more := _above_the_rest(left, now)):
+            break
         left, chosen = [cut for cut in left if cut not in more], chosen + more
         sliced = _written(halves, images, in_place, chosen)
         now = levels(*sliced)
@@ -97,28 +101,26 @@ class _Cut(NamedTuple):
     length: int
 
 
-def _wide_parts(half: Half, gm: fx.GraphModule, count: int) -> list[_Cut]:
+def _wide_parts(half: Half, search: Search, count: int) -> list[_Cut]:
     """The parts around products at least a quarter as wide as the widest one, in so many slices each."""
-    widths = {node: width_of(node) for node in products(gm.graph)}
+    widths = {node: width_of(node) for node in products(search.graph)}
     widest = max(widths.values(), default=0)
-    return list(_cuts(half, gm, [node for node, width in widths.items() if 4 * width >= widest], count))
+    return list(_cuts(half, search, [node for node, width in widths.items() if 4 * width >= widest], count))
 
 
-def _parts_alive(halves: Mapping[Half, fx.GraphModule], levels: Mapping[Place, int]) -> list[_Cut]:
-    """The parts around wide products at which much is alive.
+def _parts_alive(half: Half, search: Search, levels: Mapping[Place, int], tried: set[Place]) -> list[_Cut]:
+    """The parts around wide products at which nearly as much is alive as at the peak.
 
     Args:
         levels: the bytes alive at each operator.
+        tried: products that parts were looked for around; gets those of this time.
     """
-    least = LOW * max(levels.values())
-    return [
-        cut
-        for half, gm in halves.items()
-        for cut in _cuts(
-            half, gm,
-            [p for p in products(gm.graph) if width_of(p) >= SMALLEST and levels.get((half, p.name), 0) > least], None,
-        )
-    ]  # fmt: skip
+    near = {place for place, level in levels.items() if place[0] == half and level > NEAR * max(levels.values())}
+    seeds = [
+        node for node in products(search.graph) if (half, node.name) in near - tried and width_of(node) >= SMALLEST
+    ]
+    tried.update((half, node.name) for node in seeds)
+    return list(_cuts(half, search, seeds, None))
 
 
 def _above_the_rest(cuts: Sequence[_Cut], levels: Mapping[Place, int]) -> list[_Cut]:
@@ -135,9 +137,9 @@ def _span(cut: _Cut, order: Sequence[Place]) -> Sequence[Place]:
     return order[at[0] : at[-1] + 1] if at else ()
 
 
-def _cuts(half: Half, gm: fx.GraphModule, seeds: Sequence[fx.Node], count: int | None) -> Iterator[_Cut]:
+def _cuts(half: Half, search: Search, seeds: Sequence[fx.Node], count: int | None) -> Iterator[_Cut]:
     """The parts around these products that can be cut: around the widest first, and of those as wide the earliest."""
-    for region in regions(gm.graph, sorted(seeds, key=lambda node: -width_of(node).bit_length())):
+    for region in search.regions(sorted(seeds, key=lambda node: -width_of(node).bit_length())):
         length = _length(region, count)
         if length < region.units and not any(adapter.mutates(node) for node in region.inside):
             yield _Cut(half, region, length)

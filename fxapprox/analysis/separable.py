@@ -85,21 +85,6 @@ def products(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if flops(node) and width_of(node)]
 
 
-def regions(graph: fx.Graph, seeds: Iterable[fx.Node]) -> Iterator[Region]:
-    """The separable parts around these products, in this order; no operator is in two, but for what is remade."""
-    search = _Search(graph, _remade(graph))
-    taken: set[fx.Node] = set()
-    for seed in seeds:
-        if seed in taken:
-            continue
-        around = (search.around(seed, dim) for dim in range(_rank(seed)))
-        found = [region for region in around if region is not None and taken.isdisjoint(region.inside)]
-        if found:
-            best = max(found, key=lambda region: region.wide_bytes)
-            taken |= best.inside.keys() - best.remade
-            yield best
-
-
 def size_of(node: fx.Node) -> int:
     """Bytes of the result, or the largest of several; 0 where they are not fixed."""
     return max((nbytes(value) for value in _values(node) if has_fixed_sizes(value)), default=0)
@@ -144,13 +129,25 @@ class _Conflict(Exception):
         self.node = node
 
 
-@dataclass
-class _Search:
-    """Looks for parts of one graph."""
+class Search:
+    """Looks for the separable parts of one graph; no operator is in two, but for what is remade."""
 
-    graph: fx.Graph
-    remade: Mapping[fx.Node, int]
-    ways: dict[fx.Node, list[tuple[int | None, Rows]]] = field(default_factory=dict)
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph, self.remade = graph, _remade(graph)
+        self._ways: dict[fx.Node, list[tuple[int | None, Rows]]] = {}
+        self._taken: set[fx.Node] = set()
+
+    def regions(self, seeds: Iterable[fx.Node]) -> Iterator[Region]:
+        """The parts around these products, in this order."""
+        for seed in seeds:
+            if seed in self._taken:
+                continue
+            around = (self.around(seed, dim) for dim in range(_rank(seed)))
+            found = [region for region in around if region is not None and self._taken.isdisjoint(region.inside)]
+            if found:
+                best = max(found, key=lambda region: region.wide_bytes)
+                self._taken |= best.inside.keys() - best.remade
+                yield best
 
     def around(self, seed: fx.Node, dim: int) -> Region | None:
         """The part around one product, sliced along a dimension of its result; None if there is none."""
@@ -172,13 +169,13 @@ class _Search:
 
     def ways_of(self, node: fx.Node) -> Sequence[tuple[int | None, Rows]]:
         """(the dimension of the result that is sliced, what that takes); None: slices are added up."""
-        if node not in self.ways:
+        if node not in self._ways:
             values = _values(node)
             fixed = bool(values) and all(map(has_fixed_sizes, values)) and node.op == "call_function"
             found = ((dim, rows(node, dim)) for dim in range(max(v.dim() for v in values))) if fixed else ()
-            self.ways[node] = [(dim, taken) for dim, taken in found if taken is not None]
-            self.ways[node] += [(None, taken) for taken in (sums(node) if fixed else ())]
-        return self.ways[node]
+            self._ways[node] = [(dim, taken) for dim, taken in found if taken is not None]
+            self._ways[node] += [(None, taken) for taken in (sums(node) if fixed else ())]
+        return self._ways[node]
 
 
 @dataclass
@@ -192,7 +189,7 @@ class _Growth:
         remade: of that, what is made of nothing else that is sliced.
     """
 
-    search: _Search
+    search: Search
     seed: fx.Node
     core: dict[fx.Node, tuple[Rows, Steps]]
     outside: set[fx.Node]

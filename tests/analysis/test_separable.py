@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxapprox.analysis.separable import Region, products, regions, width_of
+from fxapprox.analysis.separable import Region, Search, products, width_of
 from fxapprox.ir.operators import op_name
 from tests.passes.graphs import Traced, traced
 
@@ -33,7 +33,7 @@ def forward_of(loss: Callable[[Tensor], Tensor]) -> Traced:
 def widest(loss: Callable[[Tensor], Tensor]) -> Region | None:
     """The part around the logits."""
     graph = forward_of(loss).split(bits=None, slices=None).forward.graph
-    return next(iter(regions(graph, [max(products(graph), key=width_of)])), None)
+    return next(Search(graph).regions([max(products(graph), key=width_of)]), None)
 
 
 LOSSES = {

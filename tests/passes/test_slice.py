@@ -285,7 +285,7 @@ def test_where_the_pass_fails_the_graph_stays_whole(monkeypatch: pytest.MonkeyPa
         raise ValueError("three is not two")
 
     joint = traced(Blocks(nn.BatchNorm2d), IMAGES)
-    monkeypatch.setattr(pass_, "regions", fail)
+    monkeypatch.setattr(pass_, "Search", fail)
     with pytest.warns(UserWarning, match="leaves out 'slice' for this graph: .*three is not two"):
         halves = joint.split(bits=4, slices=2, strict=False)
     assert not halves.slices
