@@ -36,7 +36,7 @@ from fxapprox.sizes import evaluate
 SMALLEST = 2**21  # bytes of the widest value at a product: below, calls cost more than is saved
 SLICE = 2**19  # bytes of the widest value in a slice, at least
 WORTH = 0.9  # of the predicted peak, at most, is left
-NEAR = 0.5  # of the predicted peak: where less is alive, no part is looked for yet
+NEAR, BESIDE = 0.5, 3  # parts are looked for at this share of the predicted peak, and at so many products beside it
 FEWEST_ROWS = 64  # a library's products of matrices are slow with fewer
 MOST = 32  # slices
 ACCUMULATED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums over slices are kept in
@@ -68,7 +68,7 @@ def run_in_slices(
 
     halves: dict[Half, fx.GraphModule] = {"forward": forward, "backward": backward}
     in_place = lowering == "inductor"
-    searches = {half: Search(gm.graph) for half, gm in halves.items()}
+    searches: dict[Half, Search] = {half: Search(gm.graph) for half, gm in halves.items()}
     if count is not None:
         cuts = [cut for half, search in searches.items() for cut in _wide_parts(half, search, count)]
         return _written(halves, images, in_place, cuts)
@@ -115,10 +115,13 @@ def _parts_alive(half: Half, search: Search, levels: Mapping[Place, int], tried:
         levels: the bytes alive at each operator.
         tried: products that parts were looked for around; gets those of this time.
     """
-    near = {place for place, level in levels.items() if place[0] == half and level > NEAR * max(levels.values())}
-    seeds = [
-        node for node in products(search.graph) if (half, node.name) in near - tried and width_of(node) >= SMALLEST
-    ]
+    wide = {node.name: node for node in products(search.graph) if width_of(node) >= SMALLEST}
+    peak = max(levels, key=levels.__getitem__)
+    order = [place for place in levels if place == peak or (place[0] == half and place[1] in wide)]
+    at = order.index(peak)
+    beside = order[max(at - BESIDE, 0) : at + BESIDE + 1]
+    near = [place for place in order if place in beside or levels[place] > NEAR * levels[peak]]
+    seeds = [wide[name] for own, name in near if own == half and name in wide and (own, name) not in tried]
     tried.update((half, node.name) for node in seeds)
     return list(_cuts(half, search, seeds, None))
 
