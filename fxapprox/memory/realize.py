@@ -42,6 +42,7 @@ class Realizer:
         self._env: dict[fx.Node, Any] = {}
         self._parts: dict[fx.Node, Any] = {}  # of views: which part of the memory they are, None: all of it
         self._loops: set[Value] = set()  # what loops have put into memory
+        self._joined: set[Value] = set()  # what is made of several values, one behind the other
         self._reshaped: set[Value] = set()  # what loops make of these lies in the order of its sizes
         self.operations: list[Operation] = []
         self.inputs: dict[str, Value] = {}
@@ -116,8 +117,8 @@ class Realizer:
             direct = [a for a in node.args if isinstance(a, fx.Node)]  # by place, even where two are one
             others = [n for n in node.all_input_nodes if n not in direct]
             values = _flat([self._env.get(n) for n in (*direct, *others)])
-            if name == CONVOLUTION and values[0].reads is not None:
-                values[0].channels_last |= self._channels_last  # a loop writes what the convolution wants
+            if name == CONVOLUTION and any(v in self._joined for v, _ in values[0].reads or ()):
+                values[0].channels_last |= self._channels_last  # not in the place of what lies in another order
             for value in values:
                 self._realize(value)
             if name == CONVOLUTION_BACKWARD and not self._eager:
@@ -192,6 +193,7 @@ class Realizer:
     def _concatenate(self, made: Value, operands: Sequence[Value]) -> None:
         """On the CPU operands are computed where they stand in the result, and read from there."""
         self._realize(made)
+        self._joined.add(made)
         for at, operand in enumerate(operands):
             if operand.reads is not None:
                 operand.reads, operand.ops, operand.heavy = frozenset({(made, at)}), frozenset(), False
