@@ -29,7 +29,7 @@ from fxapprox.ir.operator_table import Along
 from fxapprox.ir.operators import is_view, op_name, operator_of
 from fxapprox.ir.records import Slices
 from fxapprox.ir.rows import Part
-from fxapprox.ir.tensors import numel, storage_of, tensor_of
+from fxapprox.ir.tensors import flops, numel, storage_of, tensor_of
 from fxapprox.memory.timeline import Half, timeline
 from fxapprox.sizes import evaluate
 
@@ -345,7 +345,7 @@ class _Writer:
             read.add(operand)
         readers = {user for each in read for user in each.users} - read
         return (
-            operand.op == "call_function"
+            _has_own_memory(operand)
             and readers <= inside.keys()
             and all(
                 part is not None and inside[reader].of(part) == inside[node]
@@ -444,6 +444,25 @@ def _kept_in(node: fx.Node) -> torch.dtype:
 
 def _steps(along: Steps, units: int) -> int:
     return int(along.per * units)
+
+
+def _has_own_memory(node: fx.Node) -> bool:
+    """Whether a value is surely none of its operands: Inductor takes out copies, sums and products with constants."""
+    if node.op != "call_function":
+        return False
+    return bool(flops(node)) or adapter.written_to(node) is not None or sum(map(_varies, node.all_input_nodes)) > 1
+
+
+def _varies(node: fx.Node) -> bool:
+    """Whether it depends on any input."""
+    stack, seen = [node], {node}
+    while stack:
+        node = stack.pop()
+        if node.op == "placeholder":
+            return True
+        stack += [source for source in node.all_input_nodes if source not in seen]
+        seen.update(node.all_input_nodes)
+    return False
 
 
 def _of(node: fx.Node) -> Tensor:
