@@ -109,11 +109,12 @@ def _shifts(bits: int, axis: int, like: Tensor) -> Tensor:
 
 
 def split_dim(shape: Sequence[int], rows: int, *, within: bool = False) -> int | None:
-    """The dimension that is cut in parts; None: flatten and pad.
+    """The dimension that is cut in parts; None: flatten and pad, as also where there is no element.
 
     Of those whose size is known and divisible the first, or, within rows, the last.
     """
-    found = [dim for dim, size in enumerate(shape) if isinstance(size, int) and size > 0 and size % rows == 0]
+    known = {dim: size for dim, size in enumerate(shape) if isinstance(size, int)}
+    found = [dim for dim, size in known.items() if size % rows == 0] if 0 not in known.values() else []
     return (found[-1] if within else found[0]) if found else None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fxapprox import torch_adapter as adapter
@@ -243,6 +243,7 @@ def test_threshold_codec_with_the_statistics_of_a_normalization_never_hides_a_na
 
 @settings(max_examples=80, deadline=None)
 @given(shape=st.lists(st.integers(0, 9), min_size=2, max_size=4), bits=st.sampled_from(BITS), centred=st.booleans())
+@example(shape=[8, 0], bits=3, centred=False)
 def test_standard_codec_takes_any_shape(shape: list[int], bits: int, centred: bool) -> None:
     x = torch.randn(shape) * 3 + (0 if centred else 5)
     dims = [d for d in range(len(shape)) if d not in kept_dims(len(shape))]
