@@ -38,15 +38,19 @@ def without_logits(model: Model) -> Model:
     """Has a model of the transformers package return its loss alone where it trains with labels; for the Trainer.
 
     Its forward also returns logits (and caches), which a training loop drops. Backward then takes a gradient for the
-    logits all the same, zeros as large as they are. To be called before the model is compiled. Without labels and in
-    evaluation mode nothing changes. A Trainer that reads logits in training (``label_smoothing_factor``, a loss
-    function of one's own) cannot do without them.
+    logits all the same, zeros as large as they are. The loss function is looked up here, once: in forward some classes
+    (GPT-2's) warn that they take the default, and the warning breaks the graph between logits and loss. To be called
+    before the model is compiled. Without labels and in evaluation mode nothing changes. A Trainer that reads logits in
+    training (``label_smoothing_factor``, a loss function of one's own) cannot do without them.
 
     Args:
         model: returns a ``ModelOutput`` with a ``loss``, or with ``return_dict=False`` a tuple that begins with it.
 
-    Returns: the same model; only its attribute ``forward`` is another one.
+    Returns: the same model; only its attributes ``forward`` and ``loss_function`` are other ones.
     """
+    looked_up = getattr(type(model), "loss_function", None)
+    if isinstance(looked_up, property) and looked_up.fset is not None:
+        model.loss_function = model.loss_function
     forward = functools.partial(_loss_alone, model)  # a copy of the model gets one of its own
     forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]  # the Trainer reads it
     model.forward = forward

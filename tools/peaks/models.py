@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import fxapprox
 from fxapprox import torch_adapter as adapter
 from fxapprox.frontend.tracing import fresh
+from fxapprox.huggingface import without_logits
 from tools.budget.models import Step, in_regions
 from tools.zoo.models import Case, benchmarks, generative, unet, volumes
 
@@ -32,7 +33,8 @@ class Model:
         aim: what part of plain torch.compile's peak ours is to take at most.
         layers: what eager checkpoints run again, each by itself; None: there are no such blocks.
         head: what ``F.linear_cross_entropy`` takes, of the model and its inputs; None: no linear layer before the loss.
-        apart: the model is compiled, and its loss taken of what it returns, as in the Trainer; else both together.
+        apart: the model is compiled, and its loss taken of what it returns, as in the Trainer; else both together. Its
+            logits are left out where fxapprox compiles it, in the line that docs/trainer.md names.
         autocast: the step runs in bfloat16, of float32 weights.
     """
 
@@ -128,6 +130,8 @@ def started(model: Model, system: str) -> Running:
     apart = model.apart and system != "linear-cross-entropy"
     target = step.model if apart else step
     if chosen.options is not None:
+        if model.apart:
+            without_logits(step.model.inner)
         compiled = fxapprox.compile(target, dynamic=False, **chosen.options)
     elif system == "checkpoint":
         compiled = target
