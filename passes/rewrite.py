@@ -138,7 +138,7 @@ def rewrite(
         )  # fmt: skip
         clock.lap("baseline")
         try:
-            found = _least(untouched, saved, options, revise, clock)
+            found = _least(untouched, saved, options, revise, clock, free=_inputs_at(gm, handed.held_by_eager))
         except UnsupportedGraph as error:
             if options.strict:
                 raise
@@ -158,8 +158,13 @@ def _least(
     options: Options,
     revise: Callable[[Plan, Sequence[Activation]], Plan] | None,
     clock: Clock,
+    free: frozenset[str],
 ) -> Rewrite | str:
-    """The graph, split so that no more is stored than by torch's own partition; or why it is left alone."""
+    """The graph, split so that no more is stored than by torch's own partition; or why it is left alone.
+
+    Args:
+        free: names of inputs that others save as well.
+    """
     traced = untouched.traced
     hints = hints_of(adapter.dynamic_sizes(traced.gm))
     torchs = _recomputed(traced, saved)
@@ -177,9 +182,9 @@ def _least(
         else:
             return "nothing has a lower peak"
         if most is None and not prescribed:
-            plain = sum(held_by(saved, untouched.counted_for_plain).values())
+            plain = sum(held_by(saved, untouched.counted_for_plain - free).values())
             most = min(evaluate(plain, hints), attempts.exact_bytes(torchs))
-        if most is None or _stores(split, untouched.counted, hints) <= most:
+        if most is None or _stores(split, untouched.counted - free, hints) <= most:
             forward, backward = split.halves
             return replace(
                 untouched, joint=split.joint, forward=forward, backward=backward, activations=split.activations,
@@ -230,7 +235,7 @@ def _traced(
     gm: fx.GraphModule, num_fwd_outputs: int, static: tuple[int, ...], options: Options, handed: Handed
 ) -> Joint:
     """The joint graph as torch traced it."""
-    traced = Joint(gm, num_fwd_outputs, static, made=_inputs_at(gm, handed.made - handed.held))
+    traced = Joint(gm, num_fwd_outputs, static, made=_inputs_at(gm, handed.made - handed.held - handed.held_by_eager))
     if not handed.on or options.bits is not None:
         return traced
     # a decision on an output would come on top of the output

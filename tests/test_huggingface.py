@@ -13,7 +13,8 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
 import fxapprox
 from fxapprox.huggingface import register_backend, without_logits
-from fxapprox.measure.memory import saved_tensors, stored_bytes
+from fxapprox.measure.memory import stored_bytes
+from fxapprox.torch_adapter import saved_tensors
 
 VOCABULARY = 512
 

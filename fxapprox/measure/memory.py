@@ -13,15 +13,17 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+from fxapprox import torch_adapter as adapter
 
 T = TypeVar("T")
 
@@ -59,23 +61,10 @@ def stored_bytes(outputs: object, exclude: Iterable[Tensor] = ()) -> int:
     Raises:
         RuntimeError: backward has run, and PyTorch has freed the tensors.
     """
-    sizes = {_storage_key(t): t.untyped_storage().nbytes() for t in saved_tensors(outputs)}
+    sizes = {_storage_key(t): t.untyped_storage().nbytes() for t in adapter.saved_tensors(outputs)}
     for tensor in exclude:
         sizes.pop(_storage_key(tensor), None)
     return sum(sizes.values())
-
-
-def saved_tensors(outputs: object) -> Iterator[Tensor]:
-    """The tensors that the autograd graph of `outputs` holds, in no order and with repetitions."""
-    stack: list[Any] = [t.grad_fn for t in _tensors(outputs)]
-    seen: set[Any] = {None}
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        yield from _held_by(node)
-        stack.extend(following for following, _ in node.next_functions)
 
 
 def peak_bytes(step: Callable[[], T], device: torch.device | str = "cpu") -> Peak[T]:
@@ -103,36 +92,6 @@ def peak_bytes(step: Callable[[], T], device: torch.device | str = "cpu") -> Pea
 
 def _storage_key(tensor: Tensor) -> tuple[torch.device, int]:
     return tensor.device, tensor.untyped_storage().data_ptr()
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in `value`, through lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _held_by(node: Any) -> Iterator[Tensor]:
-    """The tensors one autograd node holds.
-
-    Built-in nodes offer each saved tensor as `_raw_saved_<name>`, nodes of Python functions offer all of them
-    as `_raw_saved_tensors`; raw is what is really held, before any unpack hook. Python functions may keep
-    more tensors in attributes of their own: torch.compile's node keeps those that it need not check for
-    in-place changes in `_tensors_no_vc_check`.
-    """
-    for name in dir(node):
-        if name.startswith("_raw_saved_"):
-            raw = getattr(node, name)
-            held = [saved.data for saved in (raw if isinstance(raw, tuple) else (raw,))]
-            if any(data is None for data in held):
-                getattr(node, name.removeprefix("_raw"))  # raises if it was freed, not merely absent
-            yield from _tensors(held)
-    yield from _tensors(getattr(node, "__dict__", None))
 
 
 def _peak_on_cuda(step: Callable[[], T], device: torch.device) -> Peak[T]:

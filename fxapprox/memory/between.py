@@ -26,6 +26,8 @@ class Handed:
         made: those of them that nobody but autograd keeps alive, not being attributes of the model either.
         held: those of ``counted`` that an earlier graph saves.
         held_by_plain: those of them that an earlier graph would save under plain torch.compile.
+        held_by_eager: those of them that operators save which run eagerly between two graphs: saving them costs nothing,
+            and a code would be stored beside them. They count as held by each graph that saves them all the same.
         on: whether the model goes on behind the graph: its outputs are inputs of the next one.
     """
 
@@ -33,6 +35,7 @@ class Handed:
     made: frozenset[int] = frozenset()
     held: frozenset[int] = frozenset()
     held_by_plain: frozenset[int] = frozenset()
+    held_by_eager: frozenset[int] = frozenset()
     on: bool = False
 
 
@@ -50,11 +53,13 @@ class Between:
         """For a Dynamo graph that is being compiled with these inputs."""
         made = dict(adapter.counted_inputs(gm, inputs))
         memory = {at: adapter.storage_key(inputs[at]) for at in made}
+        eager = _held_by_eager([inputs[at] for at in made])
         handed = Handed(
             frozenset(made),
             frozenset(at for at, activation in made.items() if activation),
             frozenset(at for at, key in memory.items() if key in self.held),
             frozenset(at for at, key in memory.items() if key in self.held_by_plain),
+            frozenset(at for at, key in memory.items() if key in eager),
             adapter.ends_in_a_break(gm),
         )
         return Link(self, handed, memory)
@@ -109,3 +114,11 @@ class Link:
             return outputs
 
         return watched
+
+
+def _held_by_eager(inputs: Sequence[Any]) -> set[Any]:
+    """The memory that operators which ran eagerly hold of what these inputs were made of."""
+    try:
+        return {adapter.storage_key(tensor) for tensor in adapter.saved_tensors(inputs, adapter.is_eager)}
+    except RuntimeError:  # backward has run through some of it: whatever is still held there, is not known
+        return set()

@@ -4,6 +4,7 @@ Everything fxapprox needs of Dynamo, AOTAutograd and Inductor passes through her
 a torch release that moves something breaks one file of these.
 """
 
+from fxapprox.torch_adapter.autograd import is_eager, saved_tensors
 from fxapprox.torch_adapter.calls import (
     beginning_call,
     enter_at_calls,
@@ -189,6 +190,7 @@ __all__ = [
     "input_position",
     "is_alias",
     "is_compiled",
+    "is_eager",
     "is_opaque",
     "is_operator",
     "is_part",
@@ -219,6 +221,7 @@ __all__ = [
     "recomputation_budget",
     "region_of",
     "rename",
+    "saved_tensors",
     "seed_random_numbers",
     "sharing_traces",
     "size_conditions",

@@ -19,6 +19,7 @@ import fxapprox
 from fxapprox.codecs import Codec, Exact, Group, Identity, Standard, Threshold, Zero
 from fxapprox.frontend.cache_key import cache_key
 from fxapprox.ir.records import Plan
+from fxapprox.measure.memory import stored_bytes
 from fxapprox.options import Options
 from fxapprox.passes import pipeline
 from tools.zoo.training import gradients, relative
@@ -232,6 +233,39 @@ def test_graph_breaks_and_several_graphs() -> None:
     compiled = fxapprox.compile(model, bits=8, lowering="eager", strict=True)
     train_once(model, compiled, x)
     assert len(fxapprox.reports(compiled)) == 2
+
+
+class Eager(nn.Module):
+    """In the middle of it stands what Dynamo does not capture."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(32, 32), middle, nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self._eagerly(F.relu(self.first(x))))
+
+    @torch.compiler.disable
+    def _eagerly(self, x: Tensor) -> Tensor:
+        found = self.middle(x)
+        return found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("middle", [nn.LSTM(32, 32), nn.Tanh(), nn.Softmax(-1), nn.Hardswish()])
+def test_what_eager_operators_save_is_not_stored_twice(middle: nn.Module, bits: int) -> None:
+    """LSTM, tanh and softmax save their result, which the next graph reads; Hardswish saves its operand."""
+    model, x = Eager(middle), torch.randn(64, 4, 32)
+    stored, last = {}, {}
+    for asked in (None, bits):
+        torch._dynamo.reset()
+        compiled = fxapprox.compile(model, bits=asked, lowering="eager", min_bytes=0)
+        out = compiled(x)
+        stored[asked] = stored_bytes(out, exclude=[x, *model.parameters()])
+        last[asked] = fxapprox.reports(compiled)[-1].saved_bytes
+        out.sum().backward()
+    assert stored[bits] <= stored[None]
+    assert (last[bits] < last[None]) == isinstance(middle, nn.Hardswish), "coded where nobody else saves it"
 
 
 def test_forward_only_and_nothing_to_save() -> None:
