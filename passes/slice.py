@@ -30,6 +30,7 @@ from fxapprox.ir.operators import is_view, op_name, operator_of
 from fxapprox.ir.records import Slices
 from fxapprox.ir.rows import Part
 from fxapprox.ir.tensors import flops, numel, storage_of, tensor_of
+from fxapprox.ir.views import cancel_views
 from fxapprox.memory.timeline import Half, timeline
 from fxapprox.sizes import evaluate
 
@@ -66,31 +67,69 @@ def run_in_slices(
     Returns: (forward, backward, the parts); the graphs given, where there are none.
     """
 
-    halves: dict[Half, fx.GraphModule] = {"forward": forward, "backward": backward}
+    if count is None and all(width_of(n) < SMALLEST for gm in (forward, backward) for n in products(gm.graph)):
+        return forward, backward, ()
+    halves: dict[Half, fx.GraphModule] = {"forward": _by_rows(forward), "backward": _by_rows(backward)}
     in_place = lowering == "inductor"
     searches: dict[Half, Search] = {half: Search(gm.graph) for half, gm in halves.items()}
     if count is not None:
         cuts = [cut for half, search in searches.items() for cut in _wide_parts(half, search, count)]
-        return _written(halves, images, in_place, cuts)
-    if all(width_of(node) < SMALLEST for gm in halves.values() for node in products(gm.graph)):
-        return forward, backward, ()
+        return _written(halves, images, in_place, cuts) if cuts else (forward, backward, ())
 
-    def levels(forward: fx.GraphModule, backward: fx.GraphModule, slices: Sequence[Slices] = ()) -> dict[Place, int]:
+    def levels(forward: fx.GraphModule, backward: fx.GraphModule, slices: Sequence[Slices] = ()) -> _Levels:
         alive = timeline(forward, backward, num_fwd_outputs=num_fwd_outputs, lowering=lowering, slices=slices)
-        return {(m.half, m.name): evaluate(m.live, hints) for m in alive.moments}
+        places: list[Place] = [(m.half, m.name) for m in alive.moments]
+        made: dict[Place, Place] = {(places[life.start][0], life.name): places[life.start] for life in alive.lives}
+        return _Levels({at: evaluate(m.live, hints) for at, m in zip(places, alive.moments, strict=True)}, made)
 
     now = levels(forward, backward)
-    most = WORTH * max(now.values())
-    sliced: Sliced = forward, backward, ()
+    best: Sliced = forward, backward, ()
+    least = WORTH * now.peak
     tried, left, chosen = set[Place](), list[_Cut](), list[_Cut]()
     while True:
         left += [cut for half, search in searches.items() for cut in _parts_alive(half, search, now, tried)]
         if not (more := _above_the_rest(left, now)):
             break
-        left, chosen = [cut for cut in left if cut not in more], chosen + more
-        sliced = _written(halves, images, in_place, chosen)
-        now = levels(*sliced)
-    return sliced if max(now.values()) <= most else (forward, backward, ())
+        left = [cut for cut in left if cut not in more]
+        for cuts in (more, *([cut] for cut in more)):  # one by one, if not all together
+            written = _written(halves, images, in_place, chosen + cuts)
+            found = levels(*written)
+            if found.peak > now.peak:
+                continue
+            now, chosen = found, chosen + cuts
+            if found.peak < least:
+                best, least = written, found.peak
+            if cuts is more:
+                break
+    return best
+
+
+def _by_rows(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose operators read rows of products as rows, where they can."""
+    mode = adapter.fake_mode_of(gm)
+    if mode is None:
+        return gm
+    copied = adapter.copy_module(gm)
+    if not cancel_views(copied.graph, mode):
+        return gm
+    copied.recompile()
+    return copied
+
+
+class _Levels(NamedTuple):
+    """What is alive, as predicted.
+
+    Attributes:
+        live: bytes, at each operator that something fused ends with, in order.
+        made: {a value: at which of these it is made}.
+    """
+
+    live: dict[Place, int]
+    made: dict[Place, Place]
+
+    @property
+    def peak(self) -> int:
+        return max(self.live.values(), default=0)
 
 
 class _Cut(NamedTuple):
@@ -108,35 +147,36 @@ def _wide_parts(half: Half, search: Search, count: int) -> list[_Cut]:
     return list(_cuts(half, search, [node for node, width in widths.items() if 4 * width >= widest], count))
 
 
-def _parts_alive(half: Half, search: Search, levels: Mapping[Place, int], tried: set[Place]) -> list[_Cut]:
+def _parts_alive(half: Half, search: Search, levels: _Levels, tried: set[Place]) -> list[_Cut]:
     """The parts around wide products at which nearly as much is alive as at the peak.
 
     Args:
-        levels: the bytes alive at each operator.
         tried: products that parts were looked for around; gets those of this time.
     """
     wide = {node.name: node for node in products(search.graph) if width_of(node) >= SMALLEST}
-    peak = max(levels, key=levels.__getitem__)
-    order = [place for place in levels if place == peak or (place[0] == half and place[1] in wide)]
+    peak = max(levels.live, key=levels.live.__getitem__)
+    order = [place for place in levels.live if place == peak or (place[0] == half and place[1] in wide)]
     at = order.index(peak)
     beside = order[max(at - BESIDE, 0) : at + BESIDE + 1]
-    near = [place for place in order if place in beside or levels[place] > NEAR * levels[peak]]
+    near = [place for place in order if place in beside or levels.live[place] > NEAR * levels.peak]
     seeds = [wide[name] for own, name in near if own == half and name in wide and (own, name) not in tried]
     tried.update((half, node.name) for node in seeds)
     return list(_cuts(half, search, seeds, None))
 
 
-def _above_the_rest(cuts: Sequence[_Cut], levels: Mapping[Place, int]) -> list[_Cut]:
+def _above_the_rest(cuts: Sequence[_Cut], levels: _Levels) -> list[_Cut]:
     """Those of the parts during which more is alive than at any time outside of all of them."""
-    spans = [_span(cut, [*levels]) for cut in cuts]
-    rest = max((levels[place] for place in levels.keys() - set().union(*spans)), default=0)
-    return [cut for cut, span in zip(cuts, spans, strict=True) if any(levels[place] > rest for place in span)]
+    spans = [_span(cut, levels) for cut in cuts]
+    live = levels.live
+    rest = max((live[place] for place in live.keys() - set().union(*spans)), default=0)
+    return [cut for cut, span in zip(cuts, spans, strict=True) if any(live[place] > rest for place in span)]
 
 
-def _span(cut: _Cut, order: Sequence[Place]) -> Sequence[Place]:
-    """When a part runs, from its first operator to its last: loops are known by the last of what is one with them."""
-    own = {(cut.half, node.name) for node in cut.region.inside}
-    at = [number for number, place in enumerate(order) if place in own]
+def _span(cut: _Cut, levels: _Levels) -> Sequence[Place]:
+    """When a part runs, from its first operator to its last, and to where its results are made."""
+    order, own = [*levels.live], set[Place]((cut.half, node.name) for node in cut.region.inside)
+    ran = own | {levels.made[place] for place in own & levels.made.keys()}
+    at = [number for number, place in enumerate(order) if place in ran]
     return order[at[0] : at[-1] + 1] if at else ()
 
 

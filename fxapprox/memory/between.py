@@ -26,8 +26,8 @@ class Handed:
         made: those of them that nobody but autograd keeps alive, not being attributes of the model either.
         held: those of ``counted`` that an earlier graph saves.
         held_by_plain: those of them that an earlier graph would save under plain torch.compile.
-        held_by_eager: those of them that operators save which run eagerly between two graphs: saving them costs nothing,
-            and a code would be stored beside them. They count as held by each graph that saves them all the same.
+        held_by_eager: those of them that operators save which run eagerly between two graphs: saving them costs
+            nothing, a code would be stored beside them. They count as held by a graph that saves them all the same.
         on: whether the model goes on behind the graph: its outputs are inputs of the next one.
     """
 

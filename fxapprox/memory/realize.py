@@ -121,22 +121,25 @@ class Realizer:
                 values[0].channels_last |= self._channels_last  # not in the place of what lies in another order
             for value in values:
                 self._realize(value)
+            sizes = [nbytes_expression(a.meta["val"]) for a in direct]  # a slice is less than the value that it is of
             if name == CONVOLUTION_BACKWARD and not self._eager:
-                values[:2] = self._in_one_order(*values[:3])
+                values[:2] = self._in_one_order(values, sizes)
             scratch: Size = 0
             if values and on_cpu(node):
                 self._lay_out(name, values, made[0])
-                scratch = workspace(name, values, made[0])
+                scratch = workspace(name, values, sizes, made[0])
             self._append(Operation(node.name, made, frozenset(values), scratch=scratch, part=self._part))
         return makes if isinstance(results, (tuple, list)) else makes[0]
 
-    def _in_one_order(self, gradient: Value, image: Value, weight: Value) -> list[Value]:
+    def _in_one_order(self, values: Sequence[Value], sizes: Sequence[Size]) -> list[Value]:
         """Gradient and image as a convolution's backward reads them: Inductor copies what lies in another order."""
+        gradient, image, weight = values[:3]
         last = image.channels_last or weight.channels_last
-        return [value if value.channels_last == last else self._copied(value, last) for value in (gradient, image)]
+        both = zip((gradient, image), sizes, strict=False)
+        return [value if value.channels_last == last else self._copied(value, size, last) for value, size in both]
 
-    def _copied(self, value: Value, channels_last: bool) -> Value:
-        copied = replace(value, reads=frozenset({(value, None)}), channels_last=channels_last)
+    def _copied(self, value: Value, size: Size, channels_last: bool) -> Value:
+        copied = replace(value, size=size, reads=frozenset({(value, None)}), channels_last=channels_last)
         self._realize(copied)
         return copied
 

@@ -24,21 +24,22 @@ def on_cpu(node: fx.Node) -> bool:
     return fake is not None and fake.device.type == "cpu"
 
 
-def workspace(name: str, values: Sequence[Value], made: Value) -> Size:
+def workspace(name: str, values: Sequence[Value], sizes: Sequence[Size], made: Value) -> Size:
     """Return the bytes that an operator needs while it runs on the CPU.
 
     Args:
-        values: what it reads, by place.
+        values: the memory that it reads, by place.
+        sizes: bytes of what it reads of each.
         made: its first result, laid out as it will be.
     """
     if name == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
-        return values[0].size
+        return sizes[0]
     if name == CONVOLUTION:
-        image, weight = values[:2]
-        return weight.size if made.channels_last else _larger(image.size + weight.size, made.size)
+        image, weight = sizes[:2]
+        return weight if made.channels_last else _larger(image + weight, made.size)
     if name == CONVOLUTION_BACKWARD:
-        gradient, image, weight = values[:3]
-        return 2 * weight.size + sum(v.size for v in (gradient, image) if not v.channels_last)
+        images = zip(values[:2], sizes, strict=False)
+        return 2 * sizes[2] + sum(size for value, size in images if not value.channels_last)
     return 0
 
 

@@ -111,6 +111,18 @@ class Language(nn.Module):
         return (loss, logits) if self.returned else loss
 
 
+class Cast(nn.Module):
+    """The loss of logits that are cast before they are rows, as transformers' losses do."""
+
+    def __init__(self, inner: Language) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        logits = self.inner.head(self.inner.embedding(tokens).tanh()).float()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
 def batch(sentences: int = 4) -> tuple[Tensor, Tensor]:
     tokens = torch.arange(TOKENS).view(sentences, -1) % VOCABULARY
     return tokens, tokens.roll(-1, 1)
@@ -120,6 +132,15 @@ def batch(sentences: int = 4) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("options", [{}, {"tied": True}, {"rank": 4}], ids=str)
 def test_heads(options: dict[str, Any], sentences: int) -> None:
     close(traced(Language(**options), *batch(sentences)), None)
+
+
+def test_sentences_are_cut_where_logits_are_cast_between_views() -> None:
+    """A cast of (sentence, time, word) stands between two views of rows; there are more slices than sentences."""
+    model = Language().to(torch.bfloat16)
+    joint = traced(Cast(model), *batch(2))
+    parts = joint.split(bits=None, slices=8).slices
+    assert {len(part.names) for part in parts} == {8}
+    close(joint, None, rtol=0.05, atol=1e-3)
 
 
 def test_bfloat16_sums_are_kept_in_float32() -> None:
@@ -173,6 +194,16 @@ def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(part.names) == 8, "of 64 rows, not fewer"
     monkeypatch.setattr(pass_, "WORTH", 0)
     assert not joint.split(bits=None).slices
+
+
+def test_both_halves_of_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as wide as logits: these are made again in backward; forward's stand in one loop with the loss."""
+    monkeypatch.setattr(pass_, "SMALLEST", 2**16)
+    monkeypatch.setattr(pass_, "SLICE", 2**16)
+    head, targets = nn.Linear(256, VOCABULARY), torch.arange(TOKENS)
+    joint = traced(lambda x: nn.functional.cross_entropy(head(x), targets), torch.randn(TOKENS, 256))
+    parts = joint.split(bits=4, slices="auto", lowering="inductor").slices
+    assert {part.half for part in parts} == {"forward", "backward"}
 
 
 @pytest.mark.parametrize("options", [{}, {"tied": True}, {"rank": 4}], ids=str)

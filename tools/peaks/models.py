@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ def started(model: Model, system: str) -> Running:
     target = step.model if apart else step
     if chosen.options is not None:
         if model.apart:
-            without_logits(step.model.inner)
+            without_logits(cast(nn.Module, step.model.inner))
         compiled = fxapprox.compile(target, dynamic=False, **chosen.options)
     elif system == "checkpoint":
         compiled = target
