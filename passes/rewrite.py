@@ -170,7 +170,8 @@ def _least(
     torchs = _recomputed(traced, saved)
     # what the user has said value by value, or by its peak, may store more than plain torch.compile
     prescribed = revise is not None or any((options.policy, options.plan, options.memory_budget))
-    most, why = None, ""
+    counted, exact, why = untouched.counted - free, dict[frozenset[str], int](), ""
+    plain = evaluate(sum(held_by(saved, counted).values()), hints)  # of torch's own partition in our place
     for state in _ways(State(traced, options, revise), torchs, clock):
         if all(a.demand is None for a in state.activations):
             return why
@@ -181,10 +182,12 @@ def _least(
             split, setting = fitting
         else:
             return "nothing has a lower peak"
-        if most is None and not prescribed:
-            plain = sum(held_by(saved, untouched.counted_for_plain - free).values())
-            most = min(evaluate(plain, hints), attempts.exact_bytes(torchs))
-        if most is None or _stores(split, untouched.counted - free, hints) <= most:
+        kept = state.joint.kept  # is in what is held, not in what a plan stores
+        if not prescribed and kept not in exact:
+            exact[kept] = attempts.exact_bytes(torchs)
+        if prescribed or (
+            _stores(split, counted, hints) <= plain and _stores(split, counted, hints, kept) <= exact[kept]
+        ):
             forward, backward = split.halves
             return replace(
                 untouched, joint=split.joint, forward=forward, backward=backward, activations=split.activations,
@@ -201,19 +204,28 @@ def _ways(start: State, torchs: frozenset[str], clock: Clock) -> Iterator[State]
     The later ones are for graphs of which more would be stored than torch's own partition does, or exact mode if it
     recomputes what that partition recomputes (``torchs``).
     """
-    for without in ((), ("advance",)):
-        state = run(start, PREPARE, clock, without=without)
-        yield state
-        yield replace(state, activations=rerunnable(state.activations, torchs))
-        if not state.joint.gradients:
-            break  # nothing was moved to forward
+    joint = start.joint
+    for given in (joint, replace(joint, kept=frozenset())) if joint.kept else (joint,):
+        for without in ((), ("advance",)):
+            state = run(replace(start, joint=given), PREPARE, clock, without=without)
+            yield state
+            yield replace(state, activations=rerunnable(state.activations, torchs))
+            if not state.joint.gradients:
+                break  # nothing was moved to forward
 
 
-def _stores(split: State, counted: frozenset[str], hints: Mapping[str, int]) -> int:
-    """Bytes between forward and backward; with checkpoints, those of the same plan without them."""
+def _stores(
+    split: State, counted: frozenset[str], hints: Mapping[str, int], without: frozenset[str] = frozenset()
+) -> int:
+    """Bytes between forward and backward; with checkpoints, those of the same plan without them.
+
+    Args:
+        without: names of values that do not count.
+    """
     if split.segments:
         return stored_bytes(split.plan, hints)
-    return evaluate(sum(held_by(saved_by(split.halves[0], split.joint.num_fwd_outputs), counted).values()), hints)
+    held = held_by(saved_by(split.halves[0], split.joint.num_fwd_outputs), counted)
+    return evaluate(sum(size for node, size in held.items() if node.name not in without), hints)
 
 
 def _warn_of_idle(gm: fx.GraphModule, options: Options) -> None:

@@ -121,7 +121,8 @@ class Realizer:
                 values[0].channels_last |= self._channels_last  # not in the place of what lies in another order
             for value in values:
                 self._realize(value)
-            sizes = [nbytes_expression(a.meta["val"]) for a in direct]  # a slice is less than the value that it is of
+            # a slice is less than the value that it is of
+            sizes = [0 if (of := tensor_of(a)) is None else nbytes_expression(of) for a in direct]
             if name == CONVOLUTION_BACKWARD and not self._eager:
                 values[:2] = self._in_one_order(values, sizes)
             scratch: Size = 0

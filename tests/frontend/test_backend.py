@@ -268,6 +268,35 @@ def test_what_eager_operators_save_is_not_stored_twice(middle: nn.Module, bits: 
     assert (last[bits] < last[None]) == isinstance(middle, nn.Hardswish), "coded where nobody else saves it"
 
 
+class Parts(nn.Module):
+    """A graph hands on parts of one value, and saves other values that these lie beside."""
+
+    def __init__(self, *, scaled: bool) -> None:
+        super().__init__()
+        self.scaled, self.qkv, self.out = scaled, nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(F.dropout(F.gelu(x), 0.1)).chunk(3, -1)
+        weights = (q / 5.6 if self.scaled else q) @ k.transpose(-1, -2)
+        torch._dynamo.graph_break()
+        return self.out(F.softmax(weights, -1) @ v)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_no_graph_before_a_break_is_left_alone(scaled: bool, bits: int | None) -> None:
+    """What is handed on is alive anyway, or taken not to be: whichever stores no more than torch's own partition."""
+    model, x = Parts(scaled=scaled), torch.randn(4, 16, 32, requires_grad=True)
+    compiled = fxapprox.compile(model, bits=bits, lowering="eager", min_bytes=0, strict=True)
+    out = compiled(x)
+    first, last = fxapprox.reports(compiled)
+    assert not first.fallback
+    assert not last.fallback
+    held = stored_bytes(out, exclude=[x, *model.parameters()])
+    assert held == first.saved_bytes + last.saved_bytes <= first.baseline_bytes + last.baseline_bytes
+    out.sum().backward()
+
+
 def test_forward_only_and_nothing_to_save() -> None:
     model = nn.Linear(8, 8, bias=False)
     compiled = fxapprox.compile(model, lowering="eager")
