@@ -13,7 +13,7 @@ Slices stand in the graph as they run, one after the other. For Inductor each be
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ WORTH = 0.9  # of the predicted peak, at most, is left
 NEAR, BESIDE = 0.5, 3  # parts are looked for at this share of the predicted peak, and at so many products beside it
 FEWEST_ROWS = 64  # a library's products of matrices are slow with fewer
 MOST = 32  # slices
+SPARE = 1.01  # so much of the lowest peak is given for fewer slices
 ACCUMULATED = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums over slices are kept in
 
 Place = tuple[Half, str]  # an operator, by name
@@ -59,8 +60,8 @@ def run_in_slices(
         otherwise with fewer rows.
 
     Args:
-        count: how many slices, of every wide part; None: of those parts that the predicted peak hangs on, as many as
-            make a slice small, if that takes a tenth off the peak.
+        count: how many slices, of every wide part; None: of those parts that the predicted peak hangs on, as few as
+            have the lowest peak, if that takes a tenth off.
         hints: values of the symbolic sizes.
         images: the values of forward that Inductor lays out channels-last.
 
@@ -76,32 +77,50 @@ def run_in_slices(
         cuts = [cut for half, search in searches.items() for cut in _wide_parts(half, search, count)]
         return _written(halves, images, in_place, cuts) if cuts else (forward, backward, ())
 
-    def levels(forward: fx.GraphModule, backward: fx.GraphModule, slices: Sequence[Slices] = ()) -> _Levels:
-        alive = timeline(forward, backward, num_fwd_outputs=num_fwd_outputs, lowering=lowering, slices=slices)
+    def trial(cuts: list[_Cut]) -> _Trial:
+        written = _written(halves, images, in_place, cuts) if cuts else (forward, backward, ())
+        alive = timeline(*written[:2], num_fwd_outputs=num_fwd_outputs, lowering=lowering, slices=written[2])
         places: list[Place] = [(m.half, m.name) for m in alive.moments]
         made: dict[Place, Place] = {(places[life.start][0], life.name): places[life.start] for life in alive.lives}
-        return _Levels({at: evaluate(m.live, hints) for at, m in zip(places, alive.moments, strict=True)}, made)
+        live = {at: evaluate(m.live, hints) for at, m in zip(places, alive.moments, strict=True)}
+        return _Trial(cuts, written, live, made)
 
-    now = levels(forward, backward)
-    best: Sliced = forward, backward, ()
-    least = WORTH * now.peak
-    tried, left, chosen = set[Place](), list[_Cut](), list[_Cut]()
+    found = _lowest(searches, trial)
+    return _fewest(found, trial).written if found.cuts else found.written
+
+
+def _lowest(searches: Mapping[Half, Search], trial: Callable[[list[_Cut]], _Trial]) -> _Trial:
+    """The parts with which the predicted peak is lowest; none, if that takes less than a tenth off."""
+    now = best = whole = trial([])
+    tried, left = set[Place](), list[_Cut]()
     while True:
         left += [cut for half, search in searches.items() for cut in _parts_alive(half, search, now, tried)]
         if not (more := _above_the_rest(left, now)):
-            break
+            return best if best.peak <= WORTH * whole.peak else whole
         left = [cut for cut in left if cut not in more]
         for cuts in (more, *([cut] for cut in more)):  # one by one, if not all together
-            written = _written(halves, images, in_place, chosen + cuts)
-            found = levels(*written)
-            if found.peak > now.peak:
-                continue
-            now, chosen = found, chosen + cuts
-            if found.peak < least:
-                best, least = written, found.peak
-            if cuts is more:
-                break
-    return best
+            found = trial([*now.cuts, *cuts])
+            if found.peak <= now.peak:
+                now, best = found, found if found.peak < best.peak else best
+                if cuts is more:
+                    break
+
+
+def _fewest(found: _Trial, trial: Callable[[list[_Cut]], _Trial]) -> _Trial:
+    """The same parts with as few slices each as have that peak, nearly; those that do not count for it are whole."""
+    most, best = SPARE * found.peak, found
+    for at in reversed(range(len(found.cuts))):
+        ways = found.cuts[at].longer()
+        low, high = 0, len(ways)
+        while low < high:  # the fewer slices, the higher the peak
+            middle = (low + high) // 2
+            fewer = trial([*found.cuts[:at], *ways[middle], *found.cuts[at + 1 :]])
+            if fewer.peak <= most:
+                best, low = fewer, middle + 1
+            else:
+                high = middle
+        found = best
+    return found
 
 
 def _by_rows(gm: fx.GraphModule) -> fx.GraphModule:
@@ -116,28 +135,39 @@ def _by_rows(gm: fx.GraphModule) -> fx.GraphModule:
     return copied
 
 
-class _Levels(NamedTuple):
-    """What is alive, as predicted.
-
-    Attributes:
-        live: bytes, at each operator that something fused ends with, in order.
-        made: {a value: at which of these it is made}.
-    """
-
-    live: dict[Place, int]
-    made: dict[Place, Place]
-
-    @property
-    def peak(self) -> int:
-        return max(self.live.values(), default=0)
-
-
 class _Cut(NamedTuple):
     """A part of one half, and how many units there are in a slice."""
 
     half: Half
     region: Region
     length: int
+
+    def longer(self) -> list[list[_Cut]]:
+        """The same in half as many slices, or fewer, of one length each; and so on, to nothing at last."""
+        units, step = self.region.units, self.region.step
+        ways, length = list[list[_Cut]](), self.length
+        while length < units:
+            length = next((n for n in range(2 * length, units) if units % n == 0 and n % step == 0), units)
+            ways.append([_Cut(self.half, self.region, length)] if length < units else [])
+        return ways
+
+
+class _Trial(NamedTuple):
+    """The graphs with some parts in slices.
+
+    Attributes:
+        live: bytes predicted to be alive, at each operator that something fused ends with, in order.
+        made: {a value: at which of these it is made}.
+    """
+
+    cuts: list[_Cut]
+    written: Sliced
+    live: dict[Place, int]
+    made: dict[Place, Place]
+
+    @property
+    def peak(self) -> int:
+        return max(self.live.values(), default=0)
 
 
 def _wide_parts(half: Half, search: Search, count: int) -> list[_Cut]:
@@ -147,35 +177,35 @@ def _wide_parts(half: Half, search: Search, count: int) -> list[_Cut]:
     return list(_cuts(half, search, [node for node, width in widths.items() if 4 * width >= widest], count))
 
 
-def _parts_alive(half: Half, search: Search, levels: _Levels, tried: set[Place]) -> list[_Cut]:
+def _parts_alive(half: Half, search: Search, now: _Trial, tried: set[Place]) -> list[_Cut]:
     """The parts around wide products at which nearly as much is alive as at the peak.
 
     Args:
         tried: products that parts were looked for around; gets those of this time.
     """
     wide = {node.name: node for node in products(search.graph) if width_of(node) >= SMALLEST}
-    peak = max(levels.live, key=levels.live.__getitem__)
-    order = [place for place in levels.live if place == peak or (place[0] == half and place[1] in wide)]
+    peak = max(now.live, key=now.live.__getitem__)
+    order = [place for place in now.live if place == peak or (place[0] == half and place[1] in wide)]
     at = order.index(peak)
     beside = order[max(at - BESIDE, 0) : at + BESIDE + 1]
-    near = [place for place in order if place in beside or levels.live[place] > NEAR * levels.peak]
+    near = [place for place in order if place in beside or now.live[place] > NEAR * now.peak]
     seeds = [wide[name] for own, name in near if own == half and name in wide and (own, name) not in tried]
     tried.update((half, node.name) for node in seeds)
     return list(_cuts(half, search, seeds, None))
 
 
-def _above_the_rest(cuts: Sequence[_Cut], levels: _Levels) -> list[_Cut]:
+def _above_the_rest(cuts: Sequence[_Cut], now: _Trial) -> list[_Cut]:
     """Those of the parts during which more is alive than at any time outside of all of them."""
-    spans = [_span(cut, levels) for cut in cuts]
-    live = levels.live
+    spans = [_span(cut, now) for cut in cuts]
+    live = now.live
     rest = max((live[place] for place in live.keys() - set().union(*spans)), default=0)
     return [cut for cut, span in zip(cuts, spans, strict=True) if any(live[place] > rest for place in span)]
 
 
-def _span(cut: _Cut, levels: _Levels) -> Sequence[Place]:
+def _span(cut: _Cut, now: _Trial) -> Sequence[Place]:
     """When a part runs, from its first operator to its last, and to where its results are made."""
-    order, own = [*levels.live], set[Place]((cut.half, node.name) for node in cut.region.inside)
-    ran = own | {levels.made[place] for place in own & levels.made.keys()}
+    order, own = [*now.live], set[Place]((cut.half, node.name) for node in cut.region.inside)
+    ran = own | {now.made[place] for place in own & now.made.keys()}
     at = [number for number, place in enumerate(order) if place in ran]
     return order[at[0] : at[-1] + 1] if at else ()
 
@@ -223,11 +253,13 @@ class _Made(NamedTuple):
 
     Attributes:
         slices: of each operator's result, or what the slice adds to it.
+        read: those of them that are read outside of the slice, in memory.
         products: of sums of products, which can be added to in place: the two matrices.
         waiting: what holds it back until the slices before it are done.
     """
 
     slices: dict[fx.Node, fx.Node]
+    read: dict[fx.Node, fx.Node]
     products: dict[fx.Node, tuple[fx.Node, fx.Node]]
     waiting: list[fx.Node]
 
@@ -273,8 +305,7 @@ class _Writer:
                 done, stop = [*totals.values()], min(start + length, region.units)
                 self.known[:] = reversed(values.get(stop - start, []))
                 self.traced.clear()
-                made, products, waiting = self._slice(start, stop, done)
-                read = self._in_memory([node for node in pieces if node in made], made)
+                made, read, products, waiting = self._slice(start, stop, done, pieces.keys())
                 copies = (source for node in read.values() for source in node.all_input_nodes)
                 slices.append(_names({*made.values(), *copies, *read.values(), *waiting}))
                 for node, piece in read.items():
@@ -327,9 +358,9 @@ class _Writer:
             place.prepend(node)
         return place
 
-    def _slice(self, start: int, stop: int, done: Sequence[fx.Node]) -> _Made:
+    def _slice(self, start: int, stop: int, done: Sequence[fx.Node], results: Set[fx.Node]) -> _Made:
         """Runs the part for the units [start : stop], once what the slices before it leave is ``done``."""
-        made = _Made({}, {}, [])
+        made = _Made({}, {}, {}, [])
         for node, along in self.region.inside.items():
 
             def part_of(operand: fx.Node, part: Part | None, node: fx.Node = node, along: Steps = along) -> fx.Node:
@@ -350,6 +381,8 @@ class _Writer:
             made.slices[node] = self._call(target, args, kwargs, like=node)
             if along.dim is None:
                 made.slices[node] = self._cast(made.slices[node], _kept_in(node))
+            if node in results:
+                made.read[node] = self._in_memory(made.slices[node], made.read.values())
         return made
 
     def _cut(self, operand: fx.Node, along: Steps, start: int, stop: int) -> fx.Node:
@@ -415,20 +448,18 @@ class _Writer:
         given = {"dtype": _kept_in(node), "layout": torch.strided, "device": like.device, "pin_memory": False}
         return self._call(torch.ops.aten.full.default, (list(like.shape), 0), given)
 
-    def _in_memory(self, results: Iterable[fx.Node], made: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-        """The results of a slice, written before the next one runs: Inductor would keep what they are computed from.
+    def _in_memory(self, made: fx.Node, others: Collection[fx.Node]) -> fx.Node:
+        """A result of a slice, written before the next one runs: Inductor would keep what it is computed from.
 
         Each has memory of its own: of a view of a part, the rest would stay as long.
+
+        Args:
+            others: the results before it.
         """
-        found: dict[fx.Node, fx.Node] = {}
-        owners: set[fx.Node] = set()
-        for result in results:
-            node, owner = made[result], storage_of(made[result])
-            if owner in owners or numel(_of(owner)) != numel(_of(node)):
-                node = owner = self._call(torch.ops.aten.clone.default, (node,), like=node)
-            owners.add(owner)
-            found[result] = self._call(adapter.IN_MEMORY, (node,), like=node)
-        return found
+        owner = storage_of(made)
+        if numel(_of(owner)) != numel(_of(made)) or owner in map(storage_of, others):
+            made = self._call(torch.ops.aten.clone.default, (made,), like=made)
+        return self._call(adapter.IN_MEMORY, (made,), like=made)
 
     def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         if _of(node).dtype == dtype:

@@ -46,7 +46,7 @@ class Region:
     """Operators that can be run slice by slice.
 
     Attributes:
-        inside: how the result of each is sliced, in the graph's order.
+        inside: how the result of each is sliced, in the order in which they run.
         takes: what a slice of each takes of its operands.
         units: how many there are.
         step: a slice has a multiple of so many units.
@@ -211,7 +211,7 @@ class _Growth:
         if not self.along.keys() >= set(several):
             return None  # a result of several is wanted whole
         whole.update(several)
-        inside = {node: each for node, each in self.along.items() if node in whole}
+        inside = {node: self.along[node] for node in self._small_first([n for n in self.along if n in whole])}
         remade = frozenset(self.remade & inside.keys())
         hidden = frozenset(n for n in wide if n in inside and (n in remade or n.users.keys() <= inside.keys()))
         if not hidden:
@@ -219,6 +219,15 @@ class _Growth:
         takes = {node: self.takes[node] for node in inside}
         step = math.lcm(*(each.per.denominator for each in _slices(inside, takes)))
         return Region(inside, takes, self._units(), step, hidden, remade)
+
+    def _small_first(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """The order in which they run: what is small as soon as it can be made, or the wide value behind it stays."""
+        place = {node: (i, 0) for i, node in enumerate(nodes)}
+        for node in nodes:
+            if NARROW * _elements(node) <= self._width:
+                place[node] = max((place[s] for s in node.all_input_nodes if s in place), default=place[node])
+                place[node] = place[node][0], place[node][1] + 1
+        return sorted(nodes, key=place.__getitem__)
 
     def _ends_of(self, node: fx.Node, inner: set[fx.Node]) -> set[fx.Node]:
         """The node, if it is computed from what is inside and outside, not in between; its results too, if several."""

@@ -202,6 +202,7 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     # Into places that indices name.
     ("index_put", Operator((L, E, L), Kind.RUNNING, linear_in=(0, 2), kernel=Kernel.SCATTER, rows=Along.PUT_INDEXED)),
     ("_unsafe_index_put", Operator((L, E, L), Kind.RUNNING, kernel=Kernel.SCATTER, rows=Along.PUT_INDEXED)),
+    ("_unsafe_masked_index_put_accumulate", Operator((L, E, E, L), kernel=Kernel.SCATTER)),
     ("scatter", Operator((L, E, E, L), linear_in=(0, 3), chooses_reduction=True, rows=Along.PUT)),
     ("scatter_add", Operator((L, E, E, L), Kind.RUNNING, rows=Along.PUT)),
     ("scatter_reduce", Operator((L, E, E, L), Kind.RUNNING, chooses_reduction=True, rows=Along.PUT)),

@@ -259,7 +259,8 @@ def _kind(node: fx.Node) -> str:
     if kernel is Kernel.REDUCTION:
         return "pointwise" if _unrolled(node) > 1 else "reduction"
     if kernel is Kernel.SCATTER:  # it ends before it is read, as a reduction does
-        return "external" if any(_selects(n) for n in node.all_input_nodes) else "reduction"
+        indices = next(arg for arg in node.args if isinstance(arg, (list, tuple)))
+        return "external" if any(isinstance(n, fx.Node) and _selects(n) for n in indices) else "reduction"
     return "pointwise" if kernel is Kernel.POINTWISE or is_cheap(node) or is_pointwise(node) else "external"
 
 

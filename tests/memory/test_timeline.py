@@ -110,6 +110,14 @@ def test_on_the_cpu_loops_up_to_the_next_product_free_nothing(device: str) -> No
     assert live == 4 + (2 if device == "cpu" else 1) * SIZE
 
 
+@pytest.mark.parametrize("padding", [None, 0])
+def test_a_gradient_that_is_scattered_is_made_in_one_piece(padding: int | None) -> None:
+    """Of an embedding: the zeros that it is added to are not a value of their own."""
+    table, tokens = nn.Embedding(4096, 64, padding_idx=padding), torch.randint(4096, (64,))
+    report = fxapprox.explain(lambda ids: table(ids).square().mean(), tokens, bits=None)
+    assert table.weight.nbytes <= report.peak_bytes < 1.1 * table.weight.nbytes
+
+
 def test_graphs_one_after_the_other() -> None:
     part = Timeline((Moment("a", "forward", 5, 0), Moment("b", "backward", 7, 0)), after_forward=3, after_backward=1)
     both = joined([part, part])

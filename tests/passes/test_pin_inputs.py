@@ -9,12 +9,13 @@ from torch import nn
 import fxapprox
 from fxapprox.ir.joint import Joint
 from fxapprox.ir.operators import op_name
-from fxapprox.measure.memory import saved_tensors, stored_bytes
+from fxapprox.measure.memory import stored_bytes
 from fxapprox.options import Options
 from fxapprox.passes.classify import classify
 from fxapprox.passes.partition import partition
 from fxapprox.passes.pin_inputs import copied_inputs, pin_inputs
 from fxapprox.passes.plan import plan
+from fxapprox.torch_adapter import saved_tensors
 from tests.passes.graphs import joint_of
 
 
