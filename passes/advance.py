@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.facts import WIDE
@@ -22,7 +22,7 @@ from fxapprox.analysis.intervals import interval
 from fxapprox.ir.arguments import argument, operands
 from fxapprox.ir.joint import Joint, erase_unused
 from fxapprox.ir.operators import is_view, op_name, operator_of
-from fxapprox.ir.tensors import nbytes, tensor_of
+from fxapprox.ir.tensors import nbytes, tensor_of, value_of
 
 # A scaler of float16's gradients makes them large because they vanish otherwise; here they would be computed unscaled.
 WIDE_RANGE = (torch.float32, torch.float64, torch.bfloat16)
@@ -69,7 +69,7 @@ def _is_scalar_gradient(node: fx.Node) -> bool:
 def _moved(joint: Joint, tangent: fx.Node) -> tuple[fx.Node, ...]:
     """The operators that become forward's, in order; none if there is no wide product, or more would be stored."""
     linear = _linear_in(joint, tangent)
-    ends = [node for node in linear if is_product(node) and WIDE * nbytes(_of(node)) <= _read(node, linear)]
+    ends = [node for node in linear if is_product(node) and WIDE * nbytes(value_of(node)) <= _read(node, linear)]
     if not ends:
         return ()
     widest = max(_read(end, linear) for end in ends)
@@ -79,9 +79,9 @@ def _moved(joint: Joint, tangent: fx.Node) -> tuple[fx.Node, ...]:
             moved.add(node)
     for node in linear:  # what is no larger than what it reads: the weight's gradient, the bias's
         own = [source for source in node.all_input_nodes if source in joint.backward]
-        if all(source in moved for source in own) and nbytes(_of(node)) <= max(nbytes(_of(s)) for s in own):
+        if all(source in moved for source in own) and nbytes(value_of(node)) <= max(nbytes(value_of(s)) for s in own):
             moved.add(node)
-    kept = sum(nbytes(_of(node)) for node in moved if any(user not in moved for user in node.users))
+    kept = sum(nbytes(value_of(node)) for node in moved if any(user not in moved for user in node.users))
     if WIDE * kept > widest:
         return ()
     if any(adapter.must_recompute(source) for node in moved for source in node.all_input_nodes):
@@ -100,7 +100,7 @@ def _linear_in(joint: Joint, tangent: fx.Node) -> list[fx.Node]:
             continue
         if value is None or value.dtype not in WIDE_RANGE or not _is_linear(node, read):
             continue
-        if value.dim() == 0 and value.dtype != _of(tangent).dtype:
+        if value.dim() == 0 and value.dtype != value_of(tangent).dtype:
             continue  # the tangent would widen it
         found.append(node)
         if not is_product(node):
@@ -129,20 +129,14 @@ def _is_zero(argument: object) -> bool:
     return interval(argument, {}) == (0, 0) if isinstance(argument, fx.Node) else argument == 0
 
 
-def _of(node: fx.Node) -> Tensor:
-    value = tensor_of(node)
-    assert value is not None, node.name
-    return value
-
-
 def _read(product: fx.Node, gradients: Collection[fx.Node]) -> int:
     """Bytes of the gradient that a product reads."""
-    return max((nbytes(_of(source)) for source in product.all_input_nodes if source in gradients), default=0)
+    return max((nbytes(value_of(source)) for source in product.all_input_nodes if source in gradients), default=0)
 
 
 def _rewritten(joint: Joint, tangent: fx.Node, moved: Collection[fx.Node]) -> Joint:
     graph, same = adapter.copy_graph(joint.gm.graph)
-    value = _of(tangent)
+    value = value_of(tangent)
     like = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
     with graph.inserting_before(same[next(iter(moved))]):
         one = graph.call_function(torch.ops.aten.full.default, ([], 1), like)
@@ -158,7 +152,7 @@ def _rewritten(joint: Joint, tangent: fx.Node, moved: Collection[fx.Node]) -> Jo
         if readers:
             with graph.inserting_before(same[node]):
                 scaled = graph.call_function(torch.ops.aten.mul.Tensor, (ahead[node], same[tangent]))
-            scaled.meta = {**same[node].meta, "val": _of(ahead[node]) * value}
+            scaled.meta = {**same[node].meta, "val": value_of(ahead[node]) * value}
             for reader in readers:
                 same[reader].replace_input_with(same[node], scaled)
     erase_unused(graph)

@@ -21,6 +21,13 @@ def tensor_of(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def value_of(node: fx.Node) -> torch.Tensor:
+    """The same, of a node whose value is a tensor."""
+    value = tensor_of(node)
+    assert value is not None, node.name
+    return value
+
+
 def element_of(node: fx.Node) -> torch.Tensor | None:
     """The node's fake tensor, or the first of a tuple that begins with one (split, unbind, attention)."""
     value = node.meta.get("val")
