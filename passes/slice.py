@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 from torch import fx
 
@@ -25,8 +26,10 @@ from fxapprox.ir.joint import erase_unused
 from fxapprox.ir.operator_table import Along
 from fxapprox.ir.operators import operator_of
 from fxapprox.ir.records import Slices
+from fxapprox.ir.tensors import value_of
 from fxapprox.ir.views import cancel_views
 from fxapprox.memory.timeline import Half, timeline
+from fxapprox.memory.workspace import is_slow_alone
 from fxapprox.passes.slice_writer import SliceWriter
 from fxapprox.sizes import evaluate
 
@@ -39,6 +42,7 @@ MOST = 32  # slices
 SPARE = 1.01  # so much of the lowest peak is given for fewer slices
 
 Place = tuple[Half, str]  # an operator, by name
+_Samples = dict[tuple[Half, tuple[str, ...]], dict[int, list[Any]]]  # values of a part's slices, by their length
 Sliced = tuple[fx.GraphModule, fx.GraphModule, tuple[Slices, ...]]  # the two graphs, and the parts
 
 
@@ -72,8 +76,10 @@ def run_in_slices(
         cuts = [cut for half, search in searches.items() for cut in _wide_parts(half, search, count)]
         return _written(halves, images, in_place, cuts) if cuts else (forward, backward, ())
 
+    samples: _Samples = {}
+
     def trial(cuts: list[_Cut]) -> _Trial:
-        written = _written(halves, images, in_place, cuts) if cuts else (forward, backward, ())
+        written = _written(halves, images, in_place, cuts, samples) if cuts else (forward, backward, ())
         alive = timeline(*written[:2], num_fwd_outputs=num_fwd_outputs, lowering=lowering, slices=written[2])
         places: list[Place] = [(m.half, m.name) for m in alive.moments]
         made: dict[Place, Place] = {(places[life.start][0], life.name): places[life.start] for life in alive.lives}
@@ -81,7 +87,8 @@ def run_in_slices(
         return _Trial(cuts, written, live, made)
 
     found = _lowest(searches, trial)
-    return _fewest(found, trial).written if found.cuts else found.written
+    cuts = _fewest(found, trial).cuts if found.cuts else ()
+    return _written(halves, images, in_place, cuts) if cuts else (forward, backward, ())
 
 
 def _lowest(searches: Mapping[Half, Search], trial: Callable[[list[_Cut]], _Trial]) -> _Trial:
@@ -93,28 +100,38 @@ def _lowest(searches: Mapping[Half, Search], trial: Callable[[list[_Cut]], _Tria
         if not (more := _above_the_rest(left, now)):
             return best if best.peak <= WORTH * whole.peak else whole
         left = [cut for cut in left if cut not in more]
-        for cuts in (more, *([cut] for cut in more)):  # one by one, if not all together
-            found = trial([*now.cuts, *cuts])
-            if found.peak <= now.peak:
-                now, best = found, found if found.peak < best.peak else best
-                if cuts is more:
-                    break
+        while more:
+            found = trial([*now.cuts, *more])
+            if not (worse := [cut for cut in more if _level(cut, found) > _level(cut, now)]):
+                break
+            more = [cut for cut in more if cut not in worse]
+        else:
+            continue
+        if found.peak <= now.peak:
+            now, best = found, found if found.peak < best.peak else best
 
 
 def _fewest(found: _Trial, trial: Callable[[list[_Cut]], _Trial]) -> _Trial:
-    """The same parts with as few slices each as have that peak, nearly; those that do not count for it are whole."""
-    most, best = SPARE * found.peak, found
-    for at in reversed(range(len(found.cuts))):
-        ways = found.cuts[at].longer()
-        low, high = 0, len(ways)
-        while low < high:  # the fewer slices, the higher the peak
-            middle = (low + high) // 2
-            fewer = trial([*found.cuts[:at], *ways[middle], *found.cuts[at + 1 :]])
-            if fewer.peak <= most:
-                best, low = fewer, middle + 1
-            else:
-                high = middle
-        found = best
+    """The same parts with as few slices each as have that peak, nearly; those that do not count for it are whole.
+
+    They run one after the other: whether a part has enough slices is seen by what is alive while it runs, of all at
+    once.
+    """
+    most = SPARE * found.peak
+    ways = [[[cut], *cut.longer()] for cut in found.cuts]
+    enough, few = [0] * len(ways), [*map(len, ways)]  # the way with fewest slices that are, that with most that are not
+    while any(fewer - at > 1 for at, fewer in zip(enough, few, strict=True)):
+        tried = [(at + fewer) // 2 for at, fewer in zip(enough, few, strict=True)]
+        now = trial([cut for way, at in zip(ways, tried, strict=True) for cut in way[at]])
+        for part, (cut, at) in enumerate(zip(found.cuts, tried, strict=True)):
+            if few[part] - enough[part] > 1:
+                (enough if _level(cut, now) <= most else few)[part] = at
+    while any(enough):
+        now = trial([cut for way, at in zip(ways, enough, strict=True) for cut in way[at]])
+        if now.peak <= most:
+            return now
+        back = [0 if _level(cut, now) > most else at for cut, at in zip(found.cuts, enough, strict=True)]
+        enough = back if back != enough else [0] * len(ways)
     return found
 
 
@@ -136,6 +153,10 @@ class _Cut(NamedTuple):
     half: Half
     region: Region
     length: int
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.region.inside)
 
     def longer(self) -> list[list[_Cut]]:
         """The same in half as many slices, or fewer, of one length each; and so on, to nothing at last."""
@@ -199,10 +220,17 @@ def _above_the_rest(cuts: Sequence[_Cut], now: _Trial) -> list[_Cut]:
 
 def _span(cut: _Cut, now: _Trial) -> Sequence[Place]:
     """When a part runs, from its first operator to its last, and to where its results are made."""
-    order, own = [*now.live], set[Place]((cut.half, node.name) for node in cut.region.inside)
+    slices = (p.names for p in now.written[2] if (p.half, p.operators) == (cut.half, cut.operators))
+    kept = [node.name for node in cut.region.inside if node not in cut.region.remade]
+    order, own = [*now.live], set[Place]((cut.half, name) for each in (kept, *next(slices, ())) for name in each)
     ran = own | {now.made[place] for place in own & now.made.keys()}
     at = [number for number, place in enumerate(order) if place in ran]
     return order[at[0] : at[-1] + 1] if at else ()
+
+
+def _level(cut: _Cut, now: _Trial) -> int:
+    """Bytes alive while a part runs, at most."""
+    return max((now.live[place] for place in _span(cut, now)), default=0)
 
 
 def _cuts(half: Half, search: Search, seeds: Sequence[fx.Node], count: int | None) -> Iterator[_Cut]:
@@ -217,26 +245,42 @@ def _length(region: Region, count: int | None) -> int:
     """Units in a slice; all of them if it is not worth cutting."""
     if count is None:
         widest = max(size_of(node) for node in region.wide)
-        images = any(operator_of(node).rows in (Along.CONVOLUTION, Along.GRADIENTS) for node in region.inside)
-        count = min(MOST, widest // SLICE, region.units // (1 if images else FEWEST_ROWS))
+        count = min(MOST, widest // SLICE, int(region.units / _fewest_units(region)))
         count = next((n for n in range(count, 2 * count) if region.units % n == 0), count)  # of one size: one function
     units = math.ceil(region.units / max(1, count))
     return min(region.units, math.ceil(units / region.step) * region.step)
 
 
+def _fewest_units(region: Region) -> Fraction:
+    """Units in a slice, at least: so many that its products of matrices have FEWEST_ROWS."""
+    products = (
+        along.per for node, along in region.inside.items()
+        if operator_of(node).rows is Along.PRODUCT and not (along.dim == 0 and value_of(node).dim() == 3)
+    )  # fmt: skip
+    alone = (1 / along.per for node, along in region.inside.items() if along.dim == 0 and is_slow_alone(node))
+    return max([Fraction(1), *(FEWEST_ROWS / per for per in products), *(2 * units for units in alone)])
+
+
 def _written(
-    halves: Mapping[Half, fx.GraphModule], images: Collection[str], in_place: bool, cuts: Sequence[_Cut]
-) -> Sliced:
-    """Copies of the graphs with these parts in slices; a graph itself, if it has none."""
+    halves: Mapping[Half, fx.GraphModule], images: Collection[str], in_place: bool, cuts: Sequence[_Cut],
+    samples: _Samples | None = None,
+) -> Sliced:  # fmt: skip
+    """Copies of the graphs with these parts in slices; a graph itself, if it has none.
+
+    Args:
+        samples: if a few slices of each part are enough: values of those that were written before.
+    """
     made, slices = [], []
     for half, gm in halves.items():
         mode, own = adapter.fake_mode_of(gm), [cut for cut in cuts if cut.half == half]
         if mode is not None and own:
             gm = adapter.copy_module(gm)
             nodes = {node.name: node for node in gm.graph.nodes}
-            known = images if half == "forward" else images_of(gm.graph, images) if images else ()
-            writers = [SliceWriter(gm.graph, half, cut.region.within(nodes), mode, known, in_place) for cut in own]
-            slices += [writer.write(cut.length) for writer, cut in zip(writers, own, strict=True)]
+            laid_out = images if half == "forward" else images_of(gm.graph, images) if images else ()
+            writers = [SliceWriter(gm.graph, half, cut.region.within(nodes), mode, laid_out, in_place) for cut in own]
+            for writer, cut in zip(writers, own, strict=True):
+                known = samples.setdefault((half, cut.operators), {}) if samples is not None else None
+                slices.append(writer.write(cut.length, known))
             erase_unused(gm.graph)
             gm.recompile()
         made.append(gm)

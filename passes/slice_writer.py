@@ -6,7 +6,7 @@ they are made of where nobody else reads it, or into memory of their own. In eag
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -66,47 +66,38 @@ class SliceWriter:
     known: list[Any] = field(default_factory=list)
     traced: list[Any] = field(default_factory=list)
 
-    def write(self, length: int) -> Slices:
+    def write(self, length: int, sample: dict[int, list[Any]] | None = None) -> Slices:
+        """Writes the part in slices of so many units.
+
+        Args:
+            sample: if the first two and the last one are enough, to see what is alive, as those between are alike: the
+                values of a slice of so many units, where it was written before.
+        """
         region = self.region
+        starts: Sequence[int] = range(0, region.units, length)
+        if sample is not None and self.in_place:
+            starts = [*starts[:2], *starts[2:][-1:]]
         slices = []
-        values: dict[int, list[Any]] = {}  # that were traced for a slice of so many units: the next one's are like them
+        values = {} if sample is None else sample  # traced for a slice of so many units: the next one's are like them
         pieces: dict[fx.Node, list[fx.Node]] = {node: [] for node in region.results}
-        with self.graph.inserting_before(self._place()):
+        place = self._place()
+        with self.graph.inserting_before(place):
             for operand in self._taken():
                 self._in_order(operand)
             totals = {node: self._zeros(node) for node in pieces if region.inside[node].dim is None}
             if self.in_place:
                 self.rows.update((node, self._room(node)) for node in pieces if node not in totals)
-            for start in range(0, region.units, length):
-                done, stop = [*totals.values()], min(start + length, region.units)
+            for start in starts:
+                stop = min(start + length, region.units)
                 self.known[:] = reversed(values.get(stop - start, []))
                 self.traced.clear()
-                made, read, products, waiting = self._slice(start, stop, done, pieces.keys())
-                copies = (source for node in read.values() for source in node.all_input_nodes)
-                slices.append(_names({*made.values(), *copies, *read.values(), *waiting}))
-                for node, piece in read.items():
-                    if node in self.rows:
-                        along = region.inside[node]
-                        assert along.dim is not None
-                        self.rows[node] = adapter.with_part_put(self.rows[node], piece, along.dim, _steps(along, start))
-                    elif node not in totals:
-                        pieces[node].append(piece)
-                    else:  # in memory, so that the slice need not wait
-                        added = self._call(torch.ops.aten.add.Tensor, (totals[node], piece))
-                        kept = self._call(adapter.IN_MEMORY, (added,))  # and as the total before: functions read both
-                        totals[node] = self._call(adapter.IN_ORDER, (kept, list(value_of(totals[node]).stride())))
-                for node, (left, right) in products.items():
-                    totals[node] = adapter.with_product_added(totals[node], left, right)
+                made = self._slice(start, stop, [*totals.values()], pieces.keys())
+                slices.append(self._names(made, place))
+                self._give(made, start, pieces, totals)
                 values.setdefault(stop - start, [*self.traced])
             self.known.clear()
             wholes = {node: self._whole(node, pieces[node], totals) for node in pieces}
-        for node, whole in wholes.items():
-            node.replace_all_uses_with(whole, delete_user_cb=lambda user: user not in region.inside)
-        for node in reversed(list(region.inside)):
-            if node in wholes:
-                adapter.take_place(wholes[node], node)
-            elif not node.users:
-                self.graph.erase_node(node)
+        self._replace_by(wholes, place)
         rows = _steps(region.inside[max(region.wide, key=size_of)], length)
         names = tuple(node.name for node in region.inside)
         return Slices(self.half, tuple(slices), names, rows, region.wide_bytes)
@@ -119,10 +110,13 @@ class SliceWriter:
                     yield operand
 
     def _place(self) -> fx.Node:
-        """What the slices are written in front of; whatever they read is brought before that."""
+        """What the slices are written in front of: what stands behind the part, or reads it first; whatever they read
+        is brought before that."""
         position = {node: i for i, node in enumerate(self.graph.nodes)}
-        users = {user for node in self.region.results for user in node.users if user not in self.region.inside}
-        place = min(users, key=position.__getitem__)
+        given = (*self.region.results, *self.region.views)
+        users = {user for node in given for user in node.users if user not in self.region.inside}
+        last = max(self.region.inside.keys() - self.region.remade, key=position.__getitem__)
+        place = min(*users, last.next, key=position.__getitem__)
         needed = [n for node in self.region.inside for n in node.all_input_nodes if n not in self.region.inside]
         late: set[fx.Node] = set()
         while needed:
@@ -154,12 +148,76 @@ class SliceWriter:
             if along.dim is None and op_name(node) == "aten.mm":
                 made.products[node] = args[0], args[1]
                 continue
+            if node.target is torch.ops.aten.view.default and not _can_be_viewed(value_of(args[0]), args[1]):
+                target = torch.ops.aten.reshape.default  # images lie channels-last
             made.slices[node] = self._call(target, args, kwargs, like=node)
             if along.dim is None:
                 made.slices[node] = self._cast(made.slices[node], _kept_in(node))
             if node in results:
                 made.read[node] = self._in_memory(made.slices[node], made.read.values())
         return made
+
+    def _names(self, made: _Made, place: fx.Node) -> tuple[str, ...]:
+        """Of a slice's operators that can be one function: all but views of what it gets, and views of its results,
+        as no two results may share memory."""
+        copies = (source for node in made.read.values() for source in node.all_input_nodes)
+        inside = {*made.slices.values(), *copies, *made.read.values(), *made.waiting}
+        inside -= _first_views(inside)
+        kept = {storage_of(node): node for node in made.read.values()}
+        for node, (left, right) in made.products.items():
+            made.products[node] = self._outside(left, inside, kept), self._outside(right, inside, kept)
+        for view in _last_views(inside):
+            inside.remove(view)
+            place.prepend(view)
+        return tuple(node.name for node in sorted(inside))
+
+    def _outside(self, node: fx.Node, inside: Set[fx.Node], kept: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """The same, of views one that is made of a result of the function, or of what it gets, at once.
+
+        Args:
+            kept: {a value: what is read of its memory}.
+        """
+        if node not in inside or node in kept.values():
+            return node
+        if storage_of(node) is node:
+            return kept.get(node, node)
+        source = self._outside(node.all_input_nodes[0], inside, kept)
+        if node.target is adapter.AFTER:
+            return source
+        made = self.graph.node_copy(node, lambda operand: source)
+        made.meta = node.meta.copy()
+        return made
+
+    def _give(
+        self, made: _Made, start: int, pieces: Mapping[fx.Node, list[fx.Node]], totals: dict[fx.Node, fx.Node]
+    ) -> None:
+        """Puts what a slice makes where it belongs: rows in their place, or behind those before; sums to the totals."""
+        for node, piece in made.read.items():
+            if node in self.rows:
+                along = self.region.inside[node]
+                assert along.dim is not None
+                self.rows[node] = adapter.with_part_put(self.rows[node], piece, along.dim, _steps(along, start))
+            elif node not in totals:
+                pieces[node].append(piece)
+            else:  # in memory, so that the slice need not wait
+                added = self._call(torch.ops.aten.add.Tensor, (totals[node], piece))
+                kept = self._call(adapter.IN_MEMORY, (added,))  # and as the total before: functions read both
+                totals[node] = self._call(adapter.IN_ORDER, (kept, list(value_of(totals[node]).stride())))
+        for node, (left, right) in made.products.items():
+            totals[node] = adapter.with_product_added(totals[node], left, right)
+
+    def _replace_by(self, wholes: Mapping[fx.Node, fx.Node], place: fx.Node) -> None:
+        """Has others read the results, and erases the part."""
+        inside, views = self.region.inside, self.region.views
+        for view in views:
+            place.prepend(view)
+        for node, whole in wholes.items():
+            node.replace_all_uses_with(whole, delete_user_cb=lambda user: user not in inside or user in views)
+        for node in reversed(list(inside)):
+            if node in wholes:
+                adapter.take_place(wholes[node], node)
+            elif not node.users:
+                self.graph.erase_node(node)
 
     def _cut(self, operand: fx.Node, along: Steps, start: int, stop: int) -> fx.Node:
         low, high = _steps(along, start), _steps(along, stop)
@@ -277,18 +335,37 @@ class SliceWriter:
         return made
 
 
-def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
-    """Names of what can be one function: all but the views at its end, as no two results may share memory."""
-    inside = set(nodes)
-    for node in sorted(inside, reverse=True):
-        if is_view(node) and node.target is not adapter.IN_MEMORY and inside.isdisjoint(node.users):
-            inside.remove(node)
-    return tuple(node.name for node in sorted(inside))
+def _first_views(nodes: Set[fx.Node]) -> set[fx.Node]:
+    """Views of what a slice gets, and need not wait for."""
+    found = set[fx.Node]()
+    for node in sorted(nodes):
+        shows = is_view(node) and node.target not in (adapter.IN_MEMORY, adapter.AFTER)
+        if shows and (nodes - found).isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _last_views(nodes: Set[fx.Node]) -> list[fx.Node]:
+    """Views at the end of a slice, of which what others read is one function's result: in their order."""
+    found = set[fx.Node]()
+    for node in sorted(nodes, reverse=True):
+        if is_view(node) and node.target is not adapter.IN_MEMORY and (nodes - found).isdisjoint(node.users):
+            found.add(node)
+    return sorted(found)
 
 
 def _kept_in(node: fx.Node) -> torch.dtype:
     """The type in which a sum over slices is added up."""
     return ACCUMULATED.get(value_of(node).dtype, value_of(node).dtype)
+
+
+def _can_be_viewed(value: torch.Tensor, shape: Sequence[int]) -> bool:
+    """Whether it can have this shape without a copy."""
+    try:
+        torch.empty_strided(value.shape, value.stride(), device="meta").view(*shape)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _steps(along: Steps, units: int) -> int:

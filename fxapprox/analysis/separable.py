@@ -10,7 +10,7 @@ convolution, the gradient that comes in, and the one that goes out. No operator 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -19,7 +19,17 @@ from torch import Tensor, fx
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.arguments import operands
-from fxapprox.ir.operators import behind_views, is_cheap, is_pointwise, is_random, is_reduction, is_view
+from fxapprox.ir.operator_table import Along
+from fxapprox.ir.operators import (
+    behind_views,
+    is_cheap,
+    is_pointwise,
+    is_random,
+    is_reduction,
+    is_view,
+    op_name,
+    operator_of,
+)  # fmt: skip
 from fxapprox.ir.rows import Part, Rows, rows, sums
 from fxapprox.ir.tensors import element_of, flops, has_fixed_sizes, nbytes, numel
 
@@ -63,9 +73,28 @@ class Region:
 
     @property
     def results(self) -> list[fx.Node]:
-        """What others read of it: row by row, or sums."""
-        own = (node for node in self.inside if node not in self.remade)
-        return [node for node in own if any(user not in self.inside for user in node.users)]
+        """What others read of it, or of which they read a view: row by row, or sums."""
+        own, views = (node for node in self.inside if node not in self.remade), set(self.views)
+        return [node for node in own if node not in views and any(self._is_behind(user, views) for user in node.users)]
+
+    @property
+    def views(self) -> list[fx.Node]:
+        """What others read that is a result of the part in another shape: they get it of the whole result."""
+        found = set[fx.Node]()
+        for node in reversed([*self.inside]):
+            if self._is_result_in_another_shape(node) and any(self._is_behind(user, found) for user in node.users):
+                found.add(node)
+        return [node for node in self.inside if node in found]
+
+    def _is_behind(self, node: fx.Node, views: Set[fx.Node]) -> bool:
+        return node not in self.inside or node in views
+
+    def _is_result_in_another_shape(self, node: fx.Node) -> bool:
+        """Whether it shows all elements of a value of the part, wherever that lies in memory."""
+        if operator_of(node).rows not in (Along.ORDER, Along.PERMUTED) or op_name(node) == "aten.as_strided":
+            return False
+        source = node.all_input_nodes[0]
+        return is_view(node) and source in self.inside and self.remade.isdisjoint((node, source))
 
     @property
     def wide_bytes(self) -> int:
@@ -135,18 +164,17 @@ class Search:
     def __init__(self, graph: fx.Graph) -> None:
         self.graph, self.remade = graph, _remade(graph)
         self._ways: dict[fx.Node, list[tuple[int | None, Rows]]] = {}
-        self._taken: set[fx.Node] = set()
+        self.taken: set[fx.Node] = set()
 
     def regions(self, seeds: Iterable[fx.Node]) -> Iterator[Region]:
         """The parts around these products, in this order."""
         for seed in seeds:
-            if seed in self._taken:
+            if seed in self.taken:
                 continue
             around = (self.around(seed, dim) for dim in range(_rank(seed)))
-            found = [region for region in around if region is not None and self._taken.isdisjoint(region.inside)]
-            if found:
+            if found := [region for region in around if region is not None]:
                 best = max(found, key=lambda region: region.wide_bytes)
-                self._taken |= best.inside.keys() - best.remade
+                self.taken |= best.inside.keys() - best.remade
                 yield best
 
     def around(self, seed: fx.Node, dim: int) -> Region | None:
@@ -154,7 +182,7 @@ class Search:
         first = dict(self.ways_of(seed)).get(dim)
         if first is None:
             return None
-        outside: set[fx.Node] = set()
+        outside = set(self.taken)
         while True:
             try:
                 return _Growth(self, seed, {seed: (first, Steps(dim, Fraction(1)))}, outside).region()
@@ -207,7 +235,7 @@ class _Growth:
             if not self._pull(inner | ends):
                 break
         whole = _leading_to(inner | ends, self.along)
-        several = [user for node in whole if not isinstance(node.meta["val"], Tensor) for user in node.users]
+        several = [user for node in whole if not _is_one(node) for user in node.users]
         if not self.along.keys() >= set(several):
             return None  # a result of several is wanted whole
         whole.update(several)
@@ -234,7 +262,7 @@ class _Growth:
         sources = (source for source in node.all_input_nodes if source in self.along)
         if node not in self.along or not all(source in inner or source in self.remade for source in sources):
             return set()
-        if len(_values(node)) == 1 and isinstance(node.meta["val"], Tensor):
+        if _is_one(node):
             return {node}
         return {node, *node.users} if self.along.keys() >= node.users.keys() else set()
 
@@ -265,8 +293,12 @@ class _Growth:
                 self.takes[node], self.along[node] = taken, own
                 if node in self.search.remade and not self._leads_to(node):
                     self.remade.add(node)
-            elif not behind.isdisjoint(node.all_input_nodes) or (self._leads_to(node) and not self._follow(node)):
+            elif not behind.isdisjoint(node.all_input_nodes) or (
+                self._leads_to(node) and (node in self.search.taken or not self._follow(node))
+            ):
                 behind.add(node)
+            if node in self.along and flops(_maker(node)) and _is_one(node) and not self._is_wide(node):
+                behind.add(node)  # a part ends where products make small values again
 
     def _leads_to(self, node: fx.Node) -> bool:
         return any(source in self.along and source not in self.remade for source in node.all_input_nodes)
@@ -330,6 +362,16 @@ class _Growth:
         taken, _ = self.core[self.seed]
         cut = (operand for operand, part in zip(_operands(self.seed), taken.parts, strict=True) if part)
         return max(map(_elements, (self.seed, *cut)))
+
+
+def _is_one(node: fx.Node) -> bool:
+    """Whether its result is one tensor."""
+    return isinstance(node.meta["val"], Tensor)
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The operator of several results of which this is one, or itself."""
+    return node.all_input_nodes[0] if operator_of(node).rows is Along.RESULT else node
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

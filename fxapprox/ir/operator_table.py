@@ -73,6 +73,7 @@ class Along(enum.Enum):
     PUT_INDEXED = "into places that several indices name"
     COUNTED = "sums of rows by their index"
     ATTENTION = "batch and heads"
+    ATTENTION_BACKWARD = "batch and heads, of all operands"
     RESULT = "one of several results"
 
 
@@ -287,7 +288,7 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("sqrt tan asin acos atanh lgamma digamma", exactly(singular=(0,))),
     ("atan2", exactly(singular=(0, 1))),
     ("sin cos hypot addcdiv", exactly()),
-    ("prims._low_memory_max_pool_offsets_to_indices", cheap((E,))),
+    ("prims._low_memory_max_pool_offsets_to_indices", cheap((E,), rows=Along.LEADING)),
     # Random numbers of a seed: where the seed is stored they come again, but torch does not make them for nothing.
     ("prims.inductor_random prims.inductor_randint", Operator((E,), kernel=Kernel.POINTWISE)),
     ("fxapprox.random_of_seed fxapprox.randint_of_seed", Operator((E,), kernel=Kernel.POINTWISE)),
@@ -307,7 +308,10 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("_scaled_dot_product_efficient_attention", attention()),
     ("_scaled_dot_product_cudnn_attention", attention()),
     ("_scaled_dot_product_fused_attention_overrideable", attention()),
-    ("_scaled_dot_product_flash_attention_for_cpu_backward", Operator((L, A, A, A, A, E))),
+    (
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+        Operator((L, A, A, A, A, E), rows=Along.ATTENTION_BACKWARD),
+    ),
     ("_scaled_dot_product_flash_attention_backward", Operator((L, A, A, A, A, E))),
     ("_scaled_dot_product_efficient_attention_backward", Operator((L, A, A, A, E, A, E))),
     ("_scaled_dot_product_cudnn_attention_backward", Operator((L, A, A, A, A, E))),
@@ -326,7 +330,10 @@ ROWS: tuple[tuple[str, Operator], ...] = (
     ("max_pool3d_with_indices adaptive_max_pool3d", Operator(indices=(3, 1), rows=Along.LEADING)),
     ("fractional_max_pool2d", Operator(indices=(2, 1))),
     ("fractional_max_pool3d", Operator(indices=(3, 1))),
-    ("prims._low_memory_max_pool_with_offsets", Operator(indices=("kernel_size", 1), kernel=Kernel.POINTWISE)),
+    (
+        "prims._low_memory_max_pool_with_offsets",
+        Operator(indices=("kernel_size", 1), kernel=Kernel.POINTWISE, rows=Along.LEADING),
+    ),
     ("cholesky cholesky_solve cholesky_inverse triangular_solve lu_unpack", Operator(kind=Kind.DECOMPOSITION)),
     ("geqrf ormqr orgqr logdet svd qr inverse", Operator(kind=Kind.DECOMPOSITION)),
 )  # fmt: skip

@@ -294,9 +294,9 @@ LAST = {"aten.tril": 2, "aten.triu": 2, "aten.pixel_shuffle": 3, "aten.pixel_uns
 
 @_along(Along.LEADING)
 def _leading(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
-    """Of images and the like the name says how many dimensions they have: upsample_nearest2d."""
-    dims = re.search(r"(\d)d", op_name(node))
-    last = int(dims[1]) if dims else LAST[op_name(node)]
+    """Of images and the like the name says how many dimensions they have: upsample_nearest2d; or the window does."""
+    dims, window = re.search(r"(\d)d", op_name(node)), argument(node, "kernel_size")
+    last = int(dims[1]) if dims else len(window) if window is not None else LAST[op_name(node)]
     return _alike(node, dim, shape[dim], of=(0,)) if dim < len(shape) - last else None
 
 
@@ -361,6 +361,14 @@ def _attention(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
         return None
     others = None if dim == 2 else dim
     return _all_broadcast(node, dim, (*shape[:3], key[2]), {0: dim, 1: others, 2: others})
+
+
+@_along(Along.ATTENTION_BACKWARD)
+def _attention_backward(node: fx.Node, dim: int, shape: Shape) -> Rows | None:
+    key = _shape(argument(node, "key"))
+    if key is None or dim > 1 or key[dim] != shape[dim] or argument(node, "dropout_p"):
+        return None
+    return _all_broadcast(node, dim, (*shape[:3], key[2]), dict.fromkeys(range(6), dim))
 
 
 # --- indices -----------------------------------------------------------------------------------------

@@ -14,6 +14,14 @@ from fxapprox.ir.arguments import argument
 from fxapprox.ir.operators import is_view, op_name
 from fxapprox.sizes import Size
 
+_ATTENTION = ("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward")
+_ON_CPU = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
+# torch counts attention on the CPU as nothing
+FLOPS = flop_registry | {
+    getattr(torch.ops.aten, own): flop_registry[getattr(torch.ops.aten, like)]
+    for own, like in zip(_ON_CPU, _ATTENTION, strict=True)
+}
+
 
 def tensor_of(node: fx.Node) -> torch.Tensor | None:
     """The fake tensor that stands for the node's value; None for tuples and scalars."""
@@ -64,7 +72,7 @@ def nbytes(value: torch.Tensor) -> int:
 
 def flops(node: fx.Node) -> int:
     """Floating point operations of a product (convolution, matrix product, attention); 0 for every other operator."""
-    count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    count = FLOPS.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0
     args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), _value_of)  # type: ignore[misc, arg-type]

@@ -5,23 +5,39 @@ oneDNN brings images into a layout of its own, unless they are channels-last; we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import sympy
 from torch import fx
 
 from fxapprox.analysis.layouts import CONVOLUTION
+from fxapprox.ir.arguments import argument
+from fxapprox.ir.operators import op_name
 from fxapprox.ir.tensors import tensor_of
 from fxapprox.memory.kernels import Value
 from fxapprox.sizes import Size
 
 CONVOLUTION_BACKWARD = "aten.convolution_backward"
+LEAST_ALONE = 20480  # elements, as in ATen's `use_mkldnn`
 
 
 def on_cpu(node: fx.Node) -> bool:
     """Return True if what an operator reads first lies on the CPU."""
     fake = tensor_of(node.all_input_nodes[0]) if node.all_input_nodes else None
     return fake is not None and fake.device.type == "cpu"
+
+
+def is_slow_alone(node: fx.Node) -> bool:
+    """Whether a convolution of one image is not oneDNN's, but one that copies it for every place of the kernel.
+
+    ATen's rule: the first four sizes, multiplied.
+    """
+    name = op_name(node)
+    if name not in (CONVOLUTION, CONVOLUTION_BACKWARD) or not on_cpu(node):
+        return False
+    image = tensor_of(argument(node, "input"))
+    return image is not None and math.prod(image.shape[1:4]) <= LEAST_ALONE
 
 
 def workspace(name: str, values: Sequence[Value], sizes: Sequence[Size], made: Value) -> Size:

@@ -82,3 +82,32 @@ def test_what_needs_all_rows_is_left(loss: Callable[[Tensor], Tensor]) -> None:
     found = widest(loss)
     whole = set() if found is None else {node for node in found.inside if node in found.wide}
     assert len(whole) <= 3
+
+
+class Layer(nn.Module):
+    """A transformer's layer, whose sums of residuals are narrow beside what is inside of its MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(2)])
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (2, -1)).transpose(1, 2) for each in self.qkv(self.norms[0](x)).chunk(3, -1))
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.narrow(nn.functional.gelu(self.wide(self.norms[1](x))))
+
+
+def test_layers_are_apart() -> None:
+    """A part ends where products make small values again, and where another one begins: each layer has its own."""
+    model = nn.Sequential(Layer(), Layer())
+    joint = traced(lambda x: model(x).square().mean(), torch.randn(8, 16, WIDTH))
+    graph = joint.split(bits=4, slices=None).backward.graph
+    seeds = sorted(products(graph), key=lambda node: -width_of(node).bit_length())
+    found = [[op_name(node) for node in region.inside] for region in Search(graph).regions(seeds)]
+    attention = "aten._scaled_dot_product_flash_attention_for_cpu_backward"
+    assert sum(attention in operators for operators in found) == 2
+    assert all(operators.count(attention) <= 1 for operators in found)
+    gelus = [operators.count("aten.erf") for operators in found if attention not in operators]
+    assert max(gelus) <= 1

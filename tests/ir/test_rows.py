@@ -116,7 +116,15 @@ ROW, COLUMN = torch.tensor([2, 0, 1, 2]), torch.tensor([[1], [3], [0]])
 IDS = torch.randint(0, 9, (4, 6))
 PLACES = torch.randint(0, 5, (4, 6, 5))
 Q, K = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 6, 4)
+POOL = [2, 2], [2, 2], [0, 0], [1, 1]
 conv = (None, [1, 1], [0, 0], [1, 1])
+
+
+def attention_backward(causal: bool = False, mask: Tensor | None = None) -> tuple[fx.Node, Values]:
+    key, given = Q if causal else K, {"attn_mask": mask}
+    out, sums = aten._scaled_dot_product_flash_attention_for_cpu.default(Q, key, key, 0.0, causal, **given)
+    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    return call(backward, torch.randn_like(out), Q, key, key, out, sums, 0.0, causal, **given)
 
 
 def gradients(
@@ -280,6 +288,21 @@ CASES: dict[str, tuple[set[int], Callable[[], tuple[fx.Node, Values]]]] = {
         {0, 1, 2},
         lambda: call(
             aten._scaled_dot_product_flash_attention_for_cpu.default, Q, K, K, attn_mask=torch.randn(2, 1, 8, 6)
+        ),
+    ),
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": ({0, 1}, attention_backward),
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward: causal": ({0, 1}, lambda: attention_backward(True)),
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward: mask": (
+        {0, 1}, lambda: attention_backward(mask=torch.randn(2, 1, 8, 6))
+    ),
+    "prims._low_memory_max_pool_with_offsets": (
+        {0, 1}, lambda: call(prims._low_memory_max_pool_with_offsets.default, IMAGE, *POOL, False)
+    ),
+    "prims._low_memory_max_pool_offsets_to_indices": (
+        {0, 1},
+        lambda: call(
+            prims._low_memory_max_pool_offsets_to_indices.default,
+            prims._low_memory_max_pool_with_offsets.default(IMAGE, *POOL, False)[1], POOL[0], [8, 8], *POOL[1:],
         ),
     ),
     "aten._conj": ({0, 1}, lambda: call(aten._conj.default, M + 1j * M)),

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import fxapprox
 from fxapprox.measure.memory import peak_bytes
+from fxapprox.memory.timeline import timeline
 from fxapprox.passes import slice as pass_
 from fxapprox.passes.rewrite import for_inductor
-from tests.analysis.test_separable import LOSSES, ROWS, WIDTH, Head, forward_of
+from tests.analysis.test_separable import LOSSES, ROWS, WIDTH, Head, Layer, forward_of
 from tests.passes.graphs import Traced, traced
 from tools.zoo.models import unet
 
@@ -160,8 +161,8 @@ def test_both_halves_of_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows as wide as logits: these are made again in backward; forward's stand in one loop with the loss."""
     monkeypatch.setattr(pass_, "SMALLEST", 2**16)
     monkeypatch.setattr(pass_, "SLICE", 2**16)
-    head, targets = nn.Linear(256, VOCABULARY), torch.arange(TOKENS)
-    joint = traced(lambda x: nn.functional.cross_entropy(head(x), targets), torch.randn(TOKENS, 256))
+    body, head, targets = nn.Linear(32, 64), nn.Linear(64, VOCABULARY), torch.arange(TOKENS)
+    joint = traced(lambda x: nn.functional.cross_entropy(head(body(x)), targets), torch.randn(TOKENS, 32))
     first, second = joint.split(bits=4, slices="auto", lowering="inductor").slices
     assert (first.half, second.half) == ("forward", "backward")
     assert len(first.names) < len(second.names), "forward's are as few as do not raise the peak of backward"
@@ -186,6 +187,32 @@ def test_the_report_says_so() -> None:
     report = fxapprox.explain(Language(), tokens, targets, bits=8, min_bytes=0, slices=4)
     assert "in 4 slices of 128 rows; " in str(report)
     assert "slices" not in str(fxapprox.explain(Language(), tokens, targets, bits=8, min_bytes=0))
+
+
+@pytest.mark.parametrize("name", ["language", "layers", "images"])
+def test_a_few_slices_show_what_is_alive(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak is predicted from the first two slices of a part and the last: with all of them it is the same."""
+    monkeypatch.setattr(pass_, "SMALLEST", 2**14)
+    monkeypatch.setattr(pass_, "SLICE", 2**12)
+    peaks, write = list[list[int]](), pass_._written
+    given: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
+        "language": (Language(), batch()),
+        "layers": (nn.Sequential(Layer(), Layer()), (torch.randn(8, 64, WIDTH),)),
+        "images": (Blocks(nn.BatchNorm2d), (torch.randn(16, 3, 32, 32),)),
+    }
+    model, args = given[name]
+    joint = traced(model, *args)
+
+    def written(halves: Any, images: Any, in_place: bool, cuts: Any, samples: Any = None) -> Any:
+        both = [write(halves, images, in_place, cuts, each) for each in ({}, None)]
+        lines = [timeline(*made[:2], num_fwd_outputs=joint.outputs, slices=made[2]) for made in both]
+        peaks.append([line.peak({}) for line in lines])
+        return write(halves, images, in_place, cuts, samples)
+
+    monkeypatch.setattr(pass_, "_written", written)
+    joint.split(bits=4, slices="auto", lowering="inductor")
+    assert peaks
+    assert all(few == every for few, every in peaks)
 
 
 class Blocks(nn.Module):

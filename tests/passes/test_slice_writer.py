@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.ir.operators import op_name
-from tests.analysis.test_separable import WIDTH
+from fxapprox.ir.regions import Region as Calls
+from tests.analysis.test_separable import WIDTH, Layer
 from tests.passes.graphs import traced
 from tests.passes.test_slice import IMAGES, TOKENS, VOCABULARY, Blocks, Language, batch, close
 
@@ -62,5 +63,36 @@ def test_rows_are_written_into_their_place(lowering: str) -> None:
     if written:
         rooms = {op_name(room) for n in written if (room := adapter.written_to(n)) is not None}
         assert "aten.empty_strided" in rooms
+    for a, b in zip(joint.step(halves).gradients, whole.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_every_slice_can_be_a_function(bits: int | None) -> None:
+    """Also where products read views of what a slice gets, and others views of a result, which is written once."""
+    joint = traced(nn.Sequential(Layer(), Layer()), torch.randn(8, 16, WIDTH))
+    halves = joint.split(bits=bits, slices=4, lowering="inductor")
+    assert halves.slices
+    graphs = {"forward": halves.forward.graph, "backward": halves.backward.graph}
+    nodes = {half: {node.name: node for node in graph.nodes} for half, graph in graphs.items()}
+    for part in halves.slices:
+        for names in part.names:
+            region = Calls.of(nodes[part.half][name] for name in names if name in nodes[part.half])
+            assert region.can_be_called()
+    whole = joint.step(joint.split(bits=bits, slices=None, lowering="inductor"))
+    for a, b in zip(joint.step(halves).gradients, whole.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_images_that_lie_channels_last_are_reshaped() -> None:
+    """A view of images in their order is none of them channels-last; max pooling takes one of its gradient."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(16, 16, 3)
+    )
+    joint = traced(lambda x: model(x).square().mean(), IMAGES)
+    whole = joint.step(joint.split(bits=4, slices=None, lowering="inductor"))
+    halves = joint.split(bits=4, slices=4, lowering="inductor")
+    sliced = {op for part in halves.slices for op in part.operators}
+    assert any(name.startswith("scatter_add") for name in sliced)
     for a, b in zip(joint.step(halves).gradients, whole.gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
