@@ -18,6 +18,7 @@ from fxapprox.codecs import Group
 from fxapprox.files.plan_file import SavedPlan
 from fxapprox.ir.records import Plan
 from fxapprox.passes import runner
+from fxapprox.passes.add_rows import add_rows
 from fxapprox.passes.advance import advance
 from fxapprox.passes.allocate import allocate
 from fxapprox.passes.call_arithmetic import call_arithmetic
@@ -129,6 +130,11 @@ def _checkpoint(state: State) -> State:
     return replace(state, segments=segments, spliced=state.spliced + added)
 
 
+def _add_rows(state: State) -> State:
+    add_rows(state.halves[1])
+    return state
+
+
 def _slice(state: State) -> State:
     count = state.options.slices
     forward, backward, slices = run_in_slices(
@@ -164,6 +170,10 @@ def _with(state: State, forward: fx.GraphModule, backward: fx.GraphModule) -> St
     return replace(state, forward=forward, backward=backward)
 
 
+def _saves_temporaries(state: State) -> bool:
+    return state.options.slices is not None and state.options.lowering == "inductor"
+
+
 # What there is to decide on: the joint graph with less that backward reads, and its values classified.
 PREPARE = (
     Pass("stand in", _stand_in),
@@ -185,6 +195,7 @@ SPLIT = (
     Pass("settle products", _settle_products),
     Pass("checkpoint", _checkpoint, applies=lambda state: state.options.checkpoint is not None, numerics=True),
     Pass("lay out", _lay_out, applies=lambda state: bool(state.images)),
+    Pass("add rows", _add_rows, applies=_saves_temporaries, numerics=True),
     Pass("slice", _slice, applies=lambda state: state.options.slices is not None, numerics=True, spare=True),
 )
 # What Inductor is spared. "call arithmetic" stands where decoders are not inlined yet: a function can hold no call.

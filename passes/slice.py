@@ -26,7 +26,7 @@ from fxapprox.ir.joint import erase_unused
 from fxapprox.ir.operator_table import Along
 from fxapprox.ir.operators import operator_of
 from fxapprox.ir.records import Slices
-from fxapprox.ir.tensors import value_of
+from fxapprox.ir.tensors import element_of, is_float, value_of
 from fxapprox.ir.views import cancel_views
 from fxapprox.memory.timeline import Half, timeline
 from fxapprox.memory.workspace import is_slow_alone
@@ -37,7 +37,8 @@ SMALLEST = 2**21  # bytes of the widest value at a product: below, calls cost mo
 SLICE = 2**19  # bytes of the widest value in a slice, at least
 WORTH = 0.9  # of the predicted peak, at most, is left
 NEAR, BESIDE = 0.5, 3  # parts are looked for at this share of the predicted peak, and at so many products beside it
-FEWEST_ROWS = 64  # a library's products of matrices are slow with fewer
+FEWEST_ROWS, FEWER_ROWS = 64, 16  # a library's products of matrices are slow with fewer; rather than more than
+LARGE = 2**24  # bytes of the widest value in a slice, the second
 MOST = 32  # slices
 SPARE = 1.01  # so much of the lowest peak is given for fewer slices
 
@@ -244,21 +245,23 @@ def _cuts(half: Half, search: Search, seeds: Sequence[fx.Node], count: int | Non
 def _length(region: Region, count: int | None) -> int:
     """Units in a slice; all of them if it is not worth cutting."""
     if count is None:
-        widest = max(size_of(node) for node in region.wide)
-        count = min(MOST, widest // SLICE, int(region.units / _fewest_units(region)))
+        floats = [n for n in region.wide if (value := element_of(n)) is not None and is_float(value.dtype)]
+        widest = max(map(size_of, floats or region.wide))  # integers only number, in the loops that read them
+        many, more = (int(region.units / _fewest_units(region, rows)) for rows in (FEWEST_ROWS, FEWER_ROWS))
+        count = min(MOST, widest // SLICE, max(many, min(more, widest // LARGE)))
         count = next((n for n in range(count, 2 * count) if region.units % n == 0), count)  # of one size: one function
     units = math.ceil(region.units / max(1, count))
     return min(region.units, math.ceil(units / region.step) * region.step)
 
 
-def _fewest_units(region: Region) -> Fraction:
-    """Units in a slice, at least: so many that its products of matrices have FEWEST_ROWS."""
+def _fewest_units(region: Region, rows: int) -> Fraction:
+    """Units in a slice, at least: so many that its products of matrices have this many rows."""
     products = (
         along.per for node, along in region.inside.items()
         if operator_of(node).rows is Along.PRODUCT and not (along.dim == 0 and value_of(node).dim() == 3)
     )  # fmt: skip
     alone = (1 / along.per for node, along in region.inside.items() if along.dim == 0 and is_slow_alone(node))
-    return max([Fraction(1), *(FEWEST_ROWS / per for per in products), *(2 * units for units in alone)])
+    return max([Fraction(1), *(rows / per for per in products), *(2 * units for units in alone)])
 
 
 def _written(

@@ -464,14 +464,14 @@ def _sums(node: fx.Node) -> Iterator[Rows]:
         yield _parts(node, {0: 0 if name == "aten.dot" else batches + 1, 1: batches})
     elif name == "aten.embedding_dense_backward" and not argument(node, "scale_grad_by_freq"):
         yield from (_parts(node, {0: dim, 1: dim}) for dim in range(len(_shape(argument(node, 1)) or ())))
-    elif name in ("aten.scatter_add", "aten.index_add") and _is_zero(argument(node, 0)):
+    elif name in ("aten.scatter_add", "aten.index_add") and is_zero(argument(node, 0)):
         index = _shape(argument(node, "index")) or ()
         (into,) = _named(node, len(_shape(node) or ())) or [0]
         if name == "aten.index_add":
             yield _parts(node, {2: 0, 3: into})
         elif _shape(argument(node, "src")) == index:
             yield _parts(node, {2: into, 3: into})
-    elif operator_of(node).rows is Along.PUT_INDEXED and argument(node, "accumulate") and _is_zero(argument(node, 0)):
+    elif operator_of(node).rows is Along.PUT_INDEXED and argument(node, "accumulate") and is_zero(argument(node, 0)):
         yield from _sums_of_places(node)
 
 
@@ -487,7 +487,7 @@ def _sums_of_places(node: fx.Node) -> Iterator[Rows]:
             yield Rows((*indices.parts[:-1], value))
 
 
-def _is_zero(node: fx.Node) -> bool:
+def is_zero(node: fx.Node) -> bool:
     """Whether the value is made of zeros."""
     made = behind_views(node)
     fill = argument(made, "fill_value")

@@ -27,6 +27,7 @@ from fxapprox.torch_adapter.custom_ops import (
     small,
     with_part_put,
     with_product_added,
+    with_rows_added,
     written_to,
 )
 from fxapprox.torch_adapter.dynamo import (
@@ -242,5 +243,6 @@ __all__ = [
     "wants_saved",
     "with_part_put",
     "with_product_added",
+    "with_rows_added",
     "written_to",
 ]

@@ -52,6 +52,16 @@ def _put_part(total: torch.Tensor, part: torch.Tensor, dim: int, start: int) -> 
 
 
 _LIBRARY.impl("put_part", _put_part, "CompositeExplicitAutograd")
+# Adds rows to the rows of a value that an index names, in place.
+_LIBRARY.define("add_rows(Tensor(a!) total, Tensor index, Tensor rows) -> ()")
+ADD_ROWS = torch.ops.fxapprox.add_rows.default
+
+
+def _add_rows(total: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
+    total.index_add_(0, index.flatten(), rows.reshape(-1, *total.shape[1:]))
+
+
+_LIBRARY.impl("add_rows", _add_rows, "CompositeExplicitAutograd")
 
 
 def with_product_added(total: fx.Node, left: fx.Node, right: fx.Node) -> fx.Node:
@@ -70,6 +80,14 @@ def with_part_put(total: fx.Node, part: fx.Node, dim: int, start: int) -> fx.Nod
     return _written(PUT_PART, total, part=part, dim=dim, start=start)
 
 
+def with_rows_added(total: fx.Node, index: fx.Node, rows: fx.Node) -> fx.Node:
+    """A value with rows added to those that an index names; the value given is not read again.
+
+    Inductor adds them in place; run as it is, the graph copies the value.
+    """
+    return _written(ADD_ROWS, total, index=index, rows=rows)
+
+
 def _written(target: Any, total: fx.Node, **rest: Any) -> fx.Node:
     call = total.graph.call_function(auto_functionalized, (target,), {"total": total, **rest})
     call.meta["val"] = None, total.meta["val"]
@@ -80,7 +98,7 @@ def _written(target: Any, total: fx.Node, **rest: Any) -> fx.Node:
 
 def written_to(node: fx.Node) -> fx.Node | None:
     """The value that a node writes to, which is what its results lie in; None for other nodes."""
-    writes = node.target is auto_functionalized and node.args[0] in (ADD_PRODUCT, PUT_PART)
+    writes = node.target is auto_functionalized and node.args[0] in (ADD_PRODUCT, PUT_PART, ADD_ROWS)
     return node.kwargs["total"] if writes else None  # type: ignore[return-value]
 
 
