@@ -109,6 +109,9 @@ class Group(Codec):
         nudge = 0.5 if self.rounding == "nearest" else self._dither(x)
         # never below the first level: u is at least 0, but for a curve's rounding, which is less than nudge - margin
         codes = (u * fine + (first + (nudge - margin))).floor().clamp_max(2**self.bits - 1)
+        if hole is not None and self.rounding == "stochastic":  # not over the hole, which is no level wide
+            middle = first + fine
+            codes = torch.where(v < 0, torch.minimum(codes, middle.ceil() - 1), torch.maximum(codes, middle.ceil()))
         odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
         codes = torch.where(ok, codes, odd)
         packed = pack(codes, self.bits, within=True)

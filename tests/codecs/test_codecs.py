@@ -391,6 +391,7 @@ VALUES = {
     "constant": lambda: torch.full((3, 4, 6, 7), 0.3),
     "double": lambda: torch.randn(3, 4, 6, 7, dtype=torch.float64),
     "half": lambda: torch.randn(3, 4, 6, 7).to(torch.bfloat16),
+    "at two ends": lambda: torch.randn(3, 4, 6, 7).sign() * (2 + torch.rand(3, 4, 6, 7)),
 }
 
 
@@ -400,7 +401,8 @@ def test_what_comes_back_is_within_the_bound(kind: str, bits: int) -> None:
     x = VALUES[kind]()
     like = Like.of(x)
     kinds = ({}, {"uniform": True}, {"skewed": True}, {"hollow": True})
-    for codec in (*(Group(bits, **kind) for kind in kinds), Group(bits, "stochastic"), Cast()):
+    groups = [Group(bits, rounding, **each) for each in kinds for rounding in ("nearest", "stochastic")]
+    for codec in (*groups, Cast()):
         _require_within(codec.encode(x), codec, x, like)
     rectified = x.relu()
     _require_within(Zero(bits).encode(rectified, Context(Predicate(x > 0))), Zero(bits), rectified, like)
