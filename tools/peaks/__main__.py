@@ -3,7 +3,7 @@
 A step is forward and backward, without old gradients; it is measured when everything is compiled. All systems of a
 model run in one process: one after the other first, then in turns for their step times. What a system cannot do, or
 dies of, is its cell. Results are JSON, a file for each system of each model; the same command continues where it was
-interrupted, at the model. All files together give table.md.
+interrupted, at the model. All files together give table.md and peaks.png.
 
 Examples:
 
@@ -24,6 +24,7 @@ from tools.budget.records import save
 from tools.harness import Failed, outcomes, read_json, select, write_text
 from tools.peaks.measure import Row, with_turns
 from tools.peaks.models import MODELS, SYSTEMS
+from tools.peaks.plot import plot
 from tools.peaks.results import table
 
 
@@ -51,7 +52,7 @@ def main(
     limit: Annotated[float, typer.Option(help="seconds for all systems of a model")] = 7200,
     again: Annotated[bool, typer.Option("--again", help="measure what failed, or has no times, once more")] = False,
 ) -> None:
-    """Measures what is missing, then writes the table."""
+    """Measures what is missing, then writes the table and the picture."""
     wanted = select(SYSTEMS, systems)
     (out / "records").mkdir(parents=True, exist_ok=True)
     for model in select(MODELS, models):
@@ -62,6 +63,7 @@ def main(
             for row in measure(model, missing, limit=limit, rounds=rounds):
                 save(row, out)
         write_text(out / "table.md", table(saved(out)))
+        plot(saved(out), out / "peaks.png")
 
 
 if __name__ == "__main__":

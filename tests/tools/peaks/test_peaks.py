@@ -70,6 +70,7 @@ def test_what_died_is_a_row_and_what_ran_before_has_no_times(tmp_path: Path, mon
     assert rows["auto-chunker"].failed == "it died"
     assert rows["fxapprox-4"].seconds == [2.0]
     assert "| it died |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "peaks.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(peaks, "outcomes", None)
     peaks.main(tmp_path, "vit", "plain,auto,fxapprox-4")  # all of it is there
 
