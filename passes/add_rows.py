@@ -70,7 +70,8 @@ def _sum_of(node: fx.Node) -> _Sum | None:
         value, index = tensor_of(product), _index_of(put)
         if (
             index is not None and value is not None and is_float(value.dtype) and nbytes(value) >= SMALLEST
-            and _is_made_for(product, node) and put.users.keys() == {node} and value.dtype == value_of(put).dtype
+            and (value.dtype, value.shape) == (value_of(put).dtype, value_of(put).shape)
+            and _is_made_for(product, node) and put.users.keys() == {node}
         ):  # fmt: skip
             return _Sum(product, index, argument(put, "values"), argument(put, "mask"))
     return None

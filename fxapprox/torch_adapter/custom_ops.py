@@ -58,7 +58,8 @@ ADD_ROWS = torch.ops.fxapprox.add_rows.default
 
 
 def _add_rows(total: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
-    total.index_add_(0, index.flatten(), rows.reshape(-1, *total.shape[1:]))
+    places = torch.where(index < 0, index + total.shape[0], index).flatten()
+    total.index_add_(0, places, rows.reshape(-1, *total.shape[1:]))
 
 
 _LIBRARY.impl("add_rows", _add_rows, "CompositeExplicitAutograd")

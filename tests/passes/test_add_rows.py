@@ -17,15 +17,20 @@ WORDS, WIDTH = 64, 16
 
 
 class Tied(nn.Module):
-    """Its embedding is its head, in one place more if asked for; words with one number may have no gradient."""
+    """Its embedding is its head, in one place more if asked for; words with one number may have no gradient.
 
-    def __init__(self, words: int = WORDS, *, padding: int | None = None, twice: bool = False) -> None:
+    Tokens that are less than zero count from the last word, where the weight is indexed by hand.
+    """
+
+    def __init__(
+        self, words: int = WORDS, *, padding: int | None = None, twice: bool = False, by_hand: bool = False
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, WIDTH, padding_idx=padding)
-        self.twice = twice
+        self.twice, self.by_hand = twice, by_hand
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.embedding(tokens).tanh()
+        hidden = (self.embedding.weight[tokens - 5] if self.by_hand else self.embedding(tokens)).tanh()
         if self.twice:
             hidden = hidden + self.embedding(tokens.flip(1)).sin()
         logits = hidden @ self.embedding.weight.T
@@ -64,6 +69,12 @@ def close(joint: Traced, bits: int | None = None) -> fx.Graph:
 def test_a_tied_embedding(padding: int | None, bits: int | None) -> None:
     """Words are met several times; those without a gradient get none from the embedding."""
     graph = close(traced(Tied(padding=padding), tokens()), bits)
+    assert not puts(graph)
+    assert added(graph) == 1
+
+
+def test_a_weight_that_is_indexed_by_hand() -> None:
+    graph = close(traced(Tied(by_hand=True), tokens()))
     assert not puts(graph)
     assert added(graph) == 1
 
