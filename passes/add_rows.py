@@ -26,7 +26,8 @@ from fxapprox.ir.rows import is_zero
 from fxapprox.ir.tensors import flops, is_float, nbytes, storage_of, tensor_of, value_of
 
 SMALLEST = 2**21  # bytes of the weight: as slices
-PUTS = ("aten.index_put", "aten._unsafe_index_put", "aten._unsafe_masked_index_put_accumulate")
+MASKED = "aten._unsafe_masked_index_put_accumulate"
+PUTS = ("aten.index_put", "aten._unsafe_index_put", MASKED)
 
 
 class _Sum(NamedTuple):
@@ -79,8 +80,10 @@ def _sum_of(node: fx.Node) -> _Sum | None:
 
 def _index_of(put: fx.Node) -> fx.Node | None:
     """What names the rows of zeros that a value is put into; None, if it is put otherwise."""
-    if op_name(put) not in PUTS or argument(put, "accumulate") is False or not is_zero(argument(put, 0)):
+    if op_name(put) not in PUTS or not is_zero(argument(put, 0)):
         return None
+    if op_name(put) != MASKED and not argument(put, "accumulate"):
+        return None  # of rows with one index the last one stays
     index = argument(put, "indices")
     rows, whole = tensor_of(argument(put, "values")), value_of(put)
     if len(index) != 1 or rows is None or value_of(index[0]).dtype not in (torch.int64, torch.int32):

@@ -11,7 +11,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.ir.operators import op_name
 from fxapprox.measure.memory import peak_bytes
 from fxapprox.passes import add_rows as pass_
-from tests.passes.graphs import Traced, traced
+from tests.passes.graphs import Traced, traced, written
 
 WORDS, WIDTH = 64, 16
 
@@ -77,6 +77,22 @@ def test_a_weight_that_is_indexed_by_hand() -> None:
     graph = close(traced(Tied(by_hand=True), tokens()))
     assert not puts(graph)
     assert added(graph) == 1
+
+
+@pytest.mark.parametrize(("accumulate", "count"), [(", True", 1), (", False", 0), ("", 0)])
+def test_rows_that_replace_each_other_are_no_sum(accumulate: str, count: int) -> None:
+    joint = written(f"""
+        x: f32[8, 4]
+        w: f32[4, 4]
+        i: i32[6]
+        v: f32[6, 4]
+        a = aten.mm(x, w)
+        z = aten.zeros_like(x)
+        p = aten.index_put(z, [i], v{accumulate})
+        s = aten.add.Tensor(a, p)
+        return s | s
+    """)
+    assert pass_.add_rows(joint.gm) == count
 
 
 def test_one_of_two_embeddings_of_the_weight() -> None:
