@@ -25,6 +25,7 @@ from fxapprox.passes.call_arithmetic import call_arithmetic
 from fxapprox.passes.checkpoint import checkpoint
 from fxapprox.passes.classify import classify
 from fxapprox.passes.encode import encode
+from fxapprox.passes.hold_decoded import hold_decoded
 from fxapprox.passes.lay_out import lay_out
 from fxapprox.passes.materialize import materialize, settle_products
 from fxapprox.passes.outline import call_codes, call_slices, inline_codes
@@ -130,6 +131,12 @@ def _checkpoint(state: State) -> State:
     return replace(state, segments=segments, spliced=state.spliced + added)
 
 
+def _hold_decoded(state: State) -> State:
+    decoded = {name for parts in state.parts for name in parts.decoded}
+    hold_decoded(*state.halves, decoded, num_fwd_outputs=state.joint.num_fwd_outputs, hints=state.hints)
+    return state
+
+
 def _add_rows(state: State) -> State:
     add_rows(state.halves[1])
     return state
@@ -170,8 +177,12 @@ def _with(state: State, forward: fx.GraphModule, backward: fx.GraphModule) -> St
     return replace(state, forward=forward, backward=backward)
 
 
+def _for_inductor(state: State) -> bool:
+    return state.options.lowering == "inductor"
+
+
 def _saves_temporaries(state: State) -> bool:
-    return state.options.slices is not None and state.options.lowering == "inductor"
+    return state.options.slices is not None and _for_inductor(state)
 
 
 # What there is to decide on: the joint graph with less that backward reads, and its values classified.
@@ -187,7 +198,7 @@ SPLIT = (
     Pass("allocate", _allocate, applies=lambda state: state.options.bits == "auto" and not _has_saved_plan(state)),
     Pass("revise", _revise, applies=lambda state: state.revise is not None, required=True),
     Pass("partition", _partition, required=True),
-    Pass("find images", _find_images, applies=lambda state: state.options.lowering == "inductor"),
+    Pass("find images", _find_images, applies=_for_inductor),
     Pass("encode", _encode, required=True, numerics=True),
     Pass("pin inputs", _pin_inputs),
     Pass("materialize", _materialize),
@@ -195,6 +206,7 @@ SPLIT = (
     Pass("settle products", _settle_products),
     Pass("checkpoint", _checkpoint, applies=lambda state: state.options.checkpoint is not None, numerics=True),
     Pass("lay out", _lay_out, applies=lambda state: bool(state.images)),
+    Pass("hold decoded", _hold_decoded, applies=_for_inductor),
     Pass("add rows", _add_rows, applies=_saves_temporaries, numerics=True),
     Pass("slice", _slice, applies=lambda state: state.options.slices is not None, numerics=True, spare=True),
 )

@@ -72,7 +72,7 @@ def fuse(operations: Sequence[Operation], returned: set[int]) -> list[Kernel]:
 
 def _fitting(operation: Operation, following: Iterable[Operation]) -> Iterator[Operation]:
     """Those of the loops that follow which may be one with a loop: not what needs sums of its results first."""
-    across = any(v.channels_last for v in operation.makes)  # a loop over channels is none over pixels
+    across = _is_over_channels(operation)
     after_sums: set[Value] = set()
     derived = {*operation.makes}
     for other in following:
@@ -107,6 +107,8 @@ def _kernel(group: list[Operation], private: set[int]) -> Kernel:
             readers.setdefault(id(value), []).append(operation)
 
     def in_one_loop(o: Operation, reader: Operation) -> bool:
+        if reader.reduces and _is_over_channels(o):
+            return False
         return level[id(o)] == level[id(reader)] and _one_loop(o.rows, reader.rows)
 
     makes = tuple(
@@ -124,6 +126,11 @@ def _kernel(group: list[Operation], private: set[int]) -> Kernel:
 
     whole = {v: frozenset(w for w in o.whole if reads_last(o, w)) for o in group for v in o.makes}
     return Kernel(group[-1].name, makes, reads, whole, part=first.part)
+
+
+def _is_over_channels(operation: Operation) -> bool:
+    """Whether its innermost loop is over channels, which is none over pixels, as sums of images are."""
+    return any(v.channels_last for v in operation.makes)
 
 
 def _one_loop(a: frozenset[int], b: frozenset[int]) -> bool:

@@ -5,12 +5,12 @@ oneDNN brings images into a layout of its own, unless they are channels-last; we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import sympy
 from torch import fx
 
+from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import CONVOLUTION
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.operators import op_name
@@ -19,7 +19,7 @@ from fxapprox.memory.kernels import Value
 from fxapprox.sizes import Size
 
 CONVOLUTION_BACKWARD = "aten.convolution_backward"
-LEAST_ALONE = 20480  # elements, as in ATen's `use_mkldnn`
+GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
 
 def on_cpu(node: fx.Node) -> bool:
@@ -29,15 +29,23 @@ def on_cpu(node: fx.Node) -> bool:
 
 
 def is_slow_alone(node: fx.Node) -> bool:
-    """Whether a convolution of one image is not oneDNN's, but one that copies it for every place of the kernel.
+    """Whether oneDNN runs a convolution, but not one of a single image, which ATen copies for each place of the kernel."""
+    return runs_in_onednn(node) and not runs_in_onednn(node, images=1)
 
-    ATen's rule: the first four sizes, multiplied.
+
+def runs_in_onednn(node: fx.Node, images: int | None = None) -> bool:
+    """Whether oneDNN runs a convolution, or its gradient, on the CPU.
+
+    Args:
+        images: how many of its images it is given; None: all.
     """
-    name = op_name(node)
-    if name not in (CONVOLUTION, CONVOLUTION_BACKWARD) or not on_cpu(node):
+    if op_name(node) not in (CONVOLUTION, CONVOLUTION_BACKWARD) or not on_cpu(node):
         return False
-    image = tensor_of(argument(node, "input"))
-    return image is not None and math.prod(image.shape[1:4]) <= LEAST_ALONE
+    given = [argument(node, name) for name in ("input", "weight", "bias", "bias_sizes", *GEOMETRY)]
+    image, weight, bias, bias_sizes, *geometry = (tensor_of(a) if isinstance(a, fx.Node) else a for a in given)
+    rows, *rest = map(adapter.hint, image.shape)
+    some = image.new_empty((rows if images is None else images, *rest))
+    return adapter.runs_in_onednn(some, weight, bias, *geometry, bias_sizes)
 
 
 def workspace(name: str, values: Sequence[Value], sizes: Sequence[Size], made: Value) -> Size:

@@ -64,6 +64,7 @@ from fxapprox.torch_adapter.inductor import (
     kernels_in_profiles,
     prefers_channels_last,
     realize_limits,
+    runs_in_onednn,
 )
 from fxapprox.torch_adapter.joint import (
     Half,
@@ -222,6 +223,7 @@ __all__ = [
     "recomputation_budget",
     "region_of",
     "rename",
+    "runs_in_onednn",
     "saved_tensors",
     "seed_random_numbers",
     "sharing_traces",

@@ -27,12 +27,25 @@ from fxapprox.torch_adapter.speedups import SWITCH, are_on
 from fxapprox.torch_adapter.speedups.switch import sped_up
 from fxapprox.torch_adapter.tracing import fake_like, fake_mode, fake_mode_of, lazy_modules, name_part, trace
 
+# Ways to run a convolution on the CPU that are not oneDNN's, of which one has no name in Python.
+ATENS_OWN = ("Slow", "Empty", "NnpackSpatial", "Winograd", "Xnnpack")
+
 
 def prefers_channels_last(gm: fx.GraphModule) -> bool:
     """Whether Inductor lays out the images of this graph channels-last."""
     from torch._inductor.graph import GraphLowering
 
     return GraphLowering.decide_layout_opt(gm, is_inference=False)
+
+
+def runs_in_onednn(image: torch.Tensor, weight: torch.Tensor, *geometry: Any) -> bool:
+    """Whether ATen gives a convolution of (fake) tensors to oneDNN.
+
+    Args:
+        geometry: bias, stride, padding, dilation, whether it is transposed, output padding, groups, sizes of the bias.
+    """
+    own = [backend for name, backend in vars(torch._C._ConvBackend).items() if name.startswith(ATENS_OWN)]
+    return torch._C._select_conv_backend(image, weight, *geometry) not in own
 
 
 class RealizeLimits(NamedTuple):
