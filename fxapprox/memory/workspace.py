@@ -29,7 +29,7 @@ def on_cpu(node: fx.Node) -> bool:
 
 
 def is_slow_alone(node: fx.Node) -> bool:
-    """Whether oneDNN runs a convolution, but not one of a single image, which ATen copies for each place of the kernel."""
+    """Whether oneDNN runs a convolution, but not one of a single image: that ATen copies for each place of a kernel."""
     return runs_in_onednn(node) and not runs_in_onednn(node, images=1)
 
 
