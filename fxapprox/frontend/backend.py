@@ -17,8 +17,8 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError, shown
 from fxapprox.frontend.cache_key import cache_key
 from fxapprox.frontend.ledger import Entrance, Graph, current, ran
+from fxapprox.frontend.saved import note_saved
 from fxapprox.memory.between import Between, Link
-from fxapprox.memory.held import saved_by
 from fxapprox.options import (
     ENVIRONMENT,
     NAMES,
@@ -111,16 +111,6 @@ class Backend:
             return halves
 
         return partition
-
-
-def note_saved(link: Link, result: Rewrite, gm: fx.GraphModule) -> None:
-    """Tells what the two halves of a joint graph save, and what torch's own would, for the graphs behind a break."""
-    count, saved = result.joint.num_fwd_outputs, set(result.baseline)
-    link.note(
-        (result.forward.graph, saved_by(result.forward, count)),
-        (gm.graph, [node for node in gm.graph.nodes if node.name in saved]),
-        num_fwd_outputs=count, counted=result.counted | result.counted_for_plain,
-    )  # fmt: skip
 
 
 def _same_policy(a: Options, b: Options) -> bool:

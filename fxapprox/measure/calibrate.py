@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,24 +17,19 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 from typing_extensions import Unpack
 
-from fxapprox import torch_adapter as adapter
 from fxapprox.bits import PROVISIONAL
-from fxapprox.codecs import Exact, Like, Mask, Probe
+from fxapprox.codecs import Exact, Mask
 from fxapprox.errors import FxApproxError
 from fxapprox.files.sensitivity import Sensitivities
-from fxapprox.frontend.backend import Backend, note_saved
+from fxapprox.frontend.backend import Backend
+from fxapprox.frontend.probing import Probed, Replay, Tried, compile_probed
 from fxapprox.frontend.tracing import fresh, untouched
-from fxapprox.ir.records import Activation, Plan, Stored
-from fxapprox.ir.tensors import memory_order
+from fxapprox.ir.records import Activation, Stored
 from fxapprox.memory.between import Between
 from fxapprox.options import OptionKeywords, Options
 from fxapprox.passes.allocate import adjustable, levels
-from fxapprox.passes.rewrite import Rewrite, rewrite
 
 USELESS = 1e12  # in place of squared errors that are not finite: a code made gradients of NaN
-
-Tried = Callable[[Stored, Activation, Options], tuple[int, ...]]
-
 
 def calibrate(
     model: Callable[..., Any],
@@ -103,18 +98,14 @@ def as_stored(entry: Stored, value: Activation, options: Options) -> tuple[int, 
 
 @dataclass(eq=False)
 class _Graph:
-    """One training graph: what is tried in it, and what came out.
+    """What came out of one training graph.
 
     Attributes:
-        probes: {value: (its probe, positions of the probe's parts among backward's inputs)}.
-        parameters: which of backward's outputs are gradients of parameters.
         errors: {value: {bits: squared error of the parameters' gradients}}.
         upstream: the same, of the gradients handed on to earlier graphs, relative.
         energy: squared norm of the parameters' gradients.
     """
 
-    probes: dict[str, tuple[Probe, tuple[str, ...]]]
-    parameters: frozenset[int]
     errors: dict[str, dict[int, float]] = field(default_factory=dict)
     upstream: dict[str, dict[int, float]] = field(default_factory=dict)
     energy: float = 0.0
@@ -137,54 +128,24 @@ class Prober(Backend):
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         parameters = frozenset(i for i, value in enumerate(inputs) if isinstance(value, nn.Parameter))
-        link = self.between.link(gm, inputs)
-        mine: list[_Graph] = []  # its backward may be compiled after another graph's
+        graph, everything = _Graph(), frozenset(range(len(inputs)))
 
-        def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **given: Any) -> adapter.Partition:
-            result = rewrite(
-                joint, joint_inputs, options=self.options, handed=link.handed, revise=self._probed, **given
-            )  # fmt: skip
-            note_saved(link, result, joint)
-            own = parameters if len(result.joint.outputs[1]) == len(inputs) else frozenset(range(len(inputs)))
-            mine.append(_Graph(_probes(result), own))
-            self.graphs += mine
-            return result.forward, result.backward
-
-        def watched(backward: fx.GraphModule) -> Callable[..., Any]:
-            return self._watch(mine[0], backward)
-
-        partitioner = adapter.JointPartitioner(partition, None)
-        return link.watched(adapter.compile_eager(gm, inputs, partitioner, {}, backward=watched))
-
-    def _probed(self, plan: Plan, result: Sequence[Any]) -> Plan:
-        values = {a.name: a for a in result}
-        stored = []
-        for entry in plan.stored:
-            if tried := self.tried(entry, values[entry.name], self.options):
-                probe = Probe(inner=entry.codec, tried=tried, carries=bool(entry.carried))
-                entry = replace(entry, codec=probe)
-            stored.append(entry)
-        return replace(plan, stored=tuple(stored))
-
-    def _watch(self, graph: _Graph, backward: fx.GraphModule) -> Callable[..., Any]:
-        """A backward that returns exact gradients, after it has tried everything there is to try."""
-
-        def run(*args: Any) -> Any:
-            replay = _Replay(backward, args)
-            graph.energy = _energy(replay.exact, graph.parameters)
-            task = self.bar.add_task("one value at a time", total=len(graph.probes))
-            for name, (probe, inputs) in graph.probes.items():
-                parts = [replay.inputs[part] for part in inputs]
-                like = Like.of(parts[0], memory_order(parts[0]))
+        def on_backward(probed: Probed, replay: Replay) -> None:
+            own = parameters if len(probed.result.joint.outputs[1]) == len(inputs) else everything
+            graph.energy = _energy(replay.exact, own)
+            task = self.bar.add_task("one value at a time", total=len(probed.probes))
+            for name, (probe, inputs_of) in probed.probes.items():
                 graph.errors[name], graph.upstream[name] = {}, {}
-                for bits, value in probe.approximations(parts, like).items():
-                    distance = _distance(replay.run(inputs[0], value), replay.exact, graph.parameters)
+                for bits, value in replay.approximations(probe, inputs_of).items():
+                    distance = _distance(replay.run({inputs_of[0]: value}), replay.exact, own)
                     graph.errors[name][bits], graph.upstream[name][bits] = distance
                 self.bar.advance(task)
             self.bar.update(task, visible=False)
-            return replay.exact
 
-        return run
+        link = self.between.link(gm, inputs)
+        return compile_probed(
+            gm, inputs, link, self.options, self.tried, lambda _: self.graphs.append(graph), on_backward
+        )
 
     def sensitivities(self) -> tuple[dict[str, dict[int, float]], ...]:
         """Squared relative errors over all parameters, those of earlier graphs included."""
@@ -197,39 +158,6 @@ class Prober(Backend):
                 for name, errors in graph.errors.items()
             })  # fmt: skip
         return tuple(found)
-
-
-class _Replay:
-    """A backward graph that has run once, and can run again with one input changed: only what depends on it does.
-
-    Attributes:
-        inputs: {name: value} of the graph's inputs.
-        exact: what it returned.
-    """
-
-    def __init__(self, graph: fx.GraphModule, args: Sequence[Any]) -> None:
-        self._graph = graph
-        first = fx.Interpreter(graph, garbage_collect_values=False)
-        self.exact = first.run(*args)
-        self._values = dict(first.env)
-        self.inputs = {node.name: first.env[node] for node in graph.graph.find_nodes(op="placeholder")}
-
-    def run(self, name: str, value: Tensor) -> Sequence[Any]:
-        """What the graph returns with another value for this input."""
-        (changed,) = (node for node in self._graph.graph.find_nodes(op="placeholder") if node.name == name)
-        stale = {changed}
-        for node in self._graph.graph.nodes:
-            if node.op == "output" or any(source in stale for source in node.all_input_nodes):
-                stale.add(node)
-        kept = {node: old for node, old in self._values.items() if node not in stale}
-        return fx.Interpreter(self._graph).run(initial_env={**kept, changed: value})
-
-
-def _probes(result: Rewrite) -> dict[str, tuple[Probe, tuple[str, ...]]]:
-    return {
-        parts.entry.name: (parts.entry.codec, parts.inputs)
-        for parts in result.parts if isinstance(parts.entry.codec, Probe)
-    }  # fmt: skip
 
 
 def _energy(gradients: Sequence[Any], which: frozenset[int]) -> float:
