@@ -72,8 +72,17 @@ def allocate(plan: Plan, activations: Sequence[Activation], options: Options, hi
             f" {spent / total:.2f} bits an element",
             stacklevel=2,
         )
+    return with_bits(plan, bits, activations, options, hints, "exact: the average allows it")
+
+
+def with_bits(
+    plan: Plan, bits: Mapping[str, int], activations: Sequence[Activation], options: Options, hints: Mapping[str, int],
+    why: str,
+) -> Plan:  # fmt: skip
+    """The plan with these numbers of bits for its values; above 8 they are exact, ``why`` being the reason given."""
+    values = {a.name: a for a in activations}
     exact = {name for name, chosen in bits.items() if chosen > 8}
-    plan = _with_exact(plan, exact, activations, options, hints) if exact else plan
+    plan = _with_exact(plan, exact, activations, options, hints, why) if exact else plan
     return replace(plan, stored=tuple(_with_bits(e, values[e.name], bits.get(e.name)) for e in plan.stored))
 
 
@@ -161,15 +170,15 @@ def estimate(value: Activation, elements: int, distortion: Mapping[int, float] =
 
 
 def _with_exact(
-    plan: Plan, exact: Collection[str], activations: Sequence[Activation], options: Options, hints: Mapping[str, int]
-) -> Plan:
+    plan: Plan, exact: Collection[str], activations: Sequence[Activation], options: Options, hints: Mapping[str, int],
+    why: str,
+) -> Plan:  # fmt: skip
     """The plan with these of its values exact; decisions that their codes carried are stored by themselves."""
     codecs = {entry.name: Exact() if entry.name in exact else entry.codec for entry in plan.stored}
     codecs |= {name: Mask() for entry in plan.stored if entry.name in exact for name in entry.predicates}
     found = plan_storing(tuple(activations), options, hints, codecs)
     return replace(found, stored=tuple(
-        replace(entry, reason="exact: the average allows it") if entry.name in exact else entry
-        for entry in found.stored
+        replace(entry, reason=why) if entry.name in exact else entry for entry in found.stored
     ))  # fmt: skip
 
 

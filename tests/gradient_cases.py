@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fxapprox import Options
-from fxapprox.measure.gradient_error import Tally, counted, total_error
+from fxapprox.measure.gradient_error import Tally, total_error
+from fxapprox.planning.bound import counted
 from tests.passes.graphs import traced
 
 LIMITS = {8: (0.03, 0.10), 4: (0.25, 0.45)}  # of all parameters together, and of each

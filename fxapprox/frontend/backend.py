@@ -15,8 +15,9 @@ from typing_extensions import Unpack
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError, OptionError, shown
+from fxapprox.frontend.bounded import Bounded, Session
 from fxapprox.frontend.cache_key import cache_key
-from fxapprox.frontend.ledger import Entrance, Graph, current, ran
+from fxapprox.frontend.ledger import Entrance, Graph, Ledger, current, ran
 from fxapprox.frontend.saved import note_saved
 from fxapprox.memory.between import Between, Link
 from fxapprox.options import (
@@ -56,13 +57,36 @@ class Backend:
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         if kwargs:
             raise OptionError(f"unexpected {sorted(kwargs)}: give options to fxapprox.compile")
-        reports: list[Report] = []
         ledger = current()
         link = (ledger.between if ledger is not None else Between()).link(gm, inputs)
-        partitioner = adapter.JointPartitioner(self.partition_of(gm, link, reports), cache_key(self.options))
-        compiled = link.watched(COMPILERS[self.options.lowering](gm, inputs, partitioner, dict(self.inductor)))
+        if self.options.error is None:
+            return self._noted(*self._compiled(gm, inputs, link, self.options), ledger)
+        if not _trains(inputs):
+            return self._noted(*self._compiled(gm, inputs, link, replace(self.options, error=None)), ledger)
+        session = ledger.session if ledger is not None else Session()
+
+        def compiled(options: Options) -> tuple[Callable[..., Any], Report | None]:
+            run, report = self._compiled(gm, inputs, link, options)
+            return self._noted(run, report, ledger), report
+
+        bounded = Bounded(gm, inputs, link, self.options, session, compiled)
+        bounded.first = self._noted(bounded.first, None, ledger)
+        return bounded
+
+    def _compiled(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], link: Link, options: Options
+    ) -> tuple[Callable[..., Any], Report | None]:
+        """A graph of Dynamo's, compiled for some options, and its report."""
+        reports: list[Report] = []
+        partitioner = adapter.JointPartitioner(self.partition_of(gm, link, reports, options), cache_key(options))
+        compiled = link.watched(COMPILERS[options.lowering](gm, inputs, partitioner, dict(self.inductor)))
         report = reports[-1] if reports else None
         reports.clear()  # what is compiled holds on to the partitioner
+        return compiled, report
+
+    @staticmethod
+    def _noted(compiled: Callable[..., Any], report: Report | None, ledger: Ledger | None) -> Callable[..., Any]:
+        """What is compiled, entered in the ledgers of those who run it."""
         graph = Graph(report)
         if ledger is not None:
             ledger.add(graph, report)
@@ -91,26 +115,37 @@ class Backend:
         """The options: here they are known without what torch.compile was given."""
         return self.options
 
-    def partition_of(self, traced: fx.GraphModule, link: Link, reports: list[Report]) -> adapter.Partitioner:
-        """The partition function for the joint graph of a graph of Dynamo's; it also adds the report to ``reports``."""
+    def partition_of(
+        self, traced: fx.GraphModule, link: Link, reports: list[Report], options: Options | None = None
+    ) -> adapter.Partitioner:
+        """The partition function for the joint graph of a graph of Dynamo's; it also adds the report to ``reports``.
+
+        Args:
+            options: in place of the backend's own.
+        """
+        options = self.options if options is None else options
         names = adapter.input_names(traced)
 
         def partition(gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> adapter.Partition:
             try:
-                result: Rewrite = rewrite(gm, joint_inputs, options=self.options, handed=link.handed, **kwargs)
+                result: Rewrite = rewrite(gm, joint_inputs, options=options, handed=link.handed, **kwargs)
             except FxApproxError as error:
                 raise adapter.through_dynamo(error) from error.__cause__
             note_saved(link, result, gm)
             halves = result.forward, result.backward
-            if self.options.lowering == "inductor":
+            if options.lowering == "inductor":
                 halves = for_inductor(result.joint, halves, result.spliced, result.slices, Clock(result.seconds))
-            report = report_of(result, lowering=self.options.lowering, names=names)
+            report = report_of(result, lowering=options.lowering, names=names)
             reports.append(replace(report, options=self.options))
             ledger = current()
             log.compiled(reports[-1], len(ledger.reports) if ledger is not None else len(reports) - 1)
             return halves
 
         return partition
+
+
+def _trains(inputs: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in inputs)
 
 
 def _same_policy(a: Options, b: Options) -> bool:

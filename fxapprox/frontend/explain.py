@@ -99,7 +99,7 @@ def explain(
             between graph breaks asks for the values of meta tensors.
         ModelError: the model raises while it is traced.
     """
-    explainer = _Explainer(Options.parse(options))
+    explainer = _Explainer(Options.parse(options).require_no_error("explain()"))
     explainer.options.warn_of_idle()
     explainer.options.check_patterns(model)
     if wrong := wrong_model(model):

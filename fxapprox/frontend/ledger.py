@@ -21,6 +21,7 @@ from torch import nn
 
 from fxapprox import torch_adapter as adapter
 from fxapprox.errors import FxApproxError
+from fxapprox.frontend.bounded import Session
 from fxapprox.memory.between import Between
 from fxapprox.report.result import Report
 
@@ -95,13 +96,14 @@ class Ledger:
         graphs: those that it has run, in the order in which it did so first, with the report of each; None for graphs
             of inference, and for what another thread has compiled, too.
         between: what they hand on to one another.
+        session: what ``error=`` knows of them.
         longest: the graphs of the call that ran the most, one after the other: a loop over layers runs one many times.
         missed: whether a call that may train has run no graph.
     """
 
     def __init__(self, compiler: Any, name: str, hint: str) -> None:
         self.graphs: dict[Graph, Report | None] = {}
-        self.between, self.missed = Between(), False
+        self.between, self.session, self.missed = Between(), Session(), False
         self.longest: list[Graph] = []
         self._compiler, self._name, self._hint = compiler, name, hint
 

@@ -6,6 +6,7 @@ in codes; it can run again with any of them in place of the exact ones, and what
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,12 +100,14 @@ class Replay:
 
     Attributes:
         exact: what it returned.
+        seconds: that it took.
     """
 
     def __init__(self, graph: fx.GraphModule, args: Sequence[Any]) -> None:
         self._graph = graph
-        first = fx.Interpreter(graph, garbage_collect_values=False)
+        first, began = fx.Interpreter(graph, garbage_collect_values=False), time.perf_counter()
         self.exact = first.run(*args)
+        self.seconds = time.perf_counter() - began
         self._values = dict(first.env)
         self._inputs = {node.name: node for node in graph.graph.find_nodes(op="placeholder")}
 

@@ -31,6 +31,7 @@ from fxapprox.passes.allocate import adjustable, levels
 
 USELESS = 1e12  # in place of squared errors that are not finite: a code made gradients of NaN
 
+
 def calibrate(
     model: Callable[..., Any],
     loss_fn: Callable[[Any], Tensor] | None,
@@ -57,7 +58,7 @@ def calibrate(
         OptionError: an option is unknown or its value invalid.
         FxApproxError: nothing was captured, or the loss is no scalar that needs a gradient.
     """
-    asked = Options.parse({**options, "bits": PROVISIONAL, "lowering": "eager", "sensitivities": None})
+    asked = Options.parse({**options, "bits": PROVISIONAL, "lowering": "eager", "sensitivities": None, "error": None})
     args = (batch,) if isinstance(batch, Tensor) else tuple(batch)
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     gradients = [p.grad for p in parameters]

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEGLIGIBLE = 1e-5  # of the whole gradient's norm
-
 
 @dataclass(frozen=True, slots=True)
 class GradientError:
@@ -37,16 +35,6 @@ class GradientError:
     noise: float | None = None
     noise_error: float | None = None
     added_variance: float | None = None
-
-
-def counted(norms: Sequence[float]) -> list[int]:
-    """Which parameters' errors count, by the norms of their exact gradients, given in any unit.
-
-    Below ``NEGLIGIBLE`` of the norm of all together a gradient is mostly rounding: that of a bias before a
-    normalization is zero.
-    """
-    least = NEGLIGIBLE * math.sqrt(sum(norm * norm for norm in norms))
-    return [i for i, norm in enumerate(norms) if norm > 0 and norm >= least]
 
 
 class Tally:

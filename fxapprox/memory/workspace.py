@@ -14,7 +14,7 @@ from fxapprox import torch_adapter as adapter
 from fxapprox.analysis.layouts import CONVOLUTION
 from fxapprox.ir.arguments import argument
 from fxapprox.ir.operators import op_name
-from fxapprox.ir.tensors import tensor_of
+from fxapprox.ir.tensors import tensor_of, value_of
 from fxapprox.memory.kernels import Value
 from fxapprox.sizes import Size
 
@@ -42,7 +42,7 @@ def runs_in_onednn(node: fx.Node, images: int | None = None) -> bool:
     if op_name(node) not in (CONVOLUTION, CONVOLUTION_BACKWARD) or not on_cpu(node):
         return False
     given = [argument(node, name) for name in ("input", "weight", "bias", "bias_sizes", *GEOMETRY)]
-    image, weight, bias, bias_sizes, *geometry = (tensor_of(a) if isinstance(a, fx.Node) else a for a in given)
+    image, weight, bias, bias_sizes, *geometry = (value_of(a) if isinstance(a, fx.Node) else a for a in given)
     rows, *rest = map(adapter.hint, image.shape)
     some = image.new_empty((rows if images is None else images, *rest))
     return adapter.runs_in_onednn(some, weight, bias, *geometry, bias_sizes)

@@ -120,6 +120,19 @@ class Options:
             check=are_sensitivities,
         ),
     )
+    error: float | None = field(
+        default=None,
+        metadata=_about(
+            help="how far off the gradients may be, relative to the exact ones, such as `0.02`: the first training step"
+            " is exact and measures; the others store as little as that allows",
+            more="The bound holds for the whole gradient, and three times as much for each parameter's (but for those"
+            " that are rounding noise: below 1e-5 of the whole), on that step's batch. It chooses bits, which are not"
+            " to be given. Each graph of a model measures for itself; it takes at most the time of thirty steps.",
+            expected="None, or a number above 0 and below 1",
+            check=lambda value: value is None or (type(value) is float and 0 < value < 1),
+            told=True,
+        ),
+    )
     plan: SavedPlan | str | os.PathLike[str] | None = field(
         default=None,
         metadata=_about(
@@ -247,6 +260,10 @@ class Options:
             object.__setattr__(self, name, value)
         given = [name for name, own in (("bits", self.bits not in (None, DEFAULT)), ("plan", self.plan is not None),
                                         ("checkpoint", self.checkpoint is not None)) if own]  # fmt: skip
+        chosen = [name for name in ("bits", "plan", "memory_budget", "sensitivities")
+                  if getattr(self, name) != DEFAULTS[name]]  # fmt: skip
+        if self.error is not None and chosen:
+            raise OptionError(f"error chooses bits by itself: leave out {chosen[0]}=")
         if self.memory_budget is not None and given:
             raise OptionError(f"memory_budget chooses bits and checkpoints by itself: leave out {given[0]}="
                               " (bits=None, for a lossless choice, may stay)")  # fmt: skip
@@ -268,7 +285,7 @@ class Options:
     def text(self) -> str:
         """What was asked for, as ``compile`` takes it, e.g. "bits=4, checkpoint='sqrt'"."""
         asked = [name for name, option in OPTIONS.items() if option.told and (name in self._own or name == "bits")]
-        asked = [name for name in asked if name != "bits" or self.memory_budget is None]
+        asked = [name for name in asked if name != "bits" or (self.memory_budget is None and self.error is None)]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in asked)
 
     @property
@@ -281,6 +298,17 @@ class Options:
     def _own(self) -> set[str]:
         """Names of the options that have not their defaults."""
         return {each.name for each in fields(self) if getattr(self, each.name) != each.default}
+
+    def require_no_error(self, what: str) -> Options:
+        """The options, where a step is not run that could be measured.
+
+        Raises:
+            OptionError: ``error`` is set.
+        """
+        if self.error is not None:
+            raise OptionError(f"error= is measured in a training step, and {what} runs none: give bits=, or train for"
+                              " two steps and ask fxapprox.reports")  # fmt: skip
+        return self
 
     def warn_of_idle(self) -> None:
         """Warns of options that have no effect, because what they go with is missing."""
@@ -334,6 +362,7 @@ class OptionKeywords(TypedDict, total=False):
     bits: int | Literal["auto"] | str | Mapping[str, int | None] | None
     average_bits: float
     sensitivities: Sensitivities | str | os.PathLike[str] | None
+    error: float | None
     plan: SavedPlan | str | os.PathLike[str] | None
     checkpoint: Count | str | None
     checkpoint_bits: int | None

@@ -92,6 +92,7 @@ from fxapprox.torch_adapter.joint import (
     traced_half,
     wants_saved,
 )
+from fxapprox.torch_adapter.processes import agreed_on, is_first_process
 from fxapprox.torch_adapter.speedups.inlined import can_be_inlined
 from fxapprox.torch_adapter.symbols import (
     dynamic_sizes,
@@ -118,6 +119,7 @@ from fxapprox.torch_adapter.tracing import (
     fake_mode,
     fake_mode_of,
     function_of_ours,
+    in_this_compilation,
     is_part,
     keep_traces,
     lazy_modules,
@@ -146,6 +148,7 @@ __all__ = [
     "Partitioner",
     "RealizeLimits",
     "activation_memory_budget",
+    "agreed_on",
     "arithmetic_of",
     "auto_chunker",
     "beginning_call",
@@ -185,6 +188,7 @@ __all__ = [
     "graph_breaks",
     "graphs_compiled",
     "hint",
+    "in_this_compilation",
     "inductor_mode",
     "inductor_option_names",
     "innermost",
@@ -193,6 +197,7 @@ __all__ = [
     "is_alias",
     "is_compiled",
     "is_eager",
+    "is_first_process",
     "is_opaque",
     "is_operator",
     "is_part",

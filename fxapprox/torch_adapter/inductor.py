@@ -44,8 +44,9 @@ def runs_in_onednn(image: torch.Tensor, weight: torch.Tensor, *geometry: Any) ->
     Args:
         geometry: bias, stride, padding, dilation, whether it is transposed, output padding, groups, sizes of the bias.
     """
-    own = [backend for name, backend in vars(torch._C._ConvBackend).items() if name.startswith(ATENS_OWN)]
-    return torch._C._select_conv_backend(image, weight, *geometry) not in own
+    aten: Any = torch._C
+    own = [backend for name, backend in vars(aten._ConvBackend).items() if name.startswith(ATENS_OWN)]
+    return aten._select_conv_backend(image, weight, *geometry) not in own
 
 
 class RealizeLimits(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._guards import TracingContext, tracing
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -227,3 +228,23 @@ def fake_like(tensor: torch.Tensor, mode: FakeTensorMode, device: torch.device) 
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
     return made.requires_grad_(tensor.requires_grad)
+
+
+def in_this_compilation(inputs: Sequence[Any]) -> Callable[[], AbstractContextManager[None]]:
+    """What enters, later, the context in which Dynamo compiles now: its fake mode, and which sizes are symbolic.
+
+    Args:
+        inputs: those of the graph that is compiled; they stay alive with what is returned.
+    """
+    found = TracingContext.get()
+    contexts = found.tensor_to_context
+    known = [(x, contexts[x]) for x in inputs if isinstance(x, torch.Tensor) and x in contexts]
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        for tensor, context in known:
+            contexts[tensor] = context
+        with tracing(found):
+            yield
+
+    return again

@@ -116,6 +116,20 @@ def sensitivities_of_one_process_for_all() -> None:
     assert_same_plans(fxapprox.reports(run))
 
 
+def one_bound_and_one_plan() -> None:
+    """What the first process has measured on its rows is every process's plan."""
+    x = rows(128, seed=dist.get_rank())
+    for wrap in (outside, inside):
+        torch._dynamo.reset()
+        model = blocks(2)
+        run = wrap(model, min_bytes=0, error=0.05)
+        run(x * (1 + 10 * dist.get_rank())).square().mean().backward()
+        alone = copy.deepcopy(model)
+        wanted = averaged(gradient(alone, alone, x))
+        assert_close(gradient(model, run, x), wanted, 0.06)
+        assert_same_plans(fxapprox.reports(run))
+
+
 class ConvNet(Blocks):
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -148,5 +162,6 @@ def buffers_and_dropout() -> None:
 if __name__ == "__main__":
     run(
         one_process_and_exact, codes_are_those_of_one_process, graphs_split_at_buckets, accumulation_without_sync,
-        plans_do_not_depend_on_data, sensitivities_of_one_process_for_all, buffers_and_dropout,
+        plans_do_not_depend_on_data, sensitivities_of_one_process_for_all, one_bound_and_one_plan,
+        buffers_and_dropout,
     )  # fmt: skip

@@ -1,11 +1,11 @@
-"""How far gradients are off: of whole models, of each codec, of automatic bits, of encoded checkpoints."""
+"""How far gradients are off: of whole models, of each codec, of automatic bits, of encoded checkpoints, under a bound."""
 
 from __future__ import annotations
 
-from tools.errors import auto, checkpoint, codec, model
+from tools.errors import auto, bound, checkpoint, codec, model
 from tools.harness import commands
 
-app = commands(__doc__, model, codec, auto, checkpoint)
+app = commands(__doc__, model, codec, auto, checkpoint, bound)
 
 if __name__ == "__main__":
     app()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fxapprox.errors import OptionError
 from fxapprox.ir.source import GraphBreak
-from fxapprox.measure.gradient_error import GradientError, counted
+from fxapprox.measure.gradient_error import GradientError
+from fxapprox.planning.bound import counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from fxapprox.measure.gradient_error import GradientError, total_error
 from fxapprox.measure.gradients import Runs, Subject, Way
 from fxapprox.options import Options
 
-CHOSEN = ("plan", "memory_budget")  # options that leave no number of bits to try
+CHOSEN = ("plan", "memory_budget", "error")  # options that leave no number of bits to try
 FAR, APART = 0.1, 3  # a parameter's error is pointed out from there on, and if it is so many times that of all together
 
 

@@ -12,7 +12,8 @@ from fxapprox.amounts import size_text
 from fxapprox.ir.source import breaks_text
 from fxapprox.measure.audit.advice import percent, recommend
 from fxapprox.measure.audit.records import AuditData, BitsAudit
-from fxapprox.measure.gradient_error import GradientError, counted
+from fxapprox.measure.gradient_error import GradientError
+from fxapprox.planning.bound import counted
 
 WIDTH = 100
 

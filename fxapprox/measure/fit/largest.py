@@ -106,7 +106,7 @@ def max_batch(
         DoesNotFit: not even one example fits; the message says what it needs.
         FxApproxError: make_batch raises, or nothing could be traced.
     """
-    limit, parsed = parse_bytes(memory), Options.parse(options)
+    limit, parsed = parse_bytes(memory), Options.parse(options).require_no_error("max_batch()")
     parsed.check_patterns(model)
     if type(optimizer_bytes_per_parameter) is not int or optimizer_bytes_per_parameter < 0:
         raise OptionError(f"optimizer_bytes_per_parameter={optimizer_bytes_per_parameter!r}: expected 0 or more")
