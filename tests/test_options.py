@@ -189,6 +189,7 @@ OTHERS: dict[str, Any] = {  # of each option, a value that is not the default
     "bits": {"*": 4}, "average_bits": 3.0, "sensitivities": Sensitivities(({"v": {8: 0.1}},)),
     "plan": SavedPlan(((SavedEntry("v", "aten.mul", "torch.float32", Group(4), ()),),)), "checkpoint": "sqrt",
     "checkpoint_bits": 8, "memory_budget": 0.5, "slices": 4, "rounding": "stochastic", "min_bytes": 0, "policy": None,
+    "error": 0.02,
     "lowering": "eager", "strict": True,
 }  # fmt: skip
 

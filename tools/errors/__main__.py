@@ -1,4 +1,4 @@
-"""How far gradients are off: of whole models, of each codec, of automatic bits, of encoded checkpoints, under a bound."""
+"""How far gradients are off: of whole models, of each codec, of automatic bits, of checkpoints, and under a bound."""
 
 from __future__ import annotations
 

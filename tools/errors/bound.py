@@ -1,8 +1,8 @@
-"""Whether ``error=`` keeps what it promises, over the zoo: errors after the first step, bytes beside 8 and 4 bits, time.
+"""Whether ``error=`` keeps what it promises, over the zoo: errors, bytes beside 8 and 4 bits, the first step's time.
 
 The reference is exact mode, run with the same random numbers; errors are those of the whole gradient and of the worst
-parameter that counts (``fxapprox.planning.bound.counted``), on the batch that was measured. A row is kept if the first is
-at most the bound and the second at most three times that. Everything is run eagerly.
+parameter that counts (``fxapprox.planning.bound.counted``), in the second step, on the batch that was measured. A row
+is kept if the first is at most the bound and the second at most three times that. Everything is run eagerly.
 
 Examples:
 
