@@ -41,15 +41,12 @@ class Probe(Carrier):
     def decode_with(self, parts: tuple[Tensor, ...], like: Like) -> tuple[Tensor, Tensor]:
         return like.restride(parts[0]), unpack(parts[1], 1, like.shape).to(torch.bool)
 
-    def approximations(self, parts: Sequence[Tensor], like: Like) -> dict[int, Tensor]:
-        """{bits: the value as its code in so many bits gives it back}."""
+    def approximation(self, parts: Sequence[Tensor], like: Like, bits: int) -> Tensor:
+        """The value as its code in so many bits gives it back."""
         rest = parts[2:] if self.carries else parts[1:]
-        each = len(rest) // len(self.tried)
-        found = {}
-        for i, codec in enumerate(self._codecs):
-            own = tuple(rest[i * each : (i + 1) * each])
-            found[self.tried[i]] = codec.decode_with(own, like)[0] if self.carries else codec.decode(own, like)
-        return found
+        each, at = len(rest) // len(self.tried), self.tried.index(bits)
+        codec, own = self._codecs[at], tuple(rest[at * each : (at + 1) * each])
+        return codec.decode_with(own, like)[0] if self.carries else codec.decode(own, like)
 
     @property
     def _codecs(self) -> list[Any]:

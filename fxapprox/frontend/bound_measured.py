@@ -82,7 +82,14 @@ def measured(
     hints = hints_of(dynamic_sizes(probed.result.traced.gm))
     width = {name: 8 * values[name].dtype.itemsize for name in entries}  # type: ignore[union-attr]
     size = {name: _sizes(entry, values[name], hints) for name, entry in entries.items()}
-    decoded = {name: replay.approximations(*probed.probes[name]) for name in entries}
+
+    def run(bits: Mapping[str, int]) -> Vector:
+        """The errors with all these codes at once; what is exact has none."""
+        coded = {
+            probed.probes[n][1][0]: replay.approximation(*probed.probes[n], b) for n, b in bits.items() if b != width[n]
+        }
+        return gradients.errors(replay.run(coded)) if coded else np.zeros_like(gradients.limits)
+
     step = replay.seconds / BACKWARD
     deadline = began + STEPS * step - TRIES * replay.seconds
     errors: dict[str, dict[int, Vector]] = {}
@@ -91,18 +98,11 @@ def measured(
             break
         known = entries[name].codec.distortion
         bits = MEASURED if MEASURED in size[name] else min(size[name])
-        (first, *_) = probed.probes[name][1]
-        alone = gradients.errors(replay.run({first: decoded[name][bits]}))
-        errors[name] = {b: alone * (known[b] / known[bits]) for b in decoded[name]} | {width[name]: 0 * alone}
+        alone = run({name: bits})
+        errors[name] = {b: alone * (known[b] / known[bits]) for b in levels(entries[name])} | {width[name]: 0 * alone}
         advance((done + 1) / (len(entries) + TRIES))
-    rest = {name: max(decoded[name]) for name in entries.keys() - errors.keys()}  # as well as a code can
-
-    def run(bits: Mapping[str, int]) -> Vector:
-        """The errors with all these codes at once."""
-        coded = {probed.probes[n][1][0]: decoded[n][b] for n, b in bits.items() if b in decoded[n]}
-        return gradients.errors(replay.run(coded)) if coded else np.zeros_like(gradients.limits)
-
-    choices = [Choice(n, size[n] | {width[n]: size[n][width[n]]}, errors[n]) for n in errors]
+    rest = {name: max(levels(entries[name])) for name in entries.keys() - errors.keys()}  # as well as a code can
+    choices = [Choice(name, size[name], errors[name]) for name in errors]
     chosen, error = _kept(choices, gradients.limits, rest, run, width)
     least = with_bits(probed.plan, chosen, probed.result.activations, options, hints, WHY)
     exact = plan(probed.result.activations, Options(bits=None, min_bytes=options.min_bytes), hints=hints)

@@ -121,7 +121,7 @@ class Replay:
         kept = {node: old for node, old in self._values.items() if node not in stale}
         return fx.Interpreter(self._graph).run(initial_env={**kept, **given})
 
-    def approximations(self, probe: Probe, parts: Sequence[str]) -> dict[int, Tensor]:
-        """{bits: what the codes of a probe with these inputs decode to}."""
+    def approximation(self, probe: Probe, parts: Sequence[str], bits: int) -> Tensor:
+        """What the code in so many bits decodes to, of a probe with these inputs."""
         found = [self._values[self._inputs[part]] for part in parts]
-        return probe.approximations(found, Like.of(found[0], memory_order(found[0])))
+        return probe.approximation(found, Like.of(found[0], memory_order(found[0])), bits)
