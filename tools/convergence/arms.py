@@ -167,6 +167,7 @@ ARMS = {
     "auto-3": Arm("auto, average 3 bits", coded(bits="auto", average_bits=3)),
     "2-bits": Arm("2 bits", coded(bits=2)),
     "naive": Arm("4 bits, decisions taken again", naive, "control", needs="relu"),
+    "naive-2": Arm("2 bits, decisions taken again", partial(naive, bits=2), "control", needs="relu"),
     "all-3-bits": Arm("3 bits for everything", coded(policy=all_in(3)), "control", needs="attention"),
     "nudged": Arm("exact, weights 0.01% away", EXACT, "noise", nudged=True, probed=False),
     "reordered": Arm("exact, batches in another order", EXACT, "noise", order=1, probed=False),

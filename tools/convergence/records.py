@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,8 +98,12 @@ def parsed(record: dict[str, Any]) -> Run:
 
 
 def append(run: Run, out: Path) -> None:
-    """Adds a line: a run that has ended is not lost."""
-    with (out / "runs.jsonl").open("a", encoding="utf-8") as file:
+    """Adds a line: a run that has ended is not lost. A line that was cut off goes."""
+    path = out / "runs.jsonl"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not before.endswith("\n"):
+        write_text(path, before[: before.rfind("\n") + 1])
+    with path.open("a", encoding="utf-8") as file:
         file.write(as_json(run) + "\n")
 
 
@@ -111,10 +115,8 @@ def recorded(out: Path) -> list[Run]:
     """
     found: dict[Key, Run] = {}
     for path in (out / "runs.json", out / "runs.jsonl"):
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = [line for line in text.splitlines() if line.strip()]
-        records = json.loads(text) if path.suffix == ".json" and text else _lines(lines, path)
-        for run in map(parsed, records):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for run in map(parsed, _records(lines, path)):
             found[run.key] = run
     return [found[key] for key in sorted(found, key=lambda key: (key.task, key.seed, key.arm, key.steps))]
 
@@ -126,15 +128,17 @@ def merge(out: Path) -> list[Run]:
     return runs
 
 
-def _lines(lines: Iterable[str], path: Path) -> list[dict[str, Any]]:
-    records, lines = [], list(lines)
-    for number, line in enumerate(lines, start=1):
+def _records(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
+    """Those of a file of ours, which has a record a line in both forms."""
+    for number, text in enumerate(lines, start=1):
+        text = text.rstrip(",")
+        if text in ("[", "]", ""):
+            continue
         try:
-            records.append(json.loads(line))
+            yield json.loads(text)
         except ValueError as error:
             if number < len(lines):
                 raise ResultsError(f"{path}: line {number} is damaged ({error}); delete it and run again") from error
-    return records
 
 
 def _finite(value: Any) -> Any:
