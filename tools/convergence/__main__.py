@@ -18,7 +18,7 @@ import threading
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -67,7 +67,7 @@ def wanted(
 def made(keys: list[Key], processes: int, place: Place, device: str) -> Iterator[tuple[Key, Run | Failed]]:
     """Runs as they end, in so many processes; one that died goes on with its next run."""
     ended: queue.Queue[tuple[Key, Run | Failed]] = queue.Queue()
-    options = {"data": str(place.data), "out": str(place.out), "device": device}
+    options: dict[str, Any] = {"data": str(place.data), "out": str(place.out), "device": device}
 
     def work(share: list[Key]) -> None:
         made = outcomes("tools.convergence.run:records", map(asdict, share), environment=ONE_THREAD, **options)

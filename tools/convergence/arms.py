@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import fxapprox
+from fxapprox.codecs import Group
 from fxapprox.frontend.tracing import fresh
 from tools.convergence.task import Objective, Task
-from tools.errors.auto import all_in
 from tools.zoo import training
 
 STRUCTURED = 2  # dimensions; smaller tensors are statistics, and are left alone
@@ -164,11 +164,12 @@ ARMS = {
     "exact": Arm("exact", EXACT),
     "8-bits": Arm("8 bits", coded(bits=8)),
     "4-bits": Arm("4 bits", coded(bits=4)),
+    "error": Arm("error=0.02", coded(error=0.02)),
     "auto-3": Arm("auto, average 3 bits", coded(bits="auto", average_bits=3)),
     "2-bits": Arm("2 bits", coded(bits=2)),
     "naive": Arm("4 bits, decisions taken again", naive, "control", needs="relu"),
     "naive-2": Arm("2 bits, decisions taken again", partial(naive, bits=2), "control", needs="relu"),
-    "all-3-bits": Arm("3 bits for everything", coded(policy=all_in(3)), "control", needs="attention"),
+    "all-3-bits": Arm("3 bits for everything", coded(policy=lambda _: Group(3)), "control", needs="attention"),
     "nudged": Arm("exact, weights 0.01% away", EXACT, "noise", nudged=True, probed=False),
     "reordered": Arm("exact, batches in another order", EXACT, "noise", order=1, probed=False),
     "gradients-8": Arm("gradients in 8 bits", coded_gradients(8), "comparison"),

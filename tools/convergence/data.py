@@ -42,8 +42,8 @@ def digits(_: Place) -> Data:
     """scikit-learn's 1,797 handwritten digits, (N, 1, 8, 8), from 0 to 1; a third is held back."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()  # type: ignore[misc]  # returns a tuple only if asked to
-    images, labels = torch.tensor(found.images).float()[:, None] / 16, torch.tensor(found.target)
+    pixels, classes = load_digits(return_X_y=True)
+    images, labels = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 16, torch.tensor(classes)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
     images, labels = images[order], labels[order]
     return Data((images[600:], labels[600:]), (images[:600], labels[:600]), _digest(images, labels))

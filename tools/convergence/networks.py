@@ -51,15 +51,17 @@ def normed_mlp(inputs: int, width: int = 256, layers: int = 3) -> nn.Module:
     return nn.Sequential(*chain.from_iterable(hidden), nn.Linear(width, 10))
 
 
-class Scores(GPT):
+class Scores(nn.Module):
     """The zoo's GPT with dropout behind the embedding and in every branch: tokens (N, T) to scores (N, T, vocab)."""
 
     def __init__(self, layers: int, width: int, heads: int, sequence: int, vocab: int = BYTES) -> None:
-        super().__init__(layers, width, heads, sequence, vocab)
-        self.dropout = nn.Dropout(DROPOUT)
+        super().__init__()
+        gpt = GPT(layers, width, heads, sequence, vocab)
+        self.tokens, self.positions, self.blocks = gpt.tokens, gpt.positions, gpt.blocks
+        self.norm, self.head, self.dropout = gpt.norm, gpt.head, nn.Dropout(DROPOUT)
         for block in self.blocks:
             assert isinstance(block, GPTBlock)
-            block.proj = nn.Sequential(block.proj, nn.Dropout(DROPOUT))
+            block.add_module("proj", nn.Sequential(block.proj, nn.Dropout(DROPOUT)))
             block.mlp.append(nn.Dropout(DROPOUT))
 
     def forward(self, tokens: Tensor) -> Tensor:

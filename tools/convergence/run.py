@@ -61,7 +61,7 @@ def run(task: Task, key: Key, place: Place, device: str = "cpu") -> Run:
             curve.append(Point(done + 1, fmean(losses[since:]), *evaluated(task, objective, data)))
     if probe:
         probe.measure()
-    errors = probe.found if probe else None
+    errors = probe.found if probe else []
     return Run(
         **asdict(key),
         first=losses[0].hex(),
@@ -69,9 +69,9 @@ def run(task: Task, key: Key, place: Place, device: str = "cpu") -> Run:
         curve=curve,
         seconds=round(seconds, 3),
         total_seconds=round(time.perf_counter() - began, 3),
-        error=errors and [found.error for found in errors],
-        noise=errors and [found.noise for found in errors],
-        bias=errors and [found.bias for found in errors],
+        error=[found.error for found in errors] or None,
+        noise=[found.noise for found in errors] or None,
+        bias=[found.bias for found in errors] or None,
     )
 
 
