@@ -104,7 +104,7 @@ def windows(text: bytes, length: int) -> Batch:
 
 
 @cache
-def sources(_: Place, *, length: int = 64, valid: int = 2_000) -> Data:
+def sources(_: Place, *, length: int = 64, valid: int = 1_000) -> Data:
     """The bytes of the standard library's public modules at its top; every tenth file is held back.
 
     Another interpreter has other sources, which the digest tells.

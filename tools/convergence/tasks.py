@@ -14,7 +14,7 @@ from tools.zoo.models import UNet
 
 CONVOLUTIONS = frozenset({"relu", "blocks"})
 LANGUAGE = frozenset({"attention", "blocks"})
-MAIN_ARMS = ("plain", "exact", "4-bits", "2-bits", "naive", "nudged")
+MAIN_ARMS = ("plain", "exact", "4-bits", "2-bits", "naive", "naive-2", "nudged")
 
 DIGITS = Task(
     "digits, pre-activation conv-BN-ReLU net", data.digits, lambda _: networks.DigitsNet(), 64, 600, 0.05,
@@ -47,6 +47,10 @@ TASKS = {
     "lora": Task(
         "the language's documentation, adapters in the GPT", data.documentation, partial(networks.adapted, GPT),
         16, 600, 5e-3, has=LANGUAGE,
+    ),
+    "deep-digits": replace(
+        DIGITS, about="digits, 110 layers", network=lambda _: networks.DigitsNet(width=4, blocks=54), steps=300,
+        arms=("plain", "4-bits", "2-bits", "naive", "naive-2"),  # what is decided again adds up over layers
     ),
     "long-digits": replace(DIGITS, about="digits, ten times as long", steps=10 * DIGITS.steps, seeds=3),
     "resnet-20": RESNET_20,

@@ -141,5 +141,5 @@ def test_sources_are_split_by_file() -> None:
     found = data.sources(Place(Path(), Path()))
     assert found.train[0].shape[1] == 64
     assert torch.equal(found.train[0][0, 1:], found.train[1][0, :-1])
-    assert len(found.valid[0]) == 2000 < len(found.train[0])
+    assert len(found.valid[0]) == 1000 < len(found.train[0])
     assert len(found.digest) == 16
