@@ -111,7 +111,8 @@ class Group(Codec):
         codes = (u * fine + (first + (nudge - margin))).floor().clamp_max(2**self.bits - 1)
         if hole is not None and self.rounding == "stochastic":  # not over the hole, which is no level wide
             middle = first + fine
-            codes = torch.where(v < 0, torch.minimum(codes, middle.ceil() - 1), torch.maximum(codes, middle.ceil()))
+            upper = torch.maximum(codes, middle.ceil()).clamp_max(2**self.bits - 1)  # of a lone level: itself
+            codes = torch.where(v < 0, torch.minimum(codes, middle.ceil() - 1), upper)
         odd = torch.where(groups != groups, 1.0, torch.where(groups > 0, 2.0, 0.0))
         codes = torch.where(ok, codes, odd)
         packed = pack(codes, self.bits, within=True)
