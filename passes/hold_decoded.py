@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping
 
 from torch import fx
 
-from fxapprox import torch_adapter as adapter
 from fxapprox.ir.tensors import flops, nbytes, tensor_of
 from fxapprox.memory.timeline import timeline
+from fxapprox.passes.materialize import read_from_memory
 from fxapprox.sizes import evaluate
 
 Levels = dict[int, int]
@@ -53,7 +53,7 @@ def hold_decoded(
         return found
 
     before = levels()
-    held = {node: _hold(node) for node in nodes}
+    held = {node: read_from_memory(node) for node in nodes}
     after = levels()
     found = []
     for node, kept in held.items():
@@ -68,17 +68,6 @@ def hold_decoded(
             kept.replace_all_uses_with(node)
             backward.graph.erase_node(kept)
     return tuple(found)
-
-
-def _hold(node: fx.Node) -> fx.Node:
-    """Lets all that read a value read it from memory."""
-    readers = list(node.users)
-    with node.graph.inserting_after(node):
-        kept = node.graph.call_function(adapter.IN_MEMORY, (node,))
-    kept.meta = node.meta.copy()
-    for reader in readers:
-        reader.replace_input_with(node, kept)
-    return kept
 
 
 def _nbytes(node: fx.Node) -> int:

@@ -37,15 +37,21 @@ def materialize(forward: fx.GraphModule) -> tuple[str, ...]:
         if any(user.op == "output" for user in node.users):  # in memory anyway
             reads[node] = frozenset({node})
             continue
-        readers = list(node.users)
-        with forward.graph.inserting_after(node):
-            kept = forward.graph.call_function(adapter.IN_MEMORY, (node,))
-        kept.meta = node.meta.copy()
-        for reader in readers:
-            reader.replace_input_with(node, kept)
+        kept = read_from_memory(node)
         reads[kept] = frozenset({kept})
         found.append(node.name)
     return tuple(found)
+
+
+def read_from_memory(node: fx.Node) -> fx.Node:
+    """Lets all that read a value read it from memory; what they read then."""
+    readers = list(node.users)
+    with node.graph.inserting_after(node):
+        kept = node.graph.call_function(adapter.IN_MEMORY, (node,))
+    kept.meta = node.meta.copy()
+    for reader in readers:
+        reader.replace_input_with(node, kept)
+    return kept
 
 
 def _reads(node: fx.Node, reads: dict[fx.Node, frozenset[fx.Node]]) -> frozenset[fx.Node]:
